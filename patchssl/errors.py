@@ -1,0 +1,74 @@
+"""The errors a user can meet, each with the exit code the command line answers with.
+
+    PatchSSLError          1  something failed, the sentence says what to do
+    +-- UsageError         2  the command, the recipe or an argument is wrong
+    +-- NotFiniteError     3  the loss is not finite
+    +-- DataError          4  images or data sets that cannot be used
+    |   +-- UnreadableImage    one image that cannot be decoded
+    +-- CheckpointError    1  weights that are missing, damaged or of another network
+    +-- Interrupted      130  Ctrl-C (75 on another signal); what was done is saved
+
+Every message says what was asked, what is there and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PatchSSLError(Exception):
+    """Base of all errors that are meant for the user; the message is a whole sentence."""
+
+    exit_code = 1
+
+
+class UsageError(PatchSSLError):
+    """The command, the recipe or an argument is wrong."""
+
+    exit_code = 2
+
+
+class NotFiniteError(PatchSSLError):
+    """The training loss became infinite or not a number."""
+
+    exit_code = 3
+
+
+class DataError(PatchSSLError):
+    """Images or a data set that cannot be used as asked."""
+
+    exit_code = 4
+
+
+class UnreadableImage(DataError):
+    """One image that cannot be decoded; `reason` is the decoder's own word."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} cannot be read as an image: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class CheckpointError(PatchSSLError):
+    """A checkpoint or weights file that is missing, damaged or does not fit."""
+
+
+class Interrupted(PatchSSLError):
+    """A run was stopped by a signal after saving; `exit_code` is 130 for Ctrl-C and 75 otherwise."""
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def one_of(what: str, asked: str, choices: Iterable[str]) -> str:
+    """Sentence for a wrong choice: what was asked, the nearest right one, all right ones.
+
+    >>> one_of("rule", "centre", ["center", "paper"])
+    "rule 'centre' is unknown; did you mean 'center'? Choose one of: center, paper"
+    """
+    names = sorted(choices)
+    near = difflib.get_close_matches(asked, names, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{what} '{asked}' is unknown; {hint}Choose one of: {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""Evaluation of any backbone under named protocols."""

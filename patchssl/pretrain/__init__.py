@@ -1,0 +1,1 @@
+"""Pretraining: views, patch-wise color, matching losses, the engine."""

@@ -1,0 +1,285 @@
+"""The recipe of a pretraining run: YAML in, frozen and validated values out.
+
+Sizes are pixels, scales are shares of the image area, times are epochs unless a name says otherwise.
+A wrong value is refused by its dotted name before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from patchssl.errors import UsageError, one_of
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[NonNegativeFloat, NonNegativeFloat]
+Method = Literal["pwself", "dino"]
+Rule = Literal["center", "paper"]
+
+
+class Part(BaseModel, extra="forbid", frozen=True):
+    """Base of every part of a recipe: unknown keys are errors, values never change."""
+
+
+class ModelConfig(Part):
+    """The Vision Transformer: a timm name, and what of it differs from timm's default."""
+
+    arch: str = "vit_small_patch16_224"
+    patch_size: PositiveInt = 16
+    embed_dim: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the student's deepest block, linear in depth
+
+
+class ViewConfig(Part):
+    """Multi-crop views: sizes in pixels, scales as a share of the image area."""
+
+    num_global: Annotated[int, Field(ge=1)] = 2
+    num_local: NonNegativeInt = 8
+    global_size: PositiveInt = 224
+    local_size: PositiveInt = 96
+    global_scale: Range = (0.4, 1.0)
+    local_scale: Range = (0.05, 0.4)
+    aspect: Range = (3 / 4, 4 / 3)  # width / height of a crop, drawn log-uniformly
+    mirror: Share = 0.5  # probability
+
+    @property
+    def num_views(self) -> int:
+        return self.num_global + self.num_local
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> ViewConfig:
+        for name in ("global_scale", "local_scale", "aspect"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"views.{name} = [{low}, {high}] must be positive and ascending")
+        if self.num_views < 2:
+            raise ValueError(f"views.num_global = {self.num_global} and views.num_local = {self.num_local}: "
+                             "self-distillation compares two different views, ask for at least two")
+        return self
+
+
+class PhotometricConfig(Part):
+    """Color augmentation; triples are (first global, second global, local) views, probabilities."""
+
+    patch_share: Share = 1.0  # share of views whose color is drawn anew for every patch
+    jitter: Share = 0.8
+    brightness: NonNegativeFloat = 0.4  # factors are drawn from [max(0, 1 - value), 1 + value]
+    contrast: NonNegativeFloat = 0.4
+    saturation: NonNegativeFloat = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # shift in turns, drawn from [-value, value]
+    grayscale: Share = 0.2
+    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
+    blur_radius: Range = (0.1, 2.0)  # standard deviation in pixels of the view
+    solarize: tuple[Share, Share, Share] = (0.0, 0.2, 0.0)
+
+
+class HeadConfig(Part):
+    """Projection head: an MLP to an L2-normalized bottleneck, then weight-normalized prototypes."""
+
+    num_prototypes: PositiveInt = 10_000
+    hidden: PositiveInt = 2048
+    bottleneck: PositiveInt = 256
+    layers: PositiveInt = 3
+    norm_last_layer: bool = True
+    freeze_last_layer_epochs: NonNegativeFloat = 1
+
+
+class LossConfig(Part):
+    """Temperatures, centering, and how the patch term is matched and weighted."""
+
+    student_temp: PositiveFloat = 0.1
+    teacher_temp: PositiveFloat = 0.04
+    teacher_temp_start: PositiveFloat = 0.04
+    teacher_temp_warmup_epochs: NonNegativeFloat = 0
+    centering: Literal["ema", "sinkhorn"] = "ema"
+    center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    center_per_position: bool = False  # the authors' centers: one per token position instead of one per kind
+    weighting: Literal["balanced", "paper"] = "balanced"
+    patch_weight: NonNegativeFloat = 1.0
+    patch_warmup_epochs: NonNegativeFloat = 0
+    rule: Rule = "center"
+
+    @model_validator(mode="after")
+    def _combinations(self) -> LossConfig:
+        if self.weighting == "paper" and (self.patch_weight != 1 or self.patch_warmup_epochs):
+            raise ValueError("loss.patch_weight and loss.patch_warmup_epochs belong to loss.weighting = balanced; "
+                             "with 'paper' the class token weighs 1 / (1 + matches)")
+        if self.center_per_position and self.centering != "ema":
+            raise ValueError("loss.center_per_position = true needs loss.centering = ema")
+        return self
+
+
+class OptimConfig(Part):
+    """AdamW and its schedules."""
+
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 256  # images per update, all processes together
+    lr: PositiveFloat = 5e-4  # at a batch of 256, scaled linearly
+    min_lr: NonNegativeFloat = 1e-6
+    warmup_epochs: NonNegativeFloat = 10
+    weight_decay: NonNegativeFloat = 0.04
+    weight_decay_end: NonNegativeFloat = 0.4
+    clip_grad: NonNegativeFloat = 3.0  # norm per parameter tensor; 0 switches it off
+    teacher_momentum: Share = 0.996
+    teacher_momentum_end: Share = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+
+
+class RunConfig(Part):
+    """What does not change the numbers: workers, logging, saving."""
+
+    workers: NonNegativeInt = 2
+    threads: NonNegativeInt = 0  # torch threads on a CPU; 0 leaves torch's choice
+    log_seconds: PositiveFloat = 5.0
+    checkpoint_minutes: PositiveFloat = 10.0
+    knn_every_epochs: NonNegativeInt = 0  # k-NN on a split held out of train; 0: never
+
+
+class Recipe(Part):
+    """Everything a pretraining run depends on, apart from the data's folder, the seed and the run folder."""
+
+    method: Method = "pwself"
+    data: str | None = None  # what --data says when it is not given: a set's name such as "textures"
+    max_images: PositiveInt | None = None  # train on the first so many images of a seeded shuffle
+    model: ModelConfig = ModelConfig()
+    views: ViewConfig = ViewConfig()
+    photometric: PhotometricConfig = PhotometricConfig()
+    head: HeadConfig = HeadConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _sizes_are_whole_patches(self) -> Recipe:
+        for name in ("global_size", "local_size"):
+            if (size := getattr(self.views, name)) % self.model.patch_size:
+                raise ValueError(f"views.{name} = {size} is not a multiple of "
+                                 f"model.patch_size = {self.model.patch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _dino_has_no_patch_term(self) -> Recipe:
+        if self.method == "dino" and self.photometric.patch_share:
+            raise ValueError(f"photometric.patch_share = {self.photometric.patch_share}: method dino colors "
+                             "whole views, set it to 0 (or choose method pwself)")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files("patchssl.pretrain").joinpath("recipes").iterdir()
+                  if p.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe named `source` (or the YAML file at that path), with `key=value` overrides such as `optim.lr=1e-3`.
+
+    Raises UsageError for an unknown name or key (with the nearest right one) and for a value out of range.
+    """
+    path = Path(source)
+    if str(source) in recipe_names():
+        text = resources.files("patchssl.pretrain").joinpath("recipes", f"{source}.yaml").read_text("utf-8")
+    elif path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise UsageError(f"recipe {source} is not a file; shipped recipes are {', '.join(recipe_names())}")
+        text = path.read_text("utf-8")
+    else:
+        raise UsageError(one_of("recipe", str(source), recipe_names()) + ", or name a .yaml file")
+    return parse_recipe(text, overrides, where=str(source))
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+    """A recipe from YAML `text`; see `load_recipe`."""
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} holds a {type(values).__name__}, a recipe is a table of keys and values")
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: " + "; ".join(_sentences(error))) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The effective recipe as YAML, every value spelled out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def recipe_keys() -> list[str]:
+    """Dotted names of every setting of a recipe."""
+    return sorted(_keys(Recipe))
+
+
+def _keys(part: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in part.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Part):
+            yield from _keys(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UsageError(f"override '{override}' is not key=value, for example optim.epochs=20")
+    if key not in recipe_keys():
+        raise UsageError(_unknown_key(key))
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"{parent} in the recipe is a {type(values).__name__}, not a table of keys and values")
+    values[last] = _scalar(value)
+
+
+def _unknown_key(key: str) -> str:
+    """Sentence for a wrong key: the same word in another part comes first, then the keys beside it."""
+    part, _, word = key.rpartition(".")
+    elsewhere = [name for name in recipe_keys() if name.rpartition(".")[2] == word]
+    if elsewhere:
+        return f"recipe key '{key}' is unknown; did you mean '{elsewhere[0]}'?"
+    beside = [name for name in recipe_keys() if name.rpartition(".")[0] == part]
+    return one_of("recipe key", key, beside or recipe_keys())
+
+
+def _scalar(value: str) -> Any:
+    """YAML's reading of `value`; 1e-4, text to YAML 1.1, becomes a number in pydantic."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"'{value}' is not a YAML value: {error}") from None
+
+
+def _sentences(error: ValidationError) -> Iterable[str]:
+    for found in error.errors():
+        key = ".".join(str(part) for part in found["loc"])
+        if found["type"] == "extra_forbidden":
+            yield _unknown_key(key)
+        elif found["type"] == "value_error":
+            yield str(found["ctx"]["error"])
+        else:
+            yield f"{key} = {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
+
+
+METHODS: tuple[str, ...] = get_args(Method)
