@@ -32,7 +32,8 @@ class View:
 
     def contains(self, y: Tensor, x: Tensor) -> Tensor:
         """Which source points (pixels) lie inside the crop: half open, like the pixels themselves."""
-        return (self.top <= y) & (y < self.top + self.height) & (self.left <= x) & (x < self.left + self.width)
+        bottom, right = self.top + self.height, self.left + self.width
+        return (self.top <= y) & (y < bottom) & (self.left <= x) & (x < right)
 
 
 class Crops(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -31,8 +32,10 @@ Method = Literal["pwself", "dino"]
 Rule = Literal["center", "paper"]
 
 
-class Part(BaseModel, extra="forbid", frozen=True):
+class Part(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ModelConfig(Part):
@@ -183,8 +186,8 @@ class Recipe(Part):
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("patchssl.pretrain").joinpath("recipes").iterdir()
-                  if p.name.endswith(".yaml"))
+    shipped = (resources.files("patchssl.pretrain") / "recipes").iterdir()
+    return sorted(path.name.removesuffix(".yaml") for path in shipped if path.name.endswith(".yaml"))
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -194,7 +197,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(source)
     if str(source) in recipe_names():
-        text = resources.files("patchssl.pretrain").joinpath("recipes", f"{source}.yaml").read_text("utf-8")
+        text = (resources.files("patchssl.pretrain") / "recipes" / f"{source}.yaml").read_text("utf-8")
     elif path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise UsageError(f"recipe {source} is not a file; shipped recipes are {', '.join(recipe_names())}")
