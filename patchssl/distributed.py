@@ -26,17 +26,20 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
     Losses and metrics call this and stay the same in a test and on eight GPUs.
     """
-    if not is_active():
-        return x
-    total = x.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return all_reduce_sum(x) / world_size() if is_active() else x
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum of `x` over all processes; `x` itself when there is only one."""
-    if not is_active():
-        return x
+    return _all_reduce(x, dist.ReduceOp.SUM) if is_active() else x
+
+
+def all_reduce_max(x: Tensor) -> Tensor:
+    """Largest `x` of all processes, entry by entry; `x` itself when there is only one."""
+    return _all_reduce(x, dist.ReduceOp.MAX) if is_active() else x
+
+
+def _all_reduce(x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     total = x.clone()
-    dist.all_reduce(total)
+    dist.all_reduce(total, operation)
     return total

@@ -1,0 +1,52 @@
+"""The projection head: tokens to logits over prototypes (DINO, arXiv 2104.14294, appendix C)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchssl.pretrain.config import HeadConfig
+
+
+class ProjectionHead(nn.Module):
+    """MLP with GELU to an L2-normalized bottleneck, then weight-normalized prototypes without bias."""
+
+    def __init__(self, in_dim: int, config: HeadConfig) -> None:
+        super().__init__()
+        widths = [in_dim, *[config.hidden] * (config.layers - 1), config.bottleneck]
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            layers += [nn.GELU()] if i else []
+            layers.append(nn.Linear(before, after))
+        self.mlp = nn.Sequential(*layers)
+        self.last_layer = Prototypes(config.bottleneck, config.num_prototypes, norm=config.norm_last_layer)
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def bottleneck(self, tokens: Tensor) -> Tensor:
+        """Unit vectors (..., bottleneck) of tokens (..., D)."""
+        return F.normalize(self.mlp(tokens), dim=-1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (..., K) of tokens (..., D)."""
+        return self.last_layer(self.bottleneck(tokens))
+
+
+class Prototypes(nn.Module):
+    """Linear map without bias whose rows are directions times a length (length 1 and fixed with `norm`).
+
+    Parameters are named as torch's classic `weight_norm` names them, as in DINO's files.
+    """
+
+    def __init__(self, bottleneck: int, num_prototypes: int, *, norm: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not norm)
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, bottleneck))
+        nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # nn.Linear's own start
+
+    def forward(self, bottleneck: Tensor) -> Tensor:
+        """Logits (..., K) of unit vectors (..., bottleneck)."""
+        return F.linear(bottleneck, F.normalize(self.weight_v, dim=1) * self.weight_g)

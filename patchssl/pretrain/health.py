@@ -1,0 +1,55 @@
+"""Signs of a healthy or a collapsing run, and what to say about them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Mean entropy (nats) of the rows of `probs` (..., K)."""
+    return torch.special.entr(probs).sum(-1).mean()
+
+
+def marginal_entropy(probs: Tensor) -> Tensor:
+    """Entropy (nats) of the mean of all rows of `probs` (..., K): how many prototypes are in use, as a logarithm."""
+    return torch.special.entr(probs.flatten(0, -2).mean(0)).sum()
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """exp of the entropy of the normalized singular values of centered `features` (B, D).
+
+    Roy and Vetterli, "The effective rank" (EUSIPCO 2007): 1 when all lie on a line, min(B - 1, D) at most.
+    """
+    values = torch.linalg.svdvals(features.float() - features.float().mean(0))
+    shares = values / values.sum().clamp(min=1e-12)
+    return torch.special.entr(shares).sum().exp()
+
+
+def feature_spread(features: Tensor) -> Tensor:
+    """Root mean square distance of unit-length `features` (B, D) from their mean: 0 collapsed, near 1 spread out."""
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    return (unit - unit.mean(0)).square().sum(-1).mean().sqrt()
+
+
+def collapse_warnings(row: dict[str, Any], num_prototypes: int) -> list[str]:
+    """What a log row says about collapse, in words; empty for a healthy one.
+
+    Call it after the learning rate's warm-up: every network starts with uniform targets.
+    """
+    top = math.log(num_prototypes)
+    found = []
+    if row["teacher_entropy"] > 0.98 * top:
+        found.append(f"the teacher's targets are almost uniform (entropy {row['teacher_entropy']:.2f} of "
+                     f"ln K = {top:.2f}): nothing is learned; lower loss.teacher_temp or raise optim.lr")
+    if row["marginal_entropy"] < 0.05 * top:
+        found.append("almost all images get the same few prototypes: the network has collapsed; try "
+                     "loss.centering=sinkhorn, a lower optim.lr or a lower loss.patch_weight")
+    if row["effective_rank"] < 2 or row["feature_spread"] < 0.05:
+        found.append(f"the class tokens hardly differ (effective rank {row['effective_rank']:.1f}, spread "
+                     f"{row['feature_spread']:.2f}): the features have collapsed; try loss.centering=sinkhorn, "
+                     "a longer loss.patch_warmup_epochs or a lower optim.lr")
+    return found

@@ -1,0 +1,329 @@
+"""A pretraining run: data, loop, log, checkpoints and signals around the engine.
+
+A run folder holds `recipe.yaml` (the effective recipe), `run.json` (data, seed, versions), `log.jsonl` (a row every
+few seconds) and the checkpoints. `checkpoint.pth` has the keys of `Engine.state_dict` and `network`, `origin`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from patchssl import __version__
+from patchssl.backbone import Origin, VitBackbone
+from patchssl.checkpoint import load_checkpoint, save_checkpoint
+from patchssl.data import ImageSet, UnreadableBudget, open_images
+from patchssl.errors import Interrupted, NotFiniteError, UsageError
+from patchssl.pretrain.config import Recipe, dump_recipe, load_recipe, parse_recipe
+from patchssl.pretrain.engine import Engine, StepReport, network_spec
+from patchssl.pretrain.health import collapse_warnings
+from patchssl.pretrain.views import EpochSampler, ViewBatch, ViewDataset, collate_views
+
+KnnProbe = Callable[[VitBackbone], float]  # top-1 accuracy in [0, 1] of a backbone, handed in by a workflow
+
+
+class Progress(Protocol):
+    """What a run tells while it works; the command line draws it, a test listens."""
+
+    def update(self, done: int, total: int, row: dict[str, Any]) -> None:
+        """`done` of `total` updates are made, `row` is the newest log row (empty at first)."""
+
+    def say(self, sentence: str) -> None:
+        """A sentence for the user: what was understood, what was saved, a warning."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def update(self, done: int, total: int, row: dict[str, Any]) -> None:
+        """Ignored."""
+
+    def say(self, sentence: str) -> None:
+        """Ignored."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would cost: the answer of `--dry-run`."""
+
+    images: int
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    parameters: int
+    seconds_per_step: float
+    estimated_seconds: float
+    peak_memory_bytes: int
+    measured_batch: int
+
+
+@dataclass
+class Run:
+    """One run under way."""
+
+    folder: Path
+    recipe: Recipe
+    seed: int
+    images: ImageSet
+    engine: Engine
+    progress: Progress
+    knn: KnnProbe | None = None
+    stop_signal: int | None = None
+    seconds: float = 0.0  # spent in the loop, earlier parts of a resumed run included
+    budget: UnreadableBudget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.budget = UnreadableBudget(len(self.images))
+
+
+def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: str | Path | None = None,
+             seed: int = 0, *, overrides: tuple[str, ...] = (), device: str | None = None,
+             progress: Progress | None = None, knn: KnnProbe | None = None) -> Path:
+    """Pretrain as `recipe` says and return the run folder.
+
+    `recipe` is a Recipe, the name of a shipped one or a YAML file; `data` a folder or a set's name (default: the
+    recipe's); `out` defaults to runs/<recipe>-<seed> and must not hold a run yet. Raises UsageError, DataError,
+    NotFiniteError, and Interrupted after saving when a signal came.
+    """
+    name = recipe.method if isinstance(recipe, Recipe) else Path(recipe).stem
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    folder = Path(out) if out else Path("runs") / f"{name}-{seed}"
+    if (folder / "recipe.yaml").exists():
+        raise UsageError(f"{folder} already holds a run; go on with --resume {folder}, or choose another --out")
+    progress = progress or Silent()
+    images = training_images(recipe, data, seed)
+    progress.say(images.describe())
+    engine = make_engine(recipe, images, seed, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"data": str(data or recipe.data), "dataset": images.name, "fingerprint": images.fingerprint,
+             "seed": seed, "name": name, "versions": versions(), "device": str(engine.device)}
+    (folder / "run.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    return _train(Run(folder, recipe, seed, images, engine, progress, knn))
+
+
+def resume(folder: str | Path, *, device: str | None = None, progress: Progress | None = None,
+           knn: KnnProbe | None = None) -> Path:
+    """Go on with the run in `folder` from its newest whole checkpoint; a run killed before its first one starts anew.
+
+    On a CPU the weights at the end are those of an uninterrupted run, bit by bit.
+    """
+    folder, progress = Path(folder), progress or Silent()
+    if not (folder / "recipe.yaml").is_file() or not (folder / "run.json").is_file():
+        raise UsageError(f"{folder} is not a run folder: it has no recipe.yaml and run.json")
+    recipe = parse_recipe((folder / "recipe.yaml").read_text(), where=str(folder / "recipe.yaml"))
+    facts = json.loads((folder / "run.json").read_text())
+    images = training_images(recipe, facts["data"], facts["seed"])
+    if images.fingerprint != facts["fingerprint"]:
+        raise UsageError(f"{facts['data']} has changed since {folder} began (fingerprint {images.fingerprint[:12]}, "
+                         f"then {facts['fingerprint'][:12]}); bring the old images back or start a new run")
+    engine = make_engine(recipe, images, facts["seed"], device)
+    run = Run(folder, recipe, facts["seed"], images, engine, progress, knn)
+    if any(folder.glob("checkpoint*.pth")):
+        checkpoint = load_checkpoint(folder)
+        engine.load_state_dict(checkpoint)
+        run.seconds = checkpoint["seconds"]
+    _cut_log(folder / "log.jsonl", engine.steps_done)
+    progress.say(f"going on with {folder} at update {engine.steps_done} of {engine.total_steps}")
+    return _train(run)
+
+
+def training_images(recipe: Recipe, data: str | Path | None, seed: int) -> ImageSet:
+    """The images a recipe trains on: the train split, or a seeded choice of `max_images` of it."""
+    if data is None and recipe.data is None:
+        raise UsageError("no data was named: give --data FOLDER (or a set's name), or set data in the recipe")
+    images = open_images(data or recipe.data or "", "train")
+    if recipe.max_images and recipe.max_images < len(images):
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
+        images = images.subset(np.sort(order[: recipe.max_images]))
+    return images
+
+
+def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None) -> Engine:
+    """An untrained engine on `device` (default: the first GPU, else the CPU)."""
+    if len(images) < recipe.optim.batch_size:
+        raise UsageError(f"optim.batch_size = {recipe.optim.batch_size} is more than the {len(images)} images of "
+                         f"{images.name}; lower it")
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Engine(recipe, seed, len(images) // recipe.optim.batch_size, chosen)
+
+
+def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None) -> Plan:
+    """What the run would cost, from three updates on a few of its images; nothing is written."""
+    images = training_images(recipe, data, seed)
+    full = make_engine(recipe, images, seed, device)
+    batch_size = min(recipe.optim.batch_size, 64 if recipe.views.global_size <= 64 else 8)
+    small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch_size})})
+    weights = _memory(full.device)
+    batches = iter(make_loader(small, images, seed, full.num_drop_path, workers=0))
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        full.train_step(next(batches))
+        times.append(time.perf_counter() - began)
+    scale = recipe.optim.batch_size / batch_size
+    seconds = min(times) * scale
+    memory = int(weights + max(0, _memory(full.device) - weights) * scale)
+    parameters = sum(p.numel() for p in full.student.parameters())
+    return Plan(len(images), recipe.optim.epochs, full.steps_per_epoch, full.total_steps, parameters, seconds,
+                seconds * full.total_steps, memory, batch_size)
+
+
+def make_loader(recipe: Recipe, images: ImageSet, seed: int, num_drop_path: int, *, start_step: int = 0,
+                workers: int | None = None) -> DataLoader[ViewBatch]:
+    """Batches of all epochs from update `start_step` on; what is drawn does not depend on workers."""
+    sampler = EpochSampler(len(images), recipe.optim.batch_size, epochs=recipe.optim.epochs, seed=seed,
+                           start_step=start_step)
+    count = recipe.run.workers if workers is None else workers
+    return DataLoader(ViewDataset(images, recipe, seed, num_drop_path), batch_sampler=sampler,
+                      collate_fn=collate_views, num_workers=count, pin_memory=torch.cuda.is_available(),
+                      worker_init_fn=_quiet_worker, generator=torch.Generator().manual_seed(seed),
+                      prefetch_factor=4 if count else None)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what moves a number."""
+    return {"patchssl": __version__, "torch": torch.__version__, "numpy": np.__version__,
+            "python": platform.python_version()}
+
+
+def _train(run: Run) -> Path:
+    with _listening(run):
+        report = None
+        for report in _updates(run):
+            if run.stop_signal is not None:
+                _save(run)
+                raise Interrupted(f"stopped by {signal.Signals(run.stop_signal).name} at update "
+                                  f"{run.engine.steps_done} of {run.engine.total_steps}, saved; go on with: "
+                                  f"patchssl pretrain --resume {run.folder}",
+                                  130 if run.stop_signal == signal.SIGINT else 75)
+        if report is not None:
+            _save(run)
+    run.progress.say(f"pretraining done in {run.seconds:.0f} s, saved in {run.folder}")
+    return run.folder
+
+
+def _updates(run: Run) -> Iterator[StepReport]:
+    """Make every update that is left, log and save when it is time, and hand out each report."""
+    engine, recipe = run.engine, run.recipe
+    loader = make_loader(recipe, run.images, run.seed, engine.num_drop_path, start_step=engine.steps_done)
+    began, before = time.perf_counter(), run.seconds
+    logged = saved = began
+    logged_step = engine.steps_done
+    for batch in loader:
+        for name in batch.unreadable:
+            run.budget.add(name)
+        report = engine.train_step(batch)
+        now = time.perf_counter()
+        run.seconds = before + now - began
+        last = engine.steps_done == engine.total_steps
+        if engine.device.type == "cpu" or last:
+            _require_finite(report, run)
+        if last or now - logged >= recipe.run.log_seconds or _probe_due(run):
+            images = (engine.steps_done - logged_step) * recipe.optim.batch_size
+            _log(run, report, images_per_second=images / max(1e-9, now - logged))
+            logged, logged_step = time.perf_counter(), engine.steps_done
+        if now - saved >= 60 * recipe.run.checkpoint_minutes:
+            _save(run)
+            saved = time.perf_counter()
+        yield report
+
+
+def _probe_due(run: Run) -> bool:
+    every, engine = run.recipe.run.knn_every_epochs, run.engine
+    return bool(run.knn and every) and engine.steps_done % (every * engine.steps_per_epoch) == 0
+
+
+def _log(run: Run, report: StepReport, images_per_second: float) -> None:
+    _require_finite(report, run)
+    engine = run.engine
+    row: dict[str, Any] = {"step": engine.steps_done, "epoch": engine.steps_done / engine.steps_per_epoch,
+                           "seconds": round(run.seconds, 3), **report.row(),
+                           "images_per_second": images_per_second, "memory_bytes": _memory(engine.device),
+                           "unreadable_images": run.budget.count}
+    if run.knn and (_probe_due(run) or engine.steps_done == engine.total_steps):
+        row["knn_top1"] = run.knn(engine.teacher.backbone)
+    with (run.folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    run.progress.update(engine.steps_done, engine.total_steps, row)
+    if row["epoch"] > run.recipe.optim.warmup_epochs:
+        for warning in collapse_warnings(row, run.recipe.head.num_prototypes):
+            run.progress.say(f"warning: at update {engine.steps_done} {warning}")
+
+
+def _require_finite(report: StepReport, run: Run) -> None:
+    if not bool(torch.isfinite(report.losses.total)):
+        raise NotFiniteError(f"the loss is {float(report.losses.total)} at update {run.engine.steps_done}; the last "
+                             f"good checkpoint in {run.folder} is untouched; try a lower optim.lr")
+
+
+def _save(run: Run) -> None:
+    origin = Origin(name=run.folder.name, method=run.recipe.method, pretrain_data=run.images.name,
+                    pretrain_epochs=run.engine.steps_done / run.engine.steps_per_epoch, seed=run.seed)
+    save_checkpoint(run.folder, {**run.engine.state_dict(), "network": asdict(network_spec(run.recipe)),
+                                 "origin": asdict(origin), "recipe": dump_recipe(run.recipe),
+                                 "seconds": run.seconds})
+
+
+def _cut_log(path: Path, steps_done: int) -> None:
+    """Drop the rows after the checkpoint that a resumed run starts from: it writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= steps_done:
+                kept.append(line)
+        except (ValueError, KeyError):  # the line a kill cut short
+            continue
+    path.write_text("".join(f"{line}\n" for line in kept))
+
+
+@contextmanager
+def _listening(run: Run) -> Iterator[None]:
+    """Note SIGINT, SIGTERM and SIGUSR1 in `run.stop_signal`; a second one of the kind acts as it always did."""
+    before: dict[int, Any] = {}
+
+    def note(number: int, _frame: object) -> None:
+        run.stop_signal = number
+        signal.signal(number, before[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: signals are somebody else's
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _quiet_worker(_worker: int) -> None:
+    """Workers leave Ctrl-C to the main process, which saves, and use one thread each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

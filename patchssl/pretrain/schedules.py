@@ -1,0 +1,80 @@
+"""Values that change during a run, as pure functions of the step.
+
+Indexed by i / len as in DINO's `cosine_scheduler`, so the final value itself is never reached.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from patchssl.pretrain.config import Recipe
+
+
+class StepValues(NamedTuple):
+    """What one update uses."""
+
+    lr: float
+    weight_decay: float
+    teacher_momentum: float
+    teacher_temp: float
+    patch_weight: float
+    last_layer_frozen: bool
+
+
+def cosine(step: int, *, steps: int, start: float, end: float) -> float:
+    """Half cosine from `start` at step 0 towards `end` at `steps`, as in DINO.
+
+    >>> [round(cosine(i, steps=2, start=1.0, end=0.0), 2) for i in range(2)]
+    [1.0, 0.5]
+    """
+    if not 0 <= step < steps:
+        raise ValueError(f"step {step} is outside a schedule of {steps} steps")
+    return end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def linear(step: int, *, steps: int, start: float, end: float) -> float:
+    """Line that starts at `start` and is at `end` on its last step, as numpy's linspace.
+
+    >>> [linear(i, steps=3, start=0.0, end=1.0) for i in range(4)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    if step >= steps - 1:
+        return end if steps > 1 or step >= steps else start
+    return start + (end - start) * step / (steps - 1)
+
+
+def warmup_cosine(step: int, *, steps: int, warmup: int, peak: float, end: float) -> float:
+    """Linear from 0 to `peak` over `warmup` steps, then a half cosine towards `end`.
+
+    >>> [warmup_cosine(i, steps=5, warmup=3, peak=2.0, end=0.0) for i in range(5)]
+    [0.0, 1.0, 2.0, 2.0, 1.0]
+    """
+    if step < warmup:
+        return linear(step, steps=warmup, start=0.0, end=peak)
+    return cosine(step - warmup, steps=steps - warmup, start=peak, end=end)
+
+
+def values_at(step: int, recipe: Recipe, steps_per_epoch: int) -> StepValues:
+    """All scheduled values of update `step`, counted from 0 over the whole run."""
+    optim, loss = recipe.optim, recipe.loss
+    steps = optim.epochs * steps_per_epoch
+    warmup = min(int(optim.warmup_epochs * steps_per_epoch), steps - 1)
+    epoch = step // steps_per_epoch
+    return StepValues(
+        lr=warmup_cosine(step, steps=steps, warmup=warmup, peak=optim.lr * optim.batch_size / 256, end=optim.min_lr),
+        weight_decay=cosine(step, steps=steps, start=optim.weight_decay, end=optim.weight_decay_end),
+        teacher_momentum=cosine(step, steps=steps, start=optim.teacher_momentum, end=optim.teacher_momentum_end),
+        teacher_temp=linear(epoch, steps=math.ceil(loss.teacher_temp_warmup_epochs), start=loss.teacher_temp_start,
+                            end=loss.teacher_temp),
+        patch_weight=_patch_weight(step, recipe, steps_per_epoch),
+        last_layer_frozen=step < recipe.head.freeze_last_layer_epochs * steps_per_epoch,
+    )
+
+
+def _patch_weight(step: int, recipe: Recipe, steps_per_epoch: int) -> float:
+    """Rises in a line from 0 to the recipe's weight over the warm-up; 0 for a method without patch term."""
+    if recipe.method == "dino":
+        return 0.0
+    warmup = recipe.loss.patch_warmup_epochs * steps_per_epoch
+    return recipe.loss.patch_weight * (min(1.0, step / warmup) if warmup else 1.0)
