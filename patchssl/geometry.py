@@ -63,11 +63,12 @@ def patches_per_side(size: int, patch_size: int) -> int:
 def patch_centers(crops: Crops, patch_size: int) -> tuple[Tensor, Tensor]:
     """Source coordinates (y, x), each (..., N) float64, of the centers of all N patches, by patch id."""
     n = patches_per_side(crops.size, patch_size)
-    share = (torch.arange(n, dtype=torch.float64, device=crops.boxes.device) + 0.5) / n
+    odd = torch.arange(1, 2 * n, 2, dtype=torch.float64, device=crops.boxes.device)
     top, left, height, width = crops.boxes.unsqueeze(-1).unbind(-2)
-    across = torch.where(crops.mirrored.unsqueeze(-1), 1 - share, share)
-    y = (top + height * share).unsqueeze(-1).expand(*crops.boxes.shape[:-1], n, n)
-    x = (left + width * across).unsqueeze(-2).expand(*crops.boxes.shape[:-1], n, n)
+    across = torch.where(crops.mirrored.unsqueeze(-1), 2 * n - odd, odd)
+    # one rounded division: a center that falls on a whole pixel is that pixel exactly
+    y = ((2 * n * top + height * odd) / (2 * n)).unsqueeze(-1).expand(*crops.boxes.shape[:-1], n, n)
+    x = ((2 * n * left + width * across) / (2 * n)).unsqueeze(-2).expand(*crops.boxes.shape[:-1], n, n)
     return y.flatten(-2), x.flatten(-2)
 
 
@@ -76,7 +77,7 @@ def patch_at(crops: Crops, y: Tensor, x: Tensor, patch_size: int) -> Tensor:
     n = patches_per_side(crops.size, patch_size)
     top, left, height, width = crops.boxes.unsqueeze(-1).unbind(-2)
     inside = (top <= y) & (y < top + height) & (left <= x) & (x < left + width)
-    row = ((y - top) / height * n).floor().clamp(0, n - 1).long()
-    column = ((x - left) / width * n).floor().clamp(0, n - 1).long()
+    row = ((y - top) * n / height).floor().clamp(0, n - 1).long()
+    column = ((x - left) * n / width).floor().clamp(0, n - 1).long()
     column = torch.where(crops.mirrored.unsqueeze(-1), n - 1 - column, column)
     return torch.where(inside, row * n + column, -1)
