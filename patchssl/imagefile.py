@@ -60,8 +60,8 @@ def list_images(root: Path) -> Listing:
     pending = [(os.fspath(root), "", frozenset({(status.st_dev, status.st_ino)}))]
     while pending:
         folder, prefix, above = pending.pop()
-        for entry in _entries(folder):
-            if _is_folder(entry):
+        for entry in list_folder(folder):
+            if is_folder(entry):
                 place = entry.stat()
                 if (place.st_dev, place.st_ino) not in above:
                     below = above | {(place.st_dev, place.st_ino)}
@@ -73,11 +73,17 @@ def list_images(root: Path) -> Listing:
     return Listing(sorted(names), dict(sorted(others.items())))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return _extension(name) in EXTENSIONS
 
 
 def _extension(name: str) -> str:
@@ -86,8 +92,8 @@ def _extension(name: str) -> str:
     return dot + extension.lower() if dot else "no extension"
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What a folder holds, without hidden names."""
+def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, without hidden names; DataError when it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
