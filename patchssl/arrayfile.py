@@ -150,10 +150,11 @@ def cifar_splits(root: Path) -> ArraySplits | None:
     found = {}
     for cifar in _CIFARS:
         for place in (root, root / cifar.folder, root / cifar.archive):
-            if cifar not in found and (splits := _cifar_at(cifar, place)):
-                found[cifar] = splits
+            if splits := _cifar_at(cifar, place):
+                found[place] = splits
+                break
     if len(found) > 1:
-        places = ", ".join(str(root / cifar.folder) for cifar in found)
+        places = ", ".join(map(str, found))
         raise DataError(f"{root} holds several sets: choose one of {places}")
     return next(iter(found.values()), None)
 
