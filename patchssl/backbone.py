@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,14 +58,16 @@ class Origin:
 class Backbone(nn.Module):
     """A network that turns normalized images into tokens.
 
-    `tokens_of` maps (B, 3, H, W) to (B, 1 + N, D): class token first, after the final norm, registers dropped.
+    `tokens_of` (default: calling `module`) maps (B, 3, H, W) to (B, 1 + N, D): class token first, after the
+    final norm, registers dropped.
     """
 
-    def __init__(self, module: nn.Module, tokens_of: Callable[[Tensor], Tensor], *, mean: tuple[float, ...],
-                 std: tuple[float, ...], patch_size: int, image_size: int, arch: str, origin: Origin) -> None:
+    def __init__(self, module: nn.Module, tokens_of: Callable[[Tensor], Tensor] | None = None, *,
+                 mean: tuple[float, ...], std: tuple[float, ...], patch_size: int, image_size: int, arch: str,
+                 origin: Origin) -> None:
         super().__init__()
         self.module = module
-        self._tokens_of = tokens_of
+        self._tokens_of = tokens_of  # `module` itself stays None: named twice, it would be saved twice
         self.mean, self.std = mean, std
         self.patch_size, self.image_size = patch_size, image_size
         self.arch, self.origin = arch, origin
@@ -74,7 +77,7 @@ class Backbone(nn.Module):
                     mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
                     patch_size: int, image_size: int = 224, name: str = "module") -> Backbone:
         """One's own network: `tokens` (default: calling `module`) maps (B, 3, H, W) to (B, 1 + N, D)."""
-        return cls(module, tokens or module, mean=mean, std=std, patch_size=patch_size, image_size=image_size,
+        return cls(module, tokens, mean=mean, std=std, patch_size=patch_size, image_size=image_size,
                    arch=type(module).__name__, origin=Origin(name=name))
 
     name = property(lambda self: self.origin.name)
@@ -95,7 +98,8 @@ class Backbone(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, 1 + N, D) after the final norm; a remainder of the patch size is cut off."""
-        return self._tokens_of(whole_patches(images, self.patch_size))
+        tokens_of: Callable[[Tensor], Tensor] = self.module if self._tokens_of is None else self._tokens_of
+        return tokens_of(whole_patches(images, self.patch_size))
 
     def class_tokens(self, images: Tensor, last: int = 1) -> Tensor:
         """Class tokens (B, last * D) of the last blocks, each after the final norm, earliest block first."""
@@ -115,12 +119,15 @@ class Backbone(nn.Module):
 class VitBackbone(Backbone):
     """A timm `VisionTransformer`; with `dino_positions` its position embeddings are resized as DINO's code does."""
 
-    def __init__(self, vit: nn.Module, *, dino_positions: bool = True, mean: tuple[float, ...] = IMAGENET_MEAN,
+    module: Any  # torch types a module's parts as Tensor | Module
+
+    def __init__(self, vit: Any, *, dino_positions: bool = True, mean: tuple[float, ...] = IMAGENET_MEAN,
                  std: tuple[float, ...] = IMAGENET_STD, arch: str = "vit", origin: Origin | None = None) -> None:
         size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
-        super().__init__(vit, vit, mean=mean, std=std, patch_size=int(patch[0]),
+        super().__init__(vit, mean=mean, std=std, patch_size=int(patch[0]),
                          image_size=int(size[0]), arch=arch, origin=origin or Origin())
-        self.dino_positions = dino_positions
+        # DINO's way knows one prefix token, which has a position: not so in distilled or register networks
+        self.dino_positions = dino_positions and vit.num_prefix_tokens == 1 and not vit.no_embed_class
 
     @property
     def embed_dim(self) -> int:
@@ -211,12 +218,14 @@ def build_vit(spec: NetworkSpec, *, drop_path: float = 0.0, seed: int | None = N
     return require_vit(vit, spec.arch)
 
 
-def require_vit(module: nn.Module, arch: str) -> nn.Module:
+def require_vit(module: Any, arch: str) -> nn.Module:
     """`module` if it is a plain timm Vision Transformer with a class token, else UsageError."""
-    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer import Block, VisionTransformer
 
-    if not isinstance(module, VisionTransformer) or module.cls_token is None:
-        raise UsageError(f"{arch} is no Vision Transformer with a class token: choose one of timm's vit_* models")
+    if (not isinstance(module, VisionTransformer) or module.cls_token is None
+            or any(type(block) is not Block for block in module.blocks)):
+        raise UsageError(f"{arch} is no plain Vision Transformer with a class token: choose one of timm's "
+                         "vit_* models")
     return module
 
 
@@ -226,7 +235,7 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -289,9 +298,8 @@ def _from_random(rest: str) -> Backbone:
 
 def _default_sizes(arch: str) -> tuple[int, int]:
     """Image and patch size that timm's name says, such as vit_small_patch16_224."""
-    *_, patch, size = ["", "", *arch.split("_")]
-    patch = patch.removeprefix("patch")
-    return (int(size) if size.isdecimal() else 224), (int(patch) if patch.isdecimal() else 16)
+    patch, size = re.search(r"_patch(\d+)", arch), re.search(r"_(\d+)$", arch)
+    return int(size[1]) if size else 224, int(patch[1]) if patch else 16
 
 
 def _from_checkpoint(uri: str) -> Backbone:
