@@ -72,15 +72,15 @@ class Engine:
         return self.recipe.optim.epochs * self.steps_per_epoch
 
     def train_step(self, batch: ViewBatch) -> StepReport:
-        """One update on one batch (on the CPU or on the engine's device)."""
+        """One update on one batch of views, which lie on the CPU."""
         values = values_at(self.steps_done, self.recipe, self.steps_per_epoch)
         plan = plan_matches(batch.boxes, batch.mirrored, self.recipe).to(self.device)
-        batch = batch.to(self.device)
-        globals_, locals_ = color_views(batch, self.recipe)
+        globals_, locals_ = color_views(batch, self.recipe, self.device)
+        drop_path = batch.drop_path.to(self.device, non_blocking=True)
         set_step_values(self.optimizer, values)
         with self._autocast():
             targets = teacher_targets(self.teacher, self.centers, globals_, plan, values, self.recipe.loss)
-            losses = student_losses(self.student, globals_, locals_, batch.drop_path, targets, plan,
+            losses = student_losses(self.student, globals_, locals_, drop_path, targets, plan,
                                     values.patch_weight, self.recipe.loss)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
@@ -133,11 +133,14 @@ def build_student(recipe: Recipe, seed: int) -> tuple[Network, int]:
     return Network(backbone, head), num_drop_path
 
 
-def color_views(batch: ViewBatch, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Colored, normalized global (B, G, 3, S, S) and local (B, L, 3, s, s) views of a batch."""
+def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Colored, normalized global (B, G, 3, S, S) and local (B, L, 3, s, s) views of a batch, on `device`.
+
+    The draws stay on the CPU, where `apply_colors` reads them.
+    """
     colored = []
     for views, draws in ((batch.global_views, batch.global_colors), (batch.local_views, batch.local_colors)):
-        flat = views.flatten(0, 1)
+        flat = views.to(device, non_blocking=True).flatten(0, 1)
         if len(flat):
             flat = apply_colors(flat, draws.flatten(), recipe.model.patch_size)
             flat = normalize(flat, IMAGENET_MEAN, IMAGENET_STD)

@@ -1,0 +1,5 @@
+"""`python -m patchssl` and `torchrun -m patchssl` are the console command."""
+
+from patchssl.cli import main
+
+main()

@@ -1,0 +1,137 @@
+"""What joins pretraining, evaluation and report: the functions behind the command line.
+
+This is the composition root: nothing below it knows both pretraining and evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchssl.backbone import Backbone, VitBackbone, load_backbone
+from patchssl.console import Console
+from patchssl.data import open_pair
+from patchssl.errors import DataError, UsageError, one_of
+from patchssl.eval.features import extract_features
+from patchssl.eval.knn import evaluate_knn, evaluate_pixels, knn_accuracy
+from patchssl.eval.protocols import knn_protocol
+from patchssl.eval.results import Result, read_results
+from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
+from patchssl.pretrain.run import KnnProbe, Plan, plan_run, pretrain, resume, training_images
+
+PIXELS = "pixels"
+PROBE_QUERIES, PROBE_BANK = 1000, 5000
+TASKS = ("knn",)
+
+
+def score_knn(model: str, data: str, protocol: str | None = None, *, device: str | None = None, batch_size: int = 64,
+              workers: int = 2, console: Console | None = None) -> Result:
+    """k-NN of the backbone `model` (or of raw pixels) on the train and val images of `data`."""
+    train, val = open_pair(data)
+    if console:
+        console.say(train.describe())
+        console.say(val.describe())
+    if model == PIXELS:
+        return evaluate_pixels(train, val)
+    backbone = load_backbone(model, default_device(device))
+    return evaluate_knn(backbone, train, val, protocol, batch_size=batch_size, workers=workers,
+                        progress=console.counter("features") if console else None)
+
+
+def default_device(device: str | None) -> torch.device:
+    """`device`, or the first GPU, or the CPU; UsageError for a device that is not there."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device} cannot be used ({str(error).splitlines()[0]}); 'patchssl doctor' lists "
+                         "what is there") from None
+    return chosen
+
+
+def evaluate(model: str | Backbone, data: str | Path, tasks: Sequence[str] = ("knn",)) -> Any:
+    """Score `model` on `data` by each of `tasks` and return a pandas DataFrame, one row per metric.
+
+    Columns: model, task, dataset, protocol, metric, value (a fraction). Raises UsageError for an unknown task.
+    """
+    import pandas as pd
+
+    rows = []
+    for task in tasks:
+        if task not in TASKS:
+            raise UsageError(one_of("task", task, TASKS))
+        result = score_knn(model, str(data))
+        rows += [{"model": result.model, "task": task, "dataset": result.dataset, "protocol": result.protocol,
+                  "metric": metric, "value": value} for metric, value in result.metrics.items()]
+    return pd.DataFrame(rows)
+
+
+def pretrain_with_probe(recipe: str, data: str | None, out: Path | None, seed: int, overrides: tuple[str, ...], *,
+                        device: str | None, console: Console) -> Path:
+    """`pretrain` with an in-training k-NN where the recipe asks for one."""
+    effective = load_recipe(recipe, overrides)
+    probe = make_probe(effective, data, seed)
+    return pretrain(recipe, data, out, seed, overrides=overrides, device=device, progress=console, knn=probe)
+
+
+def resume_with_probe(folder: Path, *, device: str | None, console: Console) -> Path:
+    """`resume` with the in-training k-NN the run had."""
+    recipe, data, seed = run_facts(folder)
+    return resume(folder, device=device, progress=console, knn=make_probe(recipe, data, seed))
+
+
+def make_probe(recipe: Recipe, data: str | None, seed: int) -> KnnProbe | None:
+    """20-NN top-1 of a backbone on images held out of the train split; None where the recipe wants none.
+
+    A seeded choice of at most 1,000 labelled training images is classified by at most 5,000 others; the test split
+    is not looked at.
+    """
+    if not recipe.run.knn_every_epochs:
+        return None
+    images = training_images(recipe, data, seed)
+    if images.labels is None:
+        return None
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
+    queries = images.subset(order[: min(PROBE_QUERIES, len(images) // 5)])
+    bank = images.subset(order[len(queries) : len(queries) + PROBE_BANK])
+
+    def probe(backbone: VitBackbone) -> float:
+        protocol = knn_protocol("native", backbone.image_size)
+        features = [extract_features(backbone, part, protocol, workers=0) for part in (bank, queries)]
+        return knn_accuracy(features[0], bank.labels, features[1], queries.labels, num_neighbors=20)["top1"]
+
+    return probe
+
+
+def run_facts(folder: Path) -> tuple[Recipe, str, int]:
+    """Recipe, data and seed of the run in `folder`."""
+    if not (folder / "recipe.yaml").is_file() or not (folder / "run.json").is_file():
+        raise UsageError(f"{folder} is not a run folder: it has no recipe.yaml and run.json")
+    facts = json.loads((folder / "run.json").read_text())
+    return parse_recipe((folder / "recipe.yaml").read_text(), where=str(folder)), facts["data"], facts["seed"]
+
+
+def plan_pretraining(recipe: str, data: str | None, seed: int, overrides: tuple[str, ...], *,
+                     device: str | None) -> Plan:
+    """What a run would cost; see `patchssl.pretrain.run.plan_run`."""
+    return plan_run(load_recipe(recipe, overrides), data, seed, device)
+
+
+def make_tables(results: Path, out: Path) -> tuple[str, list[Path], list[str]]:
+    """Write the comparison tables of the records under `results` to `out`.
+
+    Returns the Markdown, the files written, and a sentence for every record that had to be left out.
+    """
+    from patchssl.report.tables import comparison_table, to_markdown, write_tables
+
+    records, problems = read_results(results)
+    if not records:
+        raise DataError(f"{results} holds no result records; make one with: patchssl eval knn MODEL --data DIR "
+                        f"--results {results}")
+    out.mkdir(parents=True, exist_ok=True)
+    return to_markdown(comparison_table(records)), write_tables(records, out, "table"), problems
