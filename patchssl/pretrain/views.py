@@ -1,0 +1,239 @@
+"""Multi-crop views with their geometry, drawn so that any sample of any epoch can be drawn again alone.
+
+Every draw comes from (seed, epoch, index) and the name of what is drawn, never from the state of a rank, a
+worker or a step. Views stay uint8 until they are on the training device, where `photometric` colors them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from patchssl.data import ImageSet, UnreadableBudget
+from patchssl.errors import DataError, UnreadableImage, UsageError, one_of
+from patchssl.geometry import View, patches_per_side
+from patchssl.pretrain.config import Recipe, ViewConfig
+from patchssl.pretrain.photometric import ColorDraws, draw_sample_colors, stack_draws
+
+STREAMS = {"crops": 0, "color": 1, "drop_path": 2, "masks": 3, "shuffle": 4}
+TRIES = 10  # random crops before the central one, as torchvision's RandomResizedCrop
+DRAWS_PER_VIEW = 2 * TRIES + 3  # (area, aspect) of every try, then top, left, mirror
+
+
+def sample_rng(seed: int, epoch: int, index: int, stream: str) -> np.random.Generator:
+    """The generator of one kind of draw (a name in `STREAMS`) for image `index` in `epoch`."""
+    if stream not in STREAMS:
+        raise ValueError(one_of("stream", stream, STREAMS))
+    if seed < 0:
+        raise UsageError(f"seed = {seed} is negative; choose a whole number from 0 on")
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, index, STREAMS[stream]])))
+
+
+def draw_views(rng: np.random.Generator, height: int, width: int, config: ViewConfig) -> list[View]:
+    """Random resized crops of an image of height x width pixels, in whole pixels, globals first.
+
+    Each view takes the same number of draws: the first views do not depend on how many follow.
+    """
+    views = []
+    for number, draws in enumerate(rng.random((config.num_views, DRAWS_PER_VIEW)).tolist()):
+        is_global = number < config.num_global
+        scale, size = ((config.global_scale, config.global_size) if is_global
+                       else (config.local_scale, config.local_size))
+        crop_height, crop_width, is_central = _crop_size(draws, height, width, scale, config.aspect)
+        free_rows, free_columns = height - crop_height, width - crop_width
+        top = free_rows // 2 if is_central else int(draws[-3] * (free_rows + 1))
+        left = free_columns // 2 if is_central else int(draws[-2] * (free_columns + 1))
+        views.append(View(top, left, crop_height, crop_width, draws[-1] < config.mirror, size))
+    return views
+
+
+def _crop_size(draws: Sequence[float], height: int, width: int, scale: tuple[float, float],
+               aspect: tuple[float, float]) -> tuple[int, int, bool]:
+    """Height and width in pixels, and whether it is the central crop for images that no random one fitted."""
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for area_draw, aspect_draw in zip(draws[:2 * TRIES:2], draws[1:2 * TRIES:2], strict=True):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        ratio = math.exp(low + (high - low) * aspect_draw)
+        crop_height, crop_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < crop_height <= height and 0 < crop_width <= width:
+            return crop_height, crop_width, False
+    if width < height * aspect[0]:
+        return max(1, round(width / aspect[0])), width, True
+    if width > height * aspect[1]:
+        return height, max(1, round(height * aspect[1])), True
+    return height, width, True
+
+
+def cut_views(pixels: NDArray[np.uint8], views: Sequence[View]) -> Tensor:
+    """Cut and resize (bicubic, antialiased), then mirror: (len(views), 3, size, size) uint8, not yet colored.
+
+    `pixels` (H, W, 3) uint8; the views share one size and lie inside the image in whole pixels.
+    """
+    resized = []
+    for view in views:
+        top, left = int(view.top), int(view.left)
+        bottom, right = top + int(view.height), left + int(view.width)
+        if not (0 <= top < bottom <= pixels.shape[0] and 0 <= left < right <= pixels.shape[1]):
+            raise ValueError(f"{view} is not inside an image of {pixels.shape[0]} x {pixels.shape[1]} pixels")
+        # a copy of its own with a batch dimension is channels-last to torch, which resizes it fastest
+        crop = torch.from_numpy(pixels[None, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
+        out = F.interpolate(crop, size=(view.size, view.size), mode="bicubic", antialias=True)
+        resized.append(out.flip(-1) if view.mirrored else out)
+    return torch.cat(resized)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSample:
+    """The G global and L local views of one image; V = G + L, globals first."""
+
+    global_views: Tensor  # (G, 3, S, S) uint8
+    local_views: Tensor  # (L, 3, s, s) uint8
+    boxes: NDArray[np.float64]  # (V, 4) top, left, height, width in source pixels
+    mirrored: NDArray[np.bool_]  # (V,)
+    index: int  # the image that was read
+    global_colors: ColorDraws  # (G, ...)
+    local_colors: ColorDraws  # (L, ...)
+    drop_path: NDArray[np.float32]  # (V, places) uniform in [0, 1)
+    unreadable: tuple[str, ...]  # names of images that it stands in for
+
+
+@dataclass(frozen=True, slots=True)
+class ViewBatch:
+    """B samples stacked; draws of color and drop path travel with them."""
+
+    global_views: Tensor  # (B, G, 3, S, S) uint8
+    local_views: Tensor  # (B, L, 3, s, s) uint8
+    boxes: Tensor  # (B, V, 4) float64
+    mirrored: Tensor  # (B, V) bool
+    index: Tensor  # (B,) int64
+    global_colors: ColorDraws  # (B, G, ...)
+    local_colors: ColorDraws  # (B, L, ...)
+    drop_path: Tensor  # (B, V, places) float32
+    unreadable: tuple[str, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
+        """The batch on `device`, draws of color left on the CPU, where `apply_colors` wants them.
+
+        With `non_blocking` a pinned batch is copied while the device works.
+        """
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> ViewBatch:
+        """The batch in page-locked memory, draws of color excepted."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> ViewBatch:
+        names = ("global_views", "local_views", "boxes", "mirrored", "index", "drop_path")
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
+
+
+class ViewDataset(Dataset[ViewSample]):
+    """Views of the images of a set, asked for by (epoch, index).
+
+    An unreadable image is replaced by the next one that can be read, and named in the sample. Construction
+    raises DataError when the first images of the set are unreadable until they are more than 1 % of all.
+    """
+
+    def __init__(self, images: ImageSet, recipe: Recipe, seed: int, num_drop_path: int = 0) -> None:
+        """`num_drop_path`: places of drop path in the student, each of which takes a draw per view."""
+        self.images, self.recipe, self.seed, self.num_drop_path = images, recipe, seed, num_drop_path
+        # here and not in a worker, whose errors arrive with a traceback in their text
+        self._readable(0, UnreadableBudget(len(images)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> ViewSample:
+        index, pixels, unreadable = self._readable(key[1])
+        config, num_global = self.recipe.views, self.recipe.views.num_global
+        views = draw_views(self._rng(key, "crops"), pixels.shape[0], pixels.shape[1], config)
+        drop_path = self._rng(key, "drop_path").random((len(views), self.num_drop_path), dtype=np.float32)
+        local_views = (cut_views(pixels, views[num_global:]) if config.num_local
+                       else torch.empty(0, 3, config.local_size, config.local_size, dtype=torch.uint8))
+        boxes = np.array([(v.top, v.left, v.height, v.width) for v in views], dtype=np.float64)
+        mirrored = np.array([v.mirrored for v in views])
+        return ViewSample(cut_views(pixels, views[:num_global]), local_views, boxes, mirrored, index,
+                          *self._colors(key), drop_path, unreadable)
+
+    def _rng(self, key: tuple[int, int], stream: str) -> np.random.Generator:
+        return sample_rng(self.seed, *key, stream)
+
+    def _colors(self, key: tuple[int, int]) -> tuple[ColorDraws, ColorDraws]:
+        views, patch_size = self.recipe.views, self.recipe.model.patch_size
+        global_patches = patches_per_side(views.global_size, patch_size) ** 2
+        local_patches = patches_per_side(views.local_size, patch_size) ** 2
+        return draw_sample_colors(self._rng(key, "color"), self.recipe.photometric,
+                                  views.num_global, views.num_local, global_patches, local_patches)
+
+    def _readable(self, asked: int, budget: UnreadableBudget | None = None,
+                  ) -> tuple[int, NDArray[np.uint8], tuple[str, ...]]:
+        """The first readable image from `asked` on: its index, its pixels, the names of those passed over."""
+        passed: list[str] = []
+        for index in itertools.chain(range(asked, len(self)), range(asked)):
+            try:
+                return index, self.images.pixels(index), tuple(passed)
+            except UnreadableImage as error:
+                passed.append(error.name)
+                if budget:
+                    budget.add(error.name, error.reason)
+        raise DataError(f"none of the {len(self)} images of {self.images.name} can be read")
+
+
+def collate_views(samples: Sequence[ViewSample]) -> ViewBatch:
+    """Samples of one recipe as a batch."""
+    return ViewBatch(
+        global_views=torch.stack([sample.global_views for sample in samples]),
+        local_views=torch.stack([sample.local_views for sample in samples]),
+        boxes=torch.from_numpy(np.stack([sample.boxes for sample in samples])),
+        mirrored=torch.from_numpy(np.stack([sample.mirrored for sample in samples])),
+        index=torch.tensor([sample.index for sample in samples]),
+        global_colors=stack_draws([sample.global_colors for sample in samples]),
+        local_colors=stack_draws([sample.local_colors for sample in samples]),
+        drop_path=torch.from_numpy(np.stack([sample.drop_path for sample in samples])),
+        unreadable=tuple(name for sample in samples for name in sample.unreadable))
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) from update `start_step` to the end of the last epoch: one rank's share.
+
+    Each epoch is a shuffle of its own of the whole set, cut into batches of `batch_size` images, the rest
+    left out. A rank takes its slice of every batch: the number of ranks does not change what a batch holds.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, *, epochs: int, seed: int, start_step: int = 0,
+                 rank: int = 0, world_size: int = 1) -> None:
+        if num_images < batch_size:
+            raise UsageError(f"optim.batch_size = {batch_size} is more than the {num_images} images there are; "
+                             "lower it, or add images")
+        if batch_size % world_size:
+            raise UsageError(f"optim.batch_size = {batch_size} cannot be shared out evenly to {world_size} "
+                             f"processes; choose a multiple of {world_size}")
+        self.num_images, self.batch_size, self.epochs, self.seed = num_images, batch_size, epochs, seed
+        self.start_step, self.rank, self.world_size = start_step, rank, world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in one epoch."""
+        return self.num_images // self.batch_size
+
+    def __len__(self) -> int:
+        """Updates that are left."""
+        return max(0, self.epochs * self.steps_per_epoch - self.start_step)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.batch_size // self.world_size
+        first_epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            order = sample_rng(self.seed, epoch, 0, "shuffle").permutation(self.num_images)
+            for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
+                begin = step * self.batch_size + self.rank * share
+                yield [(epoch, index) for index in order[begin:begin + share].tolist()]
