@@ -35,7 +35,7 @@ Rule = Literal["center", "paper"]
 class Part(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Part):
@@ -71,6 +71,8 @@ class ViewConfig(Part):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"views.{name} = [{low}, {high}] must be positive and ascending")
+            if name != "aspect" and high > 1:
+                raise ValueError(f"views.{name} = [{low}, {high}] are shares of the image area, at most 1")
         if self.num_views < 2:
             raise ValueError(f"views.num_global = {self.num_global} and views.num_local = {self.num_local}: "
                              "self-distillation compares two different views, ask for at least two")
@@ -170,7 +172,7 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _sizes_are_whole_patches(self) -> Recipe:
-        for name in ("global_size", "local_size"):
+        for name in ("global_size", "local_size")[: 1 + (self.views.num_local > 0)]:
             if (size := getattr(self.views, name)) % self.model.patch_size:
                 raise ValueError(f"views.{name} = {size} is not a multiple of "
                                  f"model.patch_size = {self.model.patch_size}")
@@ -215,6 +217,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
         raise UsageError(f"{where} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{where} holds a {type(values).__name__}, a recipe is a table of keys and values")
+    values = {key: value for key, value in values.items() if value is not None}  # all its keys commented out
     for override in overrides:
         _apply_override(values, override)
     try:
@@ -259,11 +262,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _unknown_key(key: str) -> str:
     """Sentence for a wrong key: the same word in another part comes first, then the keys beside it."""
     part, _, word = key.rpartition(".")
-    elsewhere = [name for name in recipe_keys() if name.rpartition(".")[2] == word]
+    keys = recipe_keys()
+    within = [name for name in keys if name.startswith(f"{key}.")]
+    if within:
+        return f"recipe key '{key}' is a part, not a value; set one of: {', '.join(within)}"
+    elsewhere = [name for name in keys if name.rpartition(".")[2] == word]
     if elsewhere:
         return f"recipe key '{key}' is unknown; did you mean '{elsewhere[0]}'?"
-    beside = [name for name in recipe_keys() if name.rpartition(".")[0] == part]
-    return one_of("recipe key", key, beside or recipe_keys())
+    start = f"{part}." if part else ""
+    beside = {start + name.removeprefix(start).partition(".")[0] for name in keys if name.startswith(start)}
+    return one_of("recipe key", key, beside or keys)
 
 
 def _scalar(value: str) -> Any:

@@ -1,0 +1,212 @@
+"""Recipes: what is refused, in which words, and that the shipped ones survive a round trip."""
+
+import pytest
+import yaml
+
+from patchssl.errors import UsageError
+from patchssl.pretrain.config import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_keys, recipe_names
+
+SHIPPED = ["cifar10", "imagenet100", "imagenet1k", "quickstart"]
+
+
+def refusal(text="", overrides=()):
+    with pytest.raises(UsageError) as caught:
+        parse_recipe(text, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_load_and_round_trip(name):
+    recipe = load_recipe(name)
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert load_recipe(name, [f"optim.epochs={recipe.optim.epochs}"]) == recipe
+
+
+def test_the_shipped_recipes_are_there():
+    assert set(SHIPPED) <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", [n for n in SHIPPED if n != "quickstart"])
+def test_the_authors_recipes_hold_the_authors_settings(name):
+    """The numbers of DESIGN section 1, written out here once more."""
+    recipe = load_recipe(name)
+    optim, loss, views = recipe.optim, recipe.loss, recipe.views
+    assert (optim.lr, optim.min_lr, optim.warmup_epochs, optim.epochs) == (5e-4, 1e-6, 10, 100)
+    assert (optim.weight_decay, optim.weight_decay_end, optim.clip_grad) == (0.04, 0.4, 3.0)
+    assert (optim.teacher_momentum, optim.teacher_momentum_end) == (0.996, 1.0)
+    assert (loss.teacher_temp, loss.teacher_temp_start, loss.student_temp) == (0.04, 0.04, 0.1)
+    assert (loss.weighting, loss.rule, loss.centering, loss.center_per_position) == ("paper", "paper", "ema", True)
+    assert (views.num_global, views.num_local, views.global_size, views.local_size) == (2, 8, 224, 96)
+    assert (views.global_scale, views.local_scale) == ((0.4, 1.0), (0.05, 0.4))
+    assert (recipe.head.num_prototypes, recipe.head.hidden, recipe.head.bottleneck) == (10_000, 2048, 256)
+    assert (recipe.head.norm_last_layer, recipe.head.freeze_last_layer_epochs) == (True, 1)
+    assert (recipe.model.drop_path, recipe.photometric.patch_share) == (0.1, 1.0)
+
+
+def test_a_dumped_recipe_spells_out_every_setting():
+    dumped = yaml.safe_load(dump_recipe(Recipe()))
+
+    def leaves(table, prefix=""):
+        for key, value in table.items():
+            yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+
+    assert sorted(leaves(dumped)) == recipe_keys()
+    assert {"method", "model.arch", "optim.lr", "views.global_scale", "run.workers"} <= set(recipe_keys())
+
+
+@pytest.mark.parametrize(("text", "nearest"), [
+    ("optim: {epoch: 3}", "'optim.epochs'"),
+    ("optim: {learning_rate: 3, batchsize: 3}", "'optim.batch_size'"),
+    ("lr: 1", "'optim.lr'"),  # the right word in the wrong place
+    ("optimizer: {lr: 1}", "'optim'"),
+    ("head: {num_global: 1}", "'views.num_global'"),
+    ("metod: dino", "'method'"),
+    ("loss: {center: ema}", "'loss.centering'"),
+])
+def test_an_unknown_key_in_a_file_answers_with_the_nearest(text, nearest):
+    assert f"did you mean {nearest}" in refusal(text)
+
+
+@pytest.mark.parametrize(("override", "nearest"), [
+    ("optim.epoch=3", "'optim.epochs'"),
+    ("epochs=3", "'optim.epochs'"),
+    ("optimizer.lr=1", "'optim.lr'"),
+    ("optimm.epoch=1", "'optim.epochs'"),
+    ("views.patch_size=8", "'model.patch_size'"),
+])
+def test_an_unknown_key_in_an_override_answers_with_the_nearest(override, nearest):
+    sentence = refusal(overrides=[override])
+    assert f"'{override.split('=')[0]}' is unknown" in sentence
+    assert f"did you mean {nearest}" in sentence
+
+
+def test_overriding_a_whole_part_says_what_it_holds():
+    sentence = refusal(overrides=["model=vit_small"])
+    assert "model" in sentence
+    assert "model.arch" in sentence
+
+
+@pytest.mark.parametrize(("override", "value"), [
+    ("optim.lr=1e-4", 1e-4),
+    ("optim.lr=5.0e-04", 5e-4),
+    ("optim.lr=1", 1.0),
+    ("optim.epochs=20", 20),
+    ("views.global_scale=[0.25, 1]", (0.25, 1.0)),
+    ("photometric.blur=[1, .5, 0]", (1.0, 0.5, 0.0)),
+    ("head.norm_last_layer=false", False),
+    ("head.norm_last_layer=true", True),
+    ("model.depth=null", None),
+    ("model.depth=", None),
+    ("loss.centering=sinkhorn", "sinkhorn"),
+    ("data=/some/dir with spaces=and signs", "/some/dir with spaces=and signs"),
+])
+def test_overrides_are_read_as_yaml(override, value):
+    found = parse_recipe("method: pwself", [override])
+    for part in override.partition("=")[0].split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_last_override_wins_and_beats_the_file():
+    recipe = parse_recipe("optim: {epochs: 5, lr: 1}", ["optim.epochs=6", "optim.epochs=7"])
+    assert (recipe.optim.epochs, recipe.optim.lr) == (7, 1)
+
+
+def test_an_override_reaches_a_part_that_the_file_leaves_empty():
+    assert parse_recipe("optim:\n  # nothing yet\n", ["optim.epochs=6"]).optim.epochs == 6
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("optim.epochs=0", ["optim.epochs = 0", "greater than 0"]),
+    ("optim.epochs=many", ["optim.epochs = 'many'", "integer"]),
+    ("optim.lr=-1e-3", ["optim.lr", "-1e-3", "greater than 0"]),
+    ("optim.lr=.inf", ["optim.lr = inf", "finite"]),
+    ("optim.lr=.nan", ["optim.lr = nan"]),
+    ("optim.min_lr=.inf", ["optim.min_lr = inf", "finite"]),
+    ("views.global_scale=[.nan, 1]", ["views.global_scale"]),
+    ("photometric.patch_share=1.5", ["photometric.patch_share = 1.5", "less than or equal to 1"]),
+    ("photometric.hue=0.6", ["photometric.hue = 0.6", "0.5"]),
+    ("views.global_scale=[0.5, 0.4]", ["views.global_scale = [0.5, 0.4]", "ascending"]),
+    ("views.global_scale=[0, 0.4]", ["views.global_scale = [0.0, 0.4]", "positive"]),
+    ("views.local_scale=[0.1, 1.5]", ["views.local_scale = [0.1, 1.5]", "at most 1"]),
+    ("views.global_scale=[0.5]", ["views.global_scale"]),
+    ("views.global_scale=0.5", ["views.global_scale = 0.5"]),
+    ("views.num_global=0", ["views.num_global = 0"]),
+    ("model.drop_path=1", ["model.drop_path = 1", "less than 1"]),
+    ("loss.centering=batch", ["loss.centering = 'batch'", "'ema' or 'sinkhorn'"]),
+    ("loss.rule=centre", ["loss.rule = 'centre'", "'center'", "'paper'"]),
+    ("method=moco", ["method = 'moco'", "'pwself'", "'dino'"]),
+    ("views.global_size=100", ["views.global_size = 100", "model.patch_size = 16", "not a multiple"]),
+    ("views.local_size=40", ["views.local_size = 40", "model.patch_size = 16", "not a multiple"]),
+    ("method=dino", ["photometric.patch_share = 1.0", "set it to 0"]),
+])
+def test_wrong_values_are_refused_by_dotted_name(override, words):
+    sentence = refusal(overrides=[override])
+    assert [word for word in words if word not in sentence] == [], sentence
+
+
+@pytest.mark.parametrize(("overrides", "words"), [
+    (["views.num_global=1", "views.num_local=0"], ["views.num_global = 1", "views.num_local = 0", "at least two"]),
+    (["loss.weighting=paper", "loss.patch_weight=0.5"], ["loss.patch_weight", "loss.weighting = balanced"]),
+    (["loss.weighting=paper", "loss.patch_warmup_epochs=3"], ["loss.patch_warmup_epochs"]),
+    (["loss.center_per_position=true", "loss.centering=sinkhorn"], ["loss.center_per_position", "loss.centering"]),
+])
+def test_combinations_that_mean_nothing_are_refused(overrides, words):
+    sentence = refusal(overrides=overrides)
+    assert [word for word in words if word not in sentence] == [], sentence
+
+
+def test_all_wrong_values_are_told_at_once():
+    sentence = refusal("optim: {epochs: 0, lr: fast}\nmodel: {depht: 3}")
+    assert [word for word in ("optim.epochs", "optim.lr", "'model.depth'") if word not in sentence] == []
+
+
+def test_the_size_of_local_views_does_not_matter_when_there_are_none():
+    recipe = parse_recipe("", ["views.num_local=0", "views.global_size=28", "model.patch_size=14"])
+    assert (recipe.views.num_views, recipe.views.local_size % 14) == (2, 96 % 14)
+
+
+def test_dino_needs_whole_view_color_only():
+    assert parse_recipe("method: dino\nphotometric: {patch_share: 0}").method == "dino"
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("- a\n- b\n", "a list"),
+    ("optim: [1, 2", "is not YAML"),
+    ("optim: 3\n", "optim = 3"),
+])
+def test_what_is_no_table_of_keys_is_refused(text, words):
+    assert words in refusal(text)
+
+
+@pytest.mark.parametrize("override", ["optim.epochs", "optim.epochs=[1"])
+def test_an_override_that_cannot_be_read(override):
+    assert override.split("=")[-1] in refusal(overrides=[override])
+
+
+def test_an_override_below_something_that_is_no_table():
+    assert "optim" in refusal("optim: 3", ["optim.lr=1"])
+
+
+def test_recipes_are_found_by_name_by_path_or_not_at_all(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("optim: {epochs: 4}\n")
+    assert load_recipe(path).optim.epochs == 4
+    assert load_recipe(str(path), ["optim.epochs=5"]).optim.epochs == 5
+    with pytest.raises(UsageError, match="did you mean 'quickstart'"):
+        load_recipe("quikstart")
+    with pytest.raises(UsageError, match=r"nothing\.yaml is not a file.*quickstart"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_a_recipe_says_which_file_is_wrong(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("optim: {epochs: -4}\n")
+    with pytest.raises(UsageError, match=r"mine\.yaml: optim\.epochs = -4"):
+        load_recipe(path)
+
+
+def test_values_cannot_be_changed_later():
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().optim.lr = 3
