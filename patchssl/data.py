@@ -115,7 +115,7 @@ def _existing(data: str | Path) -> Path:
         return path
     if isinstance(data, str) and "/" not in data:
         raise UsageError(f"no file or folder is called '{data}', and {one_of('the set', data, NAMED_SETS)}")
-    raise DataError(f"{path} does not exist, and is not the name of a set: {', '.join(NAMED_SETS)}")
+    raise DataError(f"{data} does not exist, and is not the name of a set: {', '.join(NAMED_SETS)}")
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
