@@ -1,0 +1,169 @@
+"""From result records to scores: which are the same thing with another seed, and how sure the mean is.
+
+A score belongs to one row (method, architecture, pretraining) and one column (data set, protocol, metric).
+Data sets and protocols are told apart by their fingerprints: numbers that cannot be compared never share a
+column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped]
+
+from patchssl.errors import UsageError, one_of
+from patchssl.eval.results import Result
+
+# metrics shown per task, in this order; keys as in the records
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "knn": ("top1@20", "top5@20"),
+    "linear": ("top1", "top5"),
+    "copydays": ("strong/map",),
+    "roxford5k": ("medium/map", "hard/map"),
+    "rparis6k": ("medium/map", "hard/map"),
+    "patches": ("exact", "within1"),
+}
+# rows in this order; a method that is not named here comes last, under its model's name
+METHODS: dict[str, str] = {
+    "pixels": "Raw pixels",
+    "random": "Random network",
+    "dino": "DINO",
+    "pwself": "PW-Self",
+    "ibot": "iBOT",
+    "supervised": "Supervised",
+}
+NONE = "–"
+
+
+class Row(NamedTuple):
+    """What was scored; records that differ in their weights alone share a row."""
+
+    order: int
+    label: str
+    arch: str
+    pretraining: str
+
+
+class Column(NamedTuple):
+    """What it was scored on, how, and which metric."""
+
+    dataset: str
+    protocol: str
+    metric: str
+    dataset_fingerprint: str
+    protocol_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean of one cell over `n` records, a fraction in [0, 1], with its 95 % interval if there is one."""
+
+    row: Row
+    column: Column
+    mean: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""  # "seeds": Student's t over records; "images": Wilson over one record's test images
+    seeds_differ: bool = True  # False where records share a seed or do not state it
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of two or more `values`.
+
+    >>> [round(bound, 3) for bound in t_interval([1.0, 2.0, 3.0])]
+    [-0.484, 4.484]
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"an interval over seeds needs at least two values, there are {n}")
+    mean = math.fsum(values) / n
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * deviation / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a `share` in [0, 1] of `count` independent trials.
+
+    >>> [round(bound, 3) for bound in wilson_interval(0.5, 100)]
+    [0.404, 0.596]
+    """
+    if count < 1 or not 0 <= share <= 1:
+        raise ValueError(f"a share of {share} of {count} trials has no interval")
+    z = float(ndtri((1 + level) / 2))
+    center = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))  # rounding at 0 and 1
+
+
+def collect_scores(results: Iterable[Result], task: str) -> list[Score]:
+    """Scores of all records of `task`, in the order of the tables; UsageError for an unknown task."""
+    if task not in HEADLINES:
+        raise UsageError(one_of("task", task, HEADLINES))
+    cells: dict[tuple[Row, Column], list[Result]] = defaultdict(list)
+    for result in sorted((r for r in results if r.task == task), key=_sort_key):
+        for metric in HEADLINES[task]:
+            if metric in result.metrics:
+                cells[row_of(result), column_of(result, metric)].append(result)
+    order = {metric: place for place, metric in enumerate(HEADLINES[task])}
+    scores = [_score(row, column, records) for (row, column), records in cells.items()]
+    return sorted(scores, key=lambda s: (s.row, s.column._replace(metric=""), order[s.column.metric]))
+
+
+def row_of(result: Result) -> Row:
+    """The row that a record belongs to."""
+    known = list(METHODS)
+    order = known.index(result.method) if result.method in METHODS else len(known)
+    label = METHODS.get(result.method, result.model)
+    arch = NONE if result.method == "pixels" else result.arch or NONE
+    return Row(order, label, arch, _pretraining(result))
+
+
+def column_of(result: Result, metric: str) -> Column:
+    """The column that `metric` of a record belongs to."""
+    return Column(result.dataset, result.protocol, metric, result.dataset_fingerprint,
+                  result.protocol_fingerprint)
+
+
+def _pretraining(result: Result) -> str:
+    if result.method == "pixels":
+        return NONE
+    if result.method == "random":
+        return "untrained"
+    if not result.pretrain_data:
+        return "not stated"
+    if result.pretrain_epochs is None:
+        return f"{result.pretrain_data}, epochs not stated"
+    return f"{result.pretrain_data}, {result.pretrain_epochs:g} epochs"
+
+
+def _score(row: Row, column: Column, records: Sequence[Result]) -> Score:
+    """One cell; the same weights scored twice, perhaps under two names, count once."""
+    distinct = list({record.weights_sha256: record for record in reversed(records)}.values())
+    values = sorted(r.metrics[column.metric] for r in distinct)
+    mean = math.fsum(values) / len(values)
+    if len(values) > 1:
+        seeds = [r.seed for r in distinct]
+        known = None not in seeds and len(set(seeds)) == len(seeds)
+        return Score(row, column, mean, len(values), *t_interval(values), "seeds", known)
+    count = num_test_images(distinct[0])
+    if count and column.metric.startswith("top"):
+        return Score(row, column, mean, 1, *wilson_interval(mean, count), "images")
+    return Score(row, column, mean, 1)
+
+
+def num_test_images(result: Result) -> int | None:
+    """How many test images an accuracy was counted on, if the record says so."""
+    count = result.detail.get("num_test")
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _sort_key(result: Result) -> tuple[Any, ...]:
+    metrics = tuple(sorted((name, repr(value)) for name, value in result.metrics.items()))
+    return (result.model, result.weights_sha256, result.dataset, result.protocol_fingerprint,
+            str(result.seed), metrics)

@@ -1,0 +1,214 @@
+import dataclasses
+import io
+import random
+
+import pandas as pd
+import pytest
+
+from patchssl.eval.results import Result
+from patchssl.report.tables import comparison_table, score_table, to_csv, to_markdown, write_tables
+
+BASE = Result(
+    model="run-0",
+    method="pwself",
+    arch="vit_tiny",
+    weights_sha256="a" * 64,
+    pretrain_data="textures",
+    pretrain_epochs=20.0,
+    task="knn",
+    dataset="textures",
+    dataset_fingerprint="d" * 64,
+    protocol="native",
+    protocol_version=1,
+    protocol_settings={"resize": 32},
+    protocol_fingerprint="1" * 16,
+    metrics={"top1@20": 0.3, "top5@20": 0.75},
+    detail={"num_test": 1500},
+    seed=0,
+    versions={},
+    device="cpu",
+    duration=1.0,
+)
+TOP1 = "textures, 20-NN top-1, % (native)"
+
+
+def record(**changes: object) -> Result:
+    return dataclasses.replace(BASE, **changes)
+
+
+def quickstart() -> list[Result]:
+    """Three seeds of PW-Self and DINO, a random network and pixels."""
+    records = []
+    for seed, share in enumerate((0.2, 0.3, 0.4)):
+        for method, gain in (("pwself", 0.01), ("dino", 0.0)):
+            records.append(
+                record(
+                    method=method,
+                    seed=seed,
+                    weights_sha256=f"{method == 'dino':d}{seed:063x}",
+                    metrics={"top1@20": share + gain, "top5@20": 0.7},
+                )
+            )
+    for method, letter, share in (("random", "b", 0.125), ("pixels", "c", 0.159)):
+        records.append(
+            record(
+                method=method,
+                pretrain_data=None,
+                pretrain_epochs=None,
+                weights_sha256=letter * 64,
+                metrics={"top1@20": share, "top5@20": 0.5},
+            )
+        )
+    return records
+
+
+def parse(markdown: str) -> list[list[str]]:
+    """Cells of the pipe table, by splitting at pipes that are not escaped."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines]
+
+
+def test_rows_cells_and_notes_of_the_quickstart_table():
+    table = comparison_table(quickstart())
+    assert list(table.columns) == [
+        "Method",
+        "Architecture",
+        "Pretraining",
+        TOP1,
+        "textures, 20-NN top-5, % (native)",
+    ]
+    assert table["Method"].tolist() == ["Raw pixels", "Random network", "DINO", "PW-Self"]
+    assert table["Pretraining"].tolist() == ["–", "untrained", "textures, 20 epochs", "textures, 20 epochs"]
+    # half of the interval: 4.303 x 10.0 / sqrt(3) = 24.8 points
+    assert table[TOP1].tolist()[2:] == ["30.0 ± 24.8 (n = 3)", "31.0 ± 24.8 (n = 3)"]
+    assert table[TOP1].tolist()[0] == "15.9 [14.1, 17.8]"
+    notes = " ".join(table.attrs["notes"])
+    assert "t-interval" in notes
+    assert "Wilson" in notes
+    assert "published" not in notes
+
+
+def test_a_single_record_without_a_count_has_no_interval_and_no_note():
+    table = comparison_table([record(detail={})])
+    assert table[TOP1].tolist() == ["30.0"]
+    assert table.attrs["notes"] == []
+
+
+def test_another_protocol_fingerprint_gets_its_own_marked_column_and_a_footnote():
+    other = record(
+        method="dino",
+        weights_sha256="b" * 64,
+        protocol_fingerprint="2" * 16,
+        protocol_settings={"resize": 64},
+    )
+    table = comparison_table([BASE, other])
+    first, second = f"{TOP1} #dddddd/111111", f"{TOP1} #dddddd/222222"
+    assert table[first].tolist() == ["not run", "30.0 [27.7, 32.4]"]
+    assert table[second].tolist() == ["30.0 [27.7, 32.4]", "not run"]
+    assert any("2 settings" in note and "resize (32, 64)" in note for note in table.attrs["notes"])
+
+
+def test_other_images_under_the_same_name_get_their_own_column_and_a_footnote():
+    table = comparison_table([BASE, record(method="dino", dataset_fingerprint="e" * 64)])
+    assert sum(name.startswith(TOP1) for name in table.columns) == 2
+    assert any("2 different sets of images" in note for note in table.attrs["notes"])
+
+
+def test_shared_seeds_carry_a_mark_and_a_footnote():
+    table = comparison_table([BASE, record(weights_sha256="b" * 64)])
+    assert table[TOP1].tolist()[0].endswith("(n = 2) †")
+    assert any(note.startswith("†") for note in table.attrs["notes"])
+
+
+def imagenet(protocol: str = "dino") -> Result:
+    return record(
+        method="dino",
+        model="timm:vit_small_patch16_224.dino",
+        dataset="imagenet1k",
+        protocol=protocol,
+        pretrain_data="ImageNet-1K",
+        pretrain_epochs=800.0,
+        metrics={"top1@20": 0.7447},
+        seed=None,
+    )
+
+
+def test_published_rows_stand_apart_with_their_sources():
+    table = comparison_table([imagenet(), BASE])
+    column = "imagenet1k, 20-NN top-1, % (dino)"
+    row = table[
+        (table.Method == "DINO (published)")
+        & (table.Architecture == "ViT-S/16")
+        & (table.Pretraining == "ImageNet-1K, 800 epochs")
+    ]
+    (cell,) = row[column]
+    value, mark = cell.split()
+    assert value == "74.5"
+    (source,) = [note for note in table.attrs["notes"] if note.startswith(mark)]
+    assert "2104.14294" in source
+    assert row[TOP1].tolist() == ["not published"]
+    assert table[column][table.Method == "PW-Self (published)"].tolist() == ["not available"]
+
+
+def test_published_numbers_are_not_set_beside_another_protocol():
+    table = comparison_table([imagenet("native")])
+    cells = table["imagenet1k, 20-NN top-1, % (native)"][table.Method == "DINO (published)"]
+    assert set(cells) == {"other protocol"}
+
+
+def test_numbers_behind_the_table():
+    numbers = score_table(quickstart())
+    row = numbers[(numbers.method == "DINO") & (numbers.metric == "top1@20")].iloc[0]
+    assert (row.percent, row.n, row.interval) == (30.0, 3, "seeds")
+    assert row.high - row.percent == pytest.approx(24.84, abs=0.01)
+    assert row.protocol_fingerprint == "1" * 16
+
+
+def test_markdown_says_what_the_frame_says():
+    table = comparison_table(quickstart())
+    header, rule, *rows = parse(to_markdown(table))
+    assert header == list(table.columns)
+    assert [cell[-1] for cell in rule] == ["-", "-", "-", ":", ":"]
+    assert rows == table.to_numpy().tolist()
+    assert all(f"- {note}" in to_markdown(table).splitlines() for note in table.attrs["notes"])
+
+
+def test_a_hostile_name_stays_in_its_cell():
+    table = comparison_table([record(method="other", model="a|b\n<script>x</script> `c`", arch="x\ny")])
+    markdown = to_markdown(table)
+    _, _, row = parse(markdown)
+    assert len(row) == len(table.columns)
+    assert "<script" not in markdown
+    assert row[0] == "a\0b &lt;script>x&lt;/script> `c`"
+
+
+def test_nothing_gives_an_empty_table():
+    table = comparison_table([])
+    assert (len(table), table.attrs["notes"]) == (0, [])
+    assert to_markdown(table).count("\n") == 2
+
+
+def test_same_records_same_bytes_in_any_order(tmp_path):
+    records = [*quickstart(), imagenet(), record(task="linear", metrics={"top1": 0.6}, protocol="cached")]
+    first = [path.read_bytes() for path in write_tables(records, tmp_path / "a")]
+    random.Random(1).shuffle(records)
+    assert [path.read_bytes() for path in write_tables(records, tmp_path / "b")] == first
+    assert b"\r" not in b"".join(first)
+
+
+def test_files_hold_every_task(tmp_path):
+    records = [*quickstart(), record(task="linear", metrics={"top1": 0.6}, protocol="cached")]
+    markdown, numbers = write_tables(records, tmp_path / "new" / "folder", "scores")
+    assert (markdown.name, numbers.name) == ("scores.md", "scores.csv")
+    text = markdown.read_text(encoding="utf-8")
+    assert text.index("## k-NN") < text.index("## Linear probe")
+    assert to_markdown(comparison_table(records)) in text
+    read = pd.read_csv(numbers)
+    assert read.groupby("task").size().to_dict() == {"knn": 8, "linear": 1}
+
+
+def test_csv_reads_back_as_the_same_numbers():
+    numbers = score_table(quickstart())
+    read = pd.read_csv(io.StringIO(to_csv(numbers)))
+    assert read.percent.tolist() == numbers.percent.tolist()
+    assert read.columns.tolist() == numbers.columns.tolist()
