@@ -1,0 +1,252 @@
+import logging
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from patchssl.errors import DataError, UsageError
+from patchssl.eval import search
+from patchssl.eval.search import describe_backend, faiss_version, search_topk
+
+BACKENDS = ("faiss-cpu", "torch")
+
+
+def some_features(n, d=24, seed=0):
+    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)))
+
+
+def without_faiss(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("k", [1, 7, 150])
+def test_neighbors_equal_those_of_a_full_sort_in_double_precision(backend, k):
+    database, queries = some_features(500), some_features(300, seed=1)
+    similarities, ids = search_topk(database, queries, k, backend=backend)
+    full = queries.numpy().astype(np.float64) @ database.numpy().astype(np.float64).T
+    expected = -np.sort(-full, axis=1)[:, :k]
+    assert np.allclose(similarities, expected, atol=1e-6)
+    # neighbors whose cosines differ by less than float32 can tell may change places
+    assert np.allclose(np.take_along_axis(full, ids.numpy(), 1), expected, atol=1e-6)
+    assert all(len(set(row)) == k for row in ids.tolist())
+    assert similarities.dtype == torch.float32
+    assert ids.dtype == torch.int64
+
+
+def test_the_torch_search_is_the_same_when_database_and_queries_span_several_blocks(monkeypatch):
+    database, queries = some_features(500), some_features(70, seed=1)
+    whole = search_topk(database, queries, 30, backend="torch")
+    monkeypatch.setattr(search, "_QUERIES_PER_BLOCK", 16)
+    monkeypatch.setattr(search, "_DATABASE_PER_BLOCK", 12)  # fewer than k: the first blocks give less than k
+    blocks = search_topk(database, queries, 30, backend="torch")
+    assert torch.equal(whole[1], blocks[1])
+    torch.testing.assert_close(whole[0], blocks[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inner_products_are_not_normalized(backend):
+    similarities, ids = search_topk(
+        torch.tensor([[3.0, 0], [0, 1]]), torch.tensor([[2.0, 1]]), 2, backend=backend
+    )
+    assert similarities.tolist() == [[6.0, 1.0]]
+    assert ids.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_equal_neighbors_the_lower_id_comes_first(backend):
+    # exact in float32, whatever the order of summation
+    vectors = torch.eye(4)
+    database = vectors[torch.tensor([1, 0, 2, 0, 1, 0, 3, 1])]
+    queries = torch.tensor([[1.0, 0.5, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]])
+    similarities, ids = search_topk(database, queries, 8, backend=backend)
+    assert ids.tolist() == [[1, 3, 5, 0, 4, 7, 2, 6], [2, 0, 1, 3, 4, 5, 6, 7], [0, 4, 7, 1, 2, 3, 5, 6]]
+    assert similarities[0].tolist() == [1, 1, 1, 0.5, 0.5, 0.5, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_neighbors_than_the_database_holds_are_all_of_it(backend):
+    similarities, ids = search_topk(some_features(3), some_features(2, seed=1), 20, backend=backend)
+    assert similarities.shape == ids.shape == (2, 3)
+    assert ids.sort(dim=1).values.tolist() == [[0, 1, 2]] * 2
+
+
+def test_numpy_half_precision_and_strided_features_are_read():
+    database = some_features(40, 8)
+    expected = search_topk(database, database[:5], 3)[1]
+    assert torch.equal(search_topk(database.numpy(), database.numpy()[:5], 3)[1], expected)
+    assert torch.equal(search_topk(database.T.contiguous().T, database[:5].double(), 3)[1], expected)
+    assert search_topk(database.bfloat16(), database[:5].half(), 3)[0].dtype == torch.float32
+
+
+def test_without_faiss_torch_gives_the_same_neighbors(monkeypatch):
+    database, queries = some_features(200), some_features(50, seed=1)
+    by_faiss = search_topk(database, queries, 20, backend="faiss-cpu")
+    without_faiss(monkeypatch)
+    by_torch = search_topk(database, queries, 20)
+    assert torch.equal(by_faiss[1], by_torch[1])
+    torch.testing.assert_close(by_faiss[0], by_torch[0])
+    assert faiss_version() is None
+    assert describe_backend().startswith("torch on cpu, because FAISS cannot be imported")
+    with pytest.raises(UsageError, match="needs FAISS"):
+        search_topk(database, queries, 1, backend="faiss-cpu")
+
+
+def test_with_faiss_it_is_used_on_the_cpu():
+    assert describe_backend("cpu").startswith("faiss-cpu (FAISS 1.")
+    assert faiss_version()
+
+
+class FakeGpuFaiss:
+    """FAISS as a GPU build on a machine with one GPU; searches with torch, and fails when told to."""
+
+    __version__ = "9.9"
+    METRIC_INNER_PRODUCT = 0
+    log: list
+
+    def __init__(self, broken=False):
+        self.broken, self.log = broken, []
+
+    def get_num_gpus(self):
+        return 1
+
+    class StandardGpuResources:
+        def setTempMemory(self, size):  # noqa: N802
+            self.temporary = size
+
+    class IndexFlatIP:
+        def __init__(self, dimensions):
+            self.parts = []
+
+        def add(self, vectors):
+            self.parts.append(vectors)
+
+        def search(self, queries, k):
+            found = (torch.from_numpy(queries) @ torch.from_numpy(np.concatenate(self.parts)).T).topk(k)
+            return found[0].numpy(), found[1].numpy()
+
+    def index_cpu_to_gpu(self, resources, gpu, index):
+        if self.broken:
+            raise RuntimeError("no kernel image is available\nat somewhere")
+        self.log.append((gpu, resources.temporary))
+        return index
+
+    def omp_get_max_threads(self):
+        return 1
+
+    def omp_set_num_threads(self, count):
+        pass
+
+    def knn(self, queries, database, k, metric):
+        self.log.append("cpu")
+        found = (torch.from_numpy(queries) @ torch.from_numpy(database).T).topk(k)
+        return found[0].numpy(), found[1].numpy()
+
+
+def test_a_gpu_build_that_sees_a_gpu_is_used_only_where_a_gpu_was_asked_for(monkeypatch):
+    faiss = FakeGpuFaiss()
+    monkeypatch.setitem(sys.modules, "faiss", faiss)
+    database = some_features(50)
+    assert search_topk(database, database[:3], 1, device="cuda:1")[1].flatten().tolist() == [0, 1, 2]
+    assert search_topk(database, database[:3], 1, backend="faiss-gpu")[1].flatten().tolist() == [0, 1, 2]
+    assert faiss.log == [(1, 256 * 2**20), (0, 256 * 2**20)]
+    search_topk(database, database[:3], 1, device="cpu")
+    assert faiss.log[2:] == ["cpu"]
+    assert describe_backend("cuda").startswith("faiss-gpu (FAISS 9.9, GPU build that sees 1 GPUs")
+
+
+def test_a_search_that_fails_on_the_gpu_goes_on_elsewhere_and_says_so(monkeypatch, caplog):
+    faiss = FakeGpuFaiss(broken=True)
+    monkeypatch.setitem(sys.modules, "faiss", faiss)
+    monkeypatch.setattr(search, "_search_torch", out_of_memory)
+    database = some_features(50)
+    with caplog.at_level(logging.WARNING):
+        ids = search_topk(database, database[:3], 1, device="cuda")[1]
+    assert ids.flatten().tolist() == [0, 1, 2]
+    assert faiss.log == ["cpu"]
+    assert [record.message for record in caplog.records] == [
+        "search by faiss-gpu failed (no kernel image is available); going on with torch on cuda",
+        "search by torch on cuda failed (out of memory); going on with faiss-cpu",
+    ]
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        search_topk(database, database[:3], 1, device="cuda", backend="faiss-gpu")
+
+
+def out_of_memory(*_, **__):
+    raise RuntimeError("out of memory")
+
+
+def test_more_neighbors_than_faiss_finds_on_a_gpu_are_left_to_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", FakeGpuFaiss())
+    names = [name for name, _ in search._attempts(torch.device("cuda"), "auto", 2049)]
+    assert names == ["torch on cuda", "faiss-cpu"]
+    with pytest.raises(UsageError, match="finds 2048 at most"):
+        search_topk(some_features(3000, 4), some_features(2, 4), 2049, backend="faiss-gpu")
+
+
+def test_a_wrong_search_is_refused_in_words():
+    good = some_features(5)
+    with pytest.raises(UsageError, match="did you mean 'faiss-cpu'"):
+        search_topk(good, good, 1, backend="faiss_cpu")
+    with pytest.raises(UsageError, match="at least 1"):
+        search_topk(good, good, 0)
+    with pytest.raises(DataError, match="queries have 7 dimensions, the database has 24"):
+        search_topk(good, some_features(5, 7), 1)
+    with pytest.raises(DataError, match=r"database features have the shape \(0, 24\)"):
+        search_topk(good[:0], good, 1)
+    broken = good.clone()
+    broken[3, 2] = float("nan")
+    with pytest.raises(DataError, match="1 of the 5 queries features hold NaN or infinity, first in row 3"):
+        search_topk(good, broken, 1)
+
+
+def test_openblas_is_told_the_processor_only_while_faiss_is_loaded(monkeypatch):
+    monkeypatch.setattr(search, "_core_of_processor", lambda: "Haswell")
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    with search._openblas_core():
+        assert search.os.environ["OPENBLAS_CORETYPE"] == "Haswell"
+    assert "OPENBLAS_CORETYPE" not in search.os.environ
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
+    with search._openblas_core():
+        assert search.os.environ["OPENBLAS_CORETYPE"] == "Zen"
+    assert search.os.environ["OPENBLAS_CORETYPE"] == "Zen"
+
+
+def test_faiss_searches_beside_torch_threads_of_another_openmp():
+    """Both bring an OpenMP runtime: a search between, after and beside threaded torch work ends, and is right."""
+    import faiss
+
+    threads = torch.get_num_threads()
+    features = some_features(4000, 64)
+    matrix = torch.randn(600, 600)
+    try:
+        for count in (2, 1, 2):
+            torch.set_num_threads(count)
+            matrix @ matrix
+            before = faiss.omp_get_max_threads()
+            ids = search_topk(features, features[:500], 1, backend="faiss-cpu")[1]
+            assert ids.flatten().tolist() == list(range(500))
+            assert faiss.omp_get_max_threads() == before
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(search_topk, features, features[:300], 1, backend="faiss-cpu")
+            product = matrix @ matrix
+            assert found.result(timeout=60)[1].flatten().tolist() == list(range(300))
+            torch.testing.assert_close(
+                product, (matrix.double() @ matrix.double()).float(), atol=1e-3, rtol=1e-3
+            )
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_neighbors_of_the_cpu():
+    database, queries = some_features(3000), some_features(200, seed=1)
+    expected = search_topk(database, queries, 20, backend="torch")
+    for backend in ("auto", "torch"):
+        similarities, ids = search_topk(database, queries, 20, device="cuda", backend=backend)
+        assert (ids == expected[1]).float().mean() > 0.999
+        torch.testing.assert_close(similarities, expected[0], atol=1e-5, rtol=1e-5)
