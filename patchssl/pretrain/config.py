@@ -217,7 +217,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
         raise UsageError(f"{where} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{where} holds a {type(values).__name__}, a recipe is a table of keys and values")
-    values = {key: value for key, value in values.items() if value is not None}  # all its keys commented out
+    values = {key: value for key, value in values.items() if value is not None}  # an empty part
     for override in overrides:
         _apply_override(values, override)
     try:

@@ -9,7 +9,8 @@ import torch
 from patchssl.backbone import NetworkSpec, build_vit
 from patchssl.pretrain.drop_path import SampledDropPath, drop_path, set_drop_path_draws, use_sampled_drop_path
 
-SPEC = NetworkSpec(arch="vit_tiny_patch16_224", image_size=16, patch_size=8, embed_dim=12, depth=4, num_heads=3)
+SPEC = NetworkSpec(arch="vit_tiny_patch16_224", image_size=16, patch_size=8, embed_dim=12, depth=4,
+                   num_heads=3)
 
 
 def test_draws_below_the_rate_drop_the_rest_is_scaled_up():
@@ -38,8 +39,9 @@ def network(rate):
 def test_rates_are_timms():
     ours, places = network(0.4)
     theirs = timm.create_model("vit_tiny_patch16_224", depth=4, drop_path_rate=0.4)
-    rates = [getattr(branch, "drop_prob", 0.0) for b in theirs.blocks for branch in (b.drop_path1, b.drop_path2)]
-    assert [branch.rate for b in ours.blocks for branch in (b.drop_path1, b.drop_path2)] == pytest.approx(rates)
+    rates = [getattr(place, "drop_prob", 0.0) for b in theirs.blocks for place in (b.drop_path1, b.drop_path2)]
+    found = [place.rate for b in ours.blocks for place in (b.drop_path1, b.drop_path2)]
+    assert found == pytest.approx(rates)
     assert rates[-1] == pytest.approx(0.4)
     assert places == len(rates) == 8
 
@@ -70,7 +72,8 @@ def test_a_branch_that_is_dropped_leaves_the_residual_stream_alone():
 def test_a_samples_output_does_not_depend_on_its_batch():
     vit, places = network(0.5)
     vit.train()
-    images, draws = torch.randn(6, 3, 16, 16), torch.rand(6, places, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(6, 3, 16, 16)
+    draws = torch.rand(6, places, generator=torch.Generator().manual_seed(2))
     set_drop_path_draws(vit, draws)
     together = vit(images)
     for i in range(6):
