@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ def cut_views(pixels: NDArray[np.uint8], views: Sequence[View]) -> Tensor:
         crop = torch.from_numpy(pixels[None, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
         out = F.interpolate(crop, size=(view.size, view.size), mode="bicubic", antialias=True)
         resized.append(out.flip(-1) if view.mirrored else out)
-    return torch.cat(resized)
+    return torch.cat(resized).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,8 @@ class ViewBatch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> ViewBatch:
         names = ("global_views", "local_views", "boxes", "mirrored", "index", "drop_path")
-        return replace(self, **{name: function(getattr(self, name)) for name in names})
+        moved: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
+        return replace(self, **moved)
 
 
 class ViewDataset(Dataset[ViewSample]):
@@ -212,8 +214,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def __init__(self, num_images: int, batch_size: int, *, epochs: int, seed: int, start_step: int = 0,
                  rank: int = 0, world_size: int = 1) -> None:
         if num_images < batch_size:
-            raise UsageError(f"optim.batch_size = {batch_size} is more than the {num_images} images there are; "
-                             "lower it, or add images")
+            raise UsageError(f"optim.batch_size = {batch_size} is more than the set's {num_images} images: "
+                             "lower it or add images")
         if batch_size % world_size:
             raise UsageError(f"optim.batch_size = {batch_size} cannot be shared out evenly to {world_size} "
                              f"processes; choose a multiple of {world_size}")
