@@ -29,7 +29,7 @@ class Network(nn.Module):
 
 
 class Centers(nn.Module):
-    """EMA centers of class and patch tokens."""
+    """EMA centers of class and patch tokens; DINO, which compares no patch tokens, has none for them."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Centers(nn.Module):
         positions = patches if recipe.loss.center_per_position else 1
         size, momentum = recipe.head.num_prototypes, recipe.loss.center_momentum
         self.class_token = EmaCenter(size, momentum)
-        self.patch_tokens = EmaCenter(size, momentum, positions)
+        self.patch_tokens = None if recipe.method == "dino" else EmaCenter(size, momentum, positions)
 
 
 class Targets(NamedTuple):
@@ -71,7 +71,7 @@ def teacher_targets(teacher: Network, centers: Centers, globals_: Tensor, plan: 
         patch_logits = teacher.head(patch_tokens[plan.teacher_tokens])
         probs = [sinkhorn(logits, values.teacher_temp) if len(logits) else logits.float()
                  for logits in (class_logits, patch_logits)]
-    elif not len(plan.teacher_tokens):  # no patch term: the other tokens' center is never asked for
+    elif centers.patch_tokens is None:
         patch_logits = class_logits[:0]
         probs = [_sharpen(class_logits, centers.class_token.value, values), patch_logits.float()]
         centers.class_token.update(teacher.head, class_bottleneck.unsqueeze(1))
