@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from patchssl.distributed import all_reduce_max, all_reduce_mean, all_reduce_sum
 from patchssl.pretrain.head import ProjectionHead
 
+M = TypeVar("M", bound=nn.Module)
 
-def make_teacher(student: nn.Module) -> nn.Module:
+
+def make_teacher(student: M) -> M:
     """A copy of `student` without gradients and without drop path."""
     return copy.deepcopy(student).requires_grad_(False).eval()
 
@@ -19,13 +22,15 @@ def make_teacher(student: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, every weight."""
-    ours, theirs = list(teacher.parameters()), [p.detach() for p in student.parameters()]
+    ours, theirs = ([p.detach() for p in network.parameters()] for network in (teacher, student))
     torch._foreach_mul_(ours, momentum)
     torch._foreach_add_(ours, theirs, alpha=1 - momentum)
 
 
 class EmaCenter(nn.Module):
     """Moving mean of the teacher's logits, kept in logits; (1, K), or (positions, K) with one per position."""
+
+    value: Tensor
 
     def __init__(self, num_prototypes: int, momentum: float, positions: int = 1) -> None:
         super().__init__()
