@@ -50,8 +50,10 @@ def knn_accuracy(
     """Weighted k-NN accuracy, {"top1", "top5"} as fractions.
 
     Features (N, D) and (Q, D) are L2-normalized here; labels are integers, (N,) and (Q,). Fewer than
-    `num_neighbors` training images: all of them vote. Classes with equal votes, also those without any,
-    follow in ascending order, as with DINO's sort. "top5" is for the first min(5, neighbors, classes) ones.
+    `num_neighbors` training images: all of them vote. "top5": the right class is among the first
+    min(5, neighbors, classes). Classes with equal votes, also those without any, follow in ascending order:
+    DINO's function with a stable sort. With few classes among the neighbors, where DINO's own sort orders the
+    classes without votes as it happens, its top-5 differs by such lucky hits.
     """
     scores = knn_scores(
         train_features, train_labels, test_features, test_labels, ks=(num_neighbors,), temperature=temperature

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 import patchssl
@@ -122,9 +122,11 @@ def read_result(path: Path) -> Result:
             "evaluation again, or read it with the version that wrote it"
         )
     try:
-        return TypeAdapter(Result).validate_python(content)
+        return Result(**content)
     except ValidationError as error:
         raise DataError(f"{path} is not a valid result record: {_first_fault(error)}") from None
+    except TypeError as error:  # a key that cannot be an argument's name
+        raise DataError(f"{path} is not a valid result record: {error}") from None
 
 
 def safe_name(name: str) -> str:

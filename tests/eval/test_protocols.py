@@ -74,7 +74,7 @@ def test_the_default_is_native_unless_the_network_was_trained_at_224():
 
 
 def test_an_unknown_protocol_or_task_answers_with_the_right_ones():
-    with pytest.raises(UsageError, match="did you mean 'native'.*dino, native"):
+    with pytest.raises(UsageError, match=r"did you mean 'native'.*dino, native"):
         knn_protocol("nativ", 224)
     with pytest.raises(UsageError, match="knn"):
         resolve("kn", None, 224)

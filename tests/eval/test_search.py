@@ -217,7 +217,7 @@ def test_openblas_is_told_the_processor_only_while_faiss_is_loaded(monkeypatch):
 
 
 def test_faiss_searches_beside_torch_threads_of_another_openmp():
-    """Both bring an OpenMP runtime: a search between, after and beside threaded torch work ends, and is right."""
+    """A search between, after and beside threaded torch work ends, and is right."""
     import faiss
 
     threads = torch.get_num_threads()
