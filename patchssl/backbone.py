@@ -312,10 +312,13 @@ def _from_checkpoint(uri: str) -> Backbone:
     state = network_state(checkpoint, network, path)
     spec = NetworkSpec(**checkpoint["network"])
     vit = build_vit(spec)
-    missing, unexpected = vit.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise CheckpointError(f"'{network}' in {path} does not fit {spec.arch}: missing {sorted(missing)[:5]}, "
-                              f"unexpected {sorted(unexpected)[:5]}")
+    expected = vit.state_dict()
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    other = [name for name in sorted(expected.keys() & state.keys()) if state[name].shape != expected[name].shape]
+    if missing or unexpected or other:
+        raise CheckpointError(f"'{network}' in {path} does not fit {spec.arch}: missing {missing[:5]}, "
+                              f"unexpected {unexpected[:5]}, of another shape {other[:5]}")
+    vit.load_state_dict(state)
     origin = Origin(**checkpoint["origin"])
     name = origin.name if network == "teacher" else f"{origin.name}-{network}"
     return VitBackbone(vit, arch=spec.arch, origin=replace(origin, name=name))
