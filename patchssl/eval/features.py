@@ -5,7 +5,7 @@ The pass decodes every image once. What cannot be read is collected to the end a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,30 +60,16 @@ def extract_features(
     are not finite.
     """
     if not len(images):
-        raise DataError(
-            f"{images.name} holds no {images.split} images: there is nothing to compute features of"
-        )
+        raise DataError(f"{images.name} holds no {images.split} images: there is nothing to compute features of")
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} images holds none; 1 is the least")
     where = backbone.device if device is None else torch.device(device)
     crops = _Crops(images, transform.transform() if isinstance(transform, Protocol) else transform)
     loader = _loader(crops, batch_size, workers, pin=where.type == "cuda")
-    features = torch.empty(0, 0)
-    bad: list[UnreadableImage] = []
-    done = 0
     training = backbone.training
     backbone.to(where).eval()
     try:
-        for batch in loader:
-            bad += [UnreadableImage(name, reason) for name, reason in batch.bad]
-            if batch.images is not None and not bad:  # past a bad image no number is given: only decode
-                part = _forward(backbone, batch.images, where)
-                if not done:
-                    features = torch.empty(len(images), part.shape[1])
-                features[done : done + len(part)] = part
-            done += batch.size
-            if progress is not None:
-                progress(done, len(images))
+        features, bad = _pass(backbone, loader, len(images), where, progress)
     finally:
         if training:
             backbone.train()
@@ -101,7 +87,27 @@ def describe_device(device: torch.device) -> str:
     """Where and how a network ran, for the record: what may move the last digit of a number."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, bfloat16 autocast"
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _pass(
+    backbone: Backbone, loader: Iterable[_Batch], total: int, device: torch.device, progress: Progress | None
+) -> tuple[Tensor, list[UnreadableImage]]:
+    """Features (total, D) and the images that cannot be read; past one of those, images are only decoded."""
+    features, done = torch.empty(0, 0), 0
+    bad: list[UnreadableImage] = []
+    for batch in loader:
+        bad += [UnreadableImage(name, reason) for name, reason in batch.bad]
+        if batch.images is not None and not bad:
+            part = _forward(backbone, batch.images, device)
+            if not done:
+                features = torch.empty(total, part.shape[1])
+            features[done : done + len(part)] = part
+        done += batch.size
+        if progress is not None:
+            progress(done, total)
+    return features, bad
 
 
 class _Batch(NamedTuple):

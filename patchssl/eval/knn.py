@@ -76,9 +76,7 @@ def knn_scores(
     """As `knn_accuracy` for all `ks` by one search; `headline_k` (default: the first) gets the detail."""
     headline = min(ks[:1], default=0) if headline_k is None else headline_k
     if not ks or min(ks) < 1 or headline not in ks:
-        raise UsageError(
-            f"k = {list(ks)} with headline {headline}: every k is 1 or more, the headline one of them"
-        )
+        raise UsageError(f"k = {list(ks)} with headline {headline}: every k is 1 or more, the headline one of them")
     if not temperature > 0:
         raise UsageError(f"a temperature of {temperature} gives no vote; it must be above 0")
     database, queries = as_features(train_features, "training"), as_features(test_features, "test")
@@ -117,12 +115,7 @@ def evaluate_knn(
     """
     began = time.monotonic()
     plan = knn_protocol(protocol, backbone.image_size)
-    train_labels, val_labels = train.require_labels(), val.require_labels()
-    if train.classes != val.classes:
-        raise DataError(
-            f"the {len(train.classes)} classes of {train.source} are not the {len(val.classes)} of "
-            f"{val.source}, so their labels mean different things; open both with patchssl.data.open_pair"
-        )
+    train_labels, val_labels = _labels_of_both(train, val)
     where = backbone.device if device is None else torch.device(device)
     parts, done = [], 0
     for images in (train, val):
@@ -156,6 +149,17 @@ def evaluate_pixels(
             raise DataError(f"{train.name} holds no training images")
         image_size = min(64, *train.pixels(0).shape[:2])
     return evaluate_knn(RawPixels(image_size), train, val, "native", progress=progress)
+
+
+def _labels_of_both(train: ImageSet, val: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Labels that mean the same in both sets; DataError where there are none, or two meanings."""
+    labels = train.require_labels(), val.require_labels()
+    if train.classes != val.classes:
+        raise DataError(
+            f"the {len(train.classes)} classes of {train.source} are not the {len(val.classes)} of "
+            f"{val.source}, so their labels mean different things; open both with patchssl.data.open_pair"
+        )
+    return labels
 
 
 def _as_labels(labels: Labels, count: int, what: str) -> Tensor:
@@ -218,17 +222,6 @@ def _record(
     device: str,
     duration: float,
 ) -> Result:
-    names = train.classes
-    headline = protocol.settings["headline_k"]
-    detail = {
-        "num_train": len(train),
-        "num_test": len(val),
-        "train_fingerprint": train.fingerprint,
-        "test_fingerprint": val.fingerprint,
-        "class_accuracy": {plain_text(names[label]): share for label, share in scores.class_accuracy.items()},
-        # one bit per test image, see results.unpack_bits: for a paired bootstrap between models
-        "correct": {f"top1@{headline}": pack_bits(scores.correct)},
-    }
     both = f"{train.fingerprint} {val.fingerprint}"
     return Result(
         model=plain_text(backbone.name),
@@ -245,9 +238,22 @@ def _record(
         protocol_settings=protocol.plain_settings(),
         protocol_fingerprint=protocol.fingerprint,
         metrics=scores.metrics,
-        detail=detail,
+        detail=_detail(train, val, protocol, scores),
         seed=backbone.seed,
         versions={**library_versions(), "faiss": faiss_version()},
         device=device,
         duration=duration,
     )
+
+
+def _detail(train: ImageSet, val: ImageSet, protocol: Protocol, scores: KnnScores) -> dict[str, Any]:
+    names = train.classes
+    return {
+        "num_train": len(train),
+        "num_test": len(val),
+        "train_fingerprint": train.fingerprint,
+        "test_fingerprint": val.fingerprint,
+        "class_accuracy": {plain_text(names[label]): share for label, share in scores.class_accuracy.items()},
+        # one bit per test image, see results.unpack_bits: for a paired bootstrap between models
+        "correct": {f"top1@{protocol.settings['headline_k']}": pack_bits(scores.correct)},
+    }

@@ -21,9 +21,7 @@ from torch import Tensor
 
 from patchssl.errors import UsageError, one_of
 
-_RESAMPLING = MappingProxyType(
-    {name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "lanczos")}
-)
+_RESAMPLING = MappingProxyType({name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "lanczos")})
 
 
 @dataclass(frozen=True)

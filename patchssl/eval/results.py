@@ -81,9 +81,7 @@ class Result:
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
-            raise DataError(
-                f"the result could not be written to {path}: {error.strerror or error}"
-            ) from error
+            raise DataError(f"the result could not be written to {path}: {error.strerror or error}") from error
         return path
 
     def as_dict(self) -> dict[str, Any]:

@@ -79,9 +79,7 @@ def as_features(features: Tensor | np.ndarray, what: str) -> Tensor:
         raise DataError(f"the {what} features have the shape {shape}; (images, dimensions) is needed")
     if not torch.isfinite(tensor).all():
         bad = (~torch.isfinite(tensor).all(dim=1)).nonzero().flatten().tolist()
-        raise DataError(
-            f"{len(bad)} of the {len(tensor)} {what} features hold NaN or infinity, first in row {bad[0]}"
-        )
+        raise DataError(f"{len(bad)} of the {len(tensor)} {what} features hold NaN or infinity, first in row {bad[0]}")
     return tensor
 
 
@@ -130,9 +128,7 @@ def _attempts(device: torch.device, backend: str, k: int) -> list[tuple[str, _Se
     return [*faiss_first, *([by_torch] if device.type != "cpu" else []), on_cpu]
 
 
-def _search_torch(
-    database: Tensor, queries: Tensor, k: int, device: torch.device = _CPU
-) -> tuple[Tensor, Tensor]:
+def _search_torch(database: Tensor, queries: Tensor, k: int, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
     """Blocks of queries against blocks of the database, so that memory does not grow with either."""
     rows = _QUERIES_PER_BLOCK * (1 if device.type == "cpu" else _ON_GPU)
     found = []
@@ -161,9 +157,7 @@ def _search_faiss_cpu(faiss: Any, database: Tensor, queries: Tensor, k: int) -> 
     return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
 
-def _search_faiss_gpu(
-    faiss: Any, gpu: int, database: Tensor, queries: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
+def _search_faiss_gpu(faiss: Any, gpu: int, database: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(_GPU_TEMPORARY_BYTES)
     index = faiss.index_cpu_to_gpu(resources, gpu, faiss.IndexFlatIP(database.shape[1]))

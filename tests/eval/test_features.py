@@ -54,9 +54,7 @@ def write_jpegs(folder, count):
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (4, 0), (4, 2), (11, 0), (64, 3)])
-def test_features_come_in_the_order_of_the_images_normalized_by_the_networks_mean_and_std(
-    images, batch_size, workers
-):
+def test_features_come_in_the_order_of_the_images_normalized_by_the_networks_mean_and_std(images, batch_size, workers):
     features = extract_features(
         mean_color(), images, knn_protocol("native", 16), batch_size=batch_size, workers=workers
     )
@@ -69,9 +67,7 @@ def test_features_come_in_the_order_of_the_images_normalized_by_the_networks_mea
 
 def test_a_transform_that_gives_floats_has_normalized_already(images):
     def transform(pixels):
-        return transform_image(
-            pixels, knn_protocol("native", 16).settings, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0)
-        )
+        return transform_image(pixels, knn_protocol("native", 16).settings, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
 
     ours = extract_features(mean_color(), images, transform)
     assert torch.equal(ours, extract_features(mean_color(), images, knn_protocol("native", 16)))

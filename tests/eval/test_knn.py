@@ -58,9 +58,7 @@ def test_the_vote_equals_one_written_out_for_any_k_and_any_number_of_classes(
     train_labels = np.concatenate([train_labels, np.arange(num_classes)])  # every class has an image
     train = np.concatenate([train, np.random.default_rng(seed).normal(size=(num_classes, 12))])
     ours = knn_accuracy(train, train_labels, test, test_labels, num_neighbors=k, temperature=temperature)
-    assert ours == pytest.approx(
-        slow_accuracy(train, train_labels, test, test_labels, k, temperature, num_classes)
-    )
+    assert ours == pytest.approx(slow_accuracy(train, train_labels, test, test_labels, k, temperature, num_classes))
 
 
 @pytest.mark.parametrize("k", [1, 10, 20, 200])
@@ -71,14 +69,10 @@ def test_top1_equals_scikit_learns_classifier_with_the_same_weights(k):
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
     # on the sphere, squared distance = 2 - 2 * cosine
-    oracle = KNeighborsClassifier(
-        k, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.07), algorithm="brute"
-    )
+    oracle = KNeighborsClassifier(k, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.07), algorithm="brute")
     expected = oracle.fit(unit(train), train_labels).score(unit(test), test_labels)
     assert 0.2 < expected < 0.95
-    assert knn_accuracy(train, train_labels, test, test_labels, num_neighbors=k)["top1"] == pytest.approx(
-        expected
-    )
+    assert knn_accuracy(train, train_labels, test, test_labels, num_neighbors=k)["top1"] == pytest.approx(expected)
 
 
 def test_nearer_neighbors_weigh_more_than_many_far_ones():
@@ -102,10 +96,7 @@ def test_sets_smaller_than_k_use_all_and_keep_the_name_of_k():
     scores = knn_scores(train, train_labels, test, test_labels)
     assert sorted(scores.metrics) == sorted(f"top{n}@{k}" for n in (1, 5) for k in (10, 20, 100, 200))
     assert scores.metrics["top1@100"] == scores.metrics["top1@200"]
-    assert (
-        scores.metrics["top1@100"]
-        == knn_accuracy(train, train_labels, test, test_labels, num_neighbors=30)["top1"]
-    )
+    assert scores.metrics["top1@100"] == knn_accuracy(train, train_labels, test, test_labels, num_neighbors=30)["top1"]
 
 
 def test_with_fewer_than_five_classes_and_enough_neighbors_top5_is_always_right():
@@ -262,8 +253,6 @@ def test_sets_that_cannot_be_scored_are_refused_before_any_image_is_read(folders
 
 def test_the_same_pass_twice_gives_the_same_record(folders):
     train, val = open_pair(folders)
-    first, second = (
-        evaluate_knn(tiny(), train, val, batch_size=size, workers=w) for size, w in ((7, 0), (7, 2))
-    )
+    first, second = (evaluate_knn(tiny(), train, val, batch_size=size, workers=w) for size, w in ((7, 0), (7, 2)))
     assert first.metrics == second.metrics
     assert first.detail == second.detail

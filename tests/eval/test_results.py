@@ -77,9 +77,7 @@ def test_another_run_of_the_same_cell_replaces_the_first_and_leaves_nothing_else
 def test_a_write_that_fails_keeps_the_old_record_and_leaves_no_partial_file(tmp_path, monkeypatch):
     path = make(duration=1.0).write(tmp_path)
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(
-        DataError, match=r"could not be written to .*knn-textures@native\.json: No space left"
-    ):
+    with pytest.raises(DataError, match=r"could not be written to .*knn-textures@native\.json: No space left"):
         make(duration=2.0).write(tmp_path)
     assert read_result(path).duration == 1.0
     assert list(path.parent.iterdir()) == [path]
@@ -213,9 +211,7 @@ def test_damaged_old_and_hostile_files_are_named_and_skipped(tmp_path):
 def test_an_enormous_file_is_not_read(tmp_path):
     with (tmp_path / "big.json").open("wb") as file:
         file.truncate(65 * 2**20)
-    assert read_results(tmp_path)[1] == [
-        f"{tmp_path / 'big.json'} is larger than 64 MiB: not a result record"
-    ]
+    assert read_results(tmp_path)[1] == [f"{tmp_path / 'big.json'} is larger than 64 MiB: not a result record"]
 
 
 def test_results_come_in_the_order_of_their_paths_and_links_to_folders_are_not_followed(tmp_path):

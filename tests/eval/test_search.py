@@ -49,9 +49,7 @@ def test_the_torch_search_is_the_same_when_database_and_queries_span_several_blo
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inner_products_are_not_normalized(backend):
-    similarities, ids = search_topk(
-        torch.tensor([[3.0, 0], [0, 1]]), torch.tensor([[2.0, 1]]), 2, backend=backend
-    )
+    similarities, ids = search_topk(torch.tensor([[3.0, 0], [0, 1]]), torch.tensor([[2.0, 1]]), 2, backend=backend)
     assert similarities.tolist() == [[6.0, 1.0]]
     assert ids.tolist() == [[0, 1]]
 
@@ -235,9 +233,7 @@ def test_faiss_searches_beside_torch_threads_of_another_openmp():
             found = pool.submit(search_topk, features, features[:300], 1, backend="faiss-cpu")
             product = matrix @ matrix
             assert found.result(timeout=60)[1].flatten().tolist() == list(range(300))
-            torch.testing.assert_close(
-                product, (matrix.double() @ matrix.double()).float(), atol=1e-3, rtol=1e-3
-            )
+            torch.testing.assert_close(product, (matrix.double() @ matrix.double()).float(), atol=1e-3, rtol=1e-3)
     finally:
         torch.set_num_threads(threads)
 
