@@ -113,6 +113,13 @@ def test_crops_are_distributed_as_torchvisions():
             assert ks_2samp(measure(mine), measure(theirs)).pvalue > 1e-3
 
 
+def test_aspect_is_width_by_height():
+    config = ViewConfig(aspect=(2.0, 3.0), global_scale=(0.1, 0.3), local_scale=(0.1, 0.3))
+    for view in draw_views(rng(), 500, 500, config):
+        assert 1.95 < view.width / view.height < 3.05
+        assert 0.09 < view.width * view.height / 500**2 < 0.31
+
+
 @pytest.mark.parametrize("height, width", [(4, 400), (400, 4), (1, 50), (50, 1), (7, 61)])
 def test_images_that_no_random_crop_fits_give_torchvisions_central_crop(height, width):
     config = ViewConfig(num_global=1, num_local=1, local_scale=(0.9, 1.0), global_scale=(0.9, 1.0), mirror=0)
