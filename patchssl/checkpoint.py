@@ -20,7 +20,7 @@ from patchssl.errors import CheckpointError
 
 NEWEST = "checkpoint.pth"
 PREVIOUS = "checkpoint-previous.pth"
-FORMAT = "patchssl"
+FORMAT, VERSION = "patchssl", 1
 PREFIX = "backbone."
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> Path:
     newest, partial = folder / NEWEST, folder / f"{NEWEST}.partial"
     try:
         with partial.open("wb") as file:
-            torch.save({"format": FORMAT, "version": 1, **checkpoint}, file)
+            torch.save({"format": FORMAT, "version": VERSION, **checkpoint}, file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
@@ -82,14 +82,18 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        if damaged:
-            raise CheckpointError(f"{path} is damaged: its part {damaged} has a wrong checksum")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of patchssl: {error}") from None
+        if damaged is None:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         first = str(error).splitlines()[0] if str(error) else "unknown"
         raise CheckpointError(f"{path} asks to run code or is no checkpoint, and was refused: {first}") from None
+    except Exception as error:  # which one depends on the byte that is wrong: a name, a length, a checksum, ...
+        raise CheckpointError(f"{path} is damaged or not a checkpoint of patchssl: {error}") from None
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: its part {damaged} has a wrong checksum")
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of patchssl")
+    if checkpoint.get("version", 0) > VERSION:
+        raise CheckpointError(f"{path} was written by a newer patchssl (format {checkpoint['version']}, this one "
+                              f"reads up to {VERSION}); update patchssl")
     return checkpoint
