@@ -37,6 +37,13 @@ class NetworkSpec:
     depth: int | None = None
     num_heads: int | None = None
 
+    def label(self) -> str:
+        """The architecture's name with what differs from timm's default, for tables: vit_tiny_patch16_224 (...)."""
+        default = _default_sizes(self.arch)
+        own = {"img_size": default[0], "patch_size": default[1]}
+        differing = [f"{name}={value}" for name, value in self.options().items() if own.get(name) != value]
+        return f"{self.arch} ({', '.join(differing)})" if differing else self.arch
+
     def options(self) -> dict[str, int]:
         """Keyword arguments for timm: those that were set."""
         chosen = {"img_size": self.image_size, "patch_size": self.patch_size, "embed_dim": self.embed_dim,
@@ -206,7 +213,8 @@ def build_vit(spec: NetworkSpec, *, drop_path: float = 0.0, seed: int | None = N
     if spec.arch not in timm.list_models():
         raise UsageError(one_of("architecture", spec.arch, timm.list_models("vit*")))
     if spec.image_size % spec.patch_size:
-        raise UsageError(f"an image size of {spec.image_size} pixels is no multiple of the patch size {spec.patch_size}")
+        raise UsageError(f"an image size of {spec.image_size} pixels is no multiple of the patch size "
+                         f"{spec.patch_size}")
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
@@ -275,7 +283,8 @@ def _from_timm(name: str) -> Backbone:
     from_dino = tag.startswith("dino") and vit.num_prefix_tokens == 1
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if from_dino else (vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
     method = "dino" if from_dino else "other"
-    return VitBackbone(vit, dino_positions=from_dino, mean=mean, std=std, arch=base, origin=Origin(name=name, method=method))
+    origin = Origin(name=name, method=method)
+    return VitBackbone(vit, dino_positions=from_dino, mean=mean, std=std, arch=base, origin=origin)
 
 
 def _from_random(rest: str) -> Backbone:
@@ -321,7 +330,7 @@ def _from_checkpoint(uri: str) -> Backbone:
     vit.load_state_dict(state)
     origin = Origin(**checkpoint["origin"])
     name = origin.name if network == "teacher" else f"{origin.name}-{network}"
-    return VitBackbone(vit, arch=spec.arch, origin=replace(origin, name=name))
+    return VitBackbone(vit, arch=spec.label(), origin=replace(origin, name=name))
 
 
 def _class_attention(block: Any, x: Tensor) -> Tensor:

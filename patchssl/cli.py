@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -31,11 +31,13 @@ DataOpt = Annotated[str, typer.Option("--data", help="Folder of images (train/ a
                                                      "textures, textures-64.")]
 ResultsOpt = Annotated[Path, typer.Option("--results", help="Folder that gets the record.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-DeviceOpt = Annotated[Optional[str], typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
+DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Fixes every random draw.")]
 OutFileOpt = Annotated[Path, typer.Option("--out", help="Figure to write: .png, .svg or .pdf.")]
 ImagesArg = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, or SET:INDEX as in textures:7.")]
 RecipeOpt = Annotated[str, typer.Option("--recipe", help="Recipe, YAML file or run folder whose views are drawn.")]
+
+ViewsOfOpt = Annotated[str | None, typer.Option("--model", help="Take patch and view size from this MODEL.")]
 
 
 def _version(asked: bool) -> None:
@@ -52,17 +54,17 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the run, records, table and figures.")] = Path("quickstart"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for run, records, table, figures.")] = Path("quickstart"),
     seed: SeedOpt = 0,
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe to pretrain with.")] = "quickstart",
-    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[key=value ...]",
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]",
                                                              help="Changes to the recipe.")] = None,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """From nothing to a pretrained network, its k-NN score, a table and figures: five minutes on two CPU cores."""
     from patchssl.console import Console
-    from patchssl.workflows import run_quickstart
+    from patchssl.quickstart import run_quickstart
 
     with Console() as console:
         summary = run_quickstart(out, seed, recipe, tuple(overrides or ()), device=device, console=console)
@@ -71,13 +73,13 @@ def quickstart(
 
 @app.command()
 def pretrain(
-    arguments: Annotated[Optional[list[str]], typer.Argument(metavar="[RECIPE] [key=value ...]",
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE] [key=value ...]",
                          help="A shipped recipe or a YAML file, then changes such as optim.epochs=20.")] = None,
-    data: Annotated[Optional[str], typer.Option("--data", help="Folder of images, or a set's name.")] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Run folder; default runs/<recipe>-<seed>.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Folder of images, or a set's name.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe>-<seed>.")] = None,
     seed: SeedOpt = 0,
-    resume: Annotated[Optional[Path], typer.Option("--resume", help="Run folder to go on with; needs nothing else.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print images, steps, memory and time; train nothing.")] = False,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Run folder to go on with, by itself.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print images, steps, memory, time; no training.")] = False,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -98,14 +100,17 @@ def pretrain(
             return
         else:
             folder = pretrain_with_probe(recipe, data, out, seed, overrides, device=device, console=console)
-    typer.echo(json.dumps({"run": str(folder)}) if as_json else f"{folder}\nscore it: patchssl eval knn {folder} --data DIR")
+    if as_json:
+        typer.echo(json.dumps({"run": str(folder)}))
+    else:
+        typer.echo(f"{folder}\nscore it: patchssl eval knn {folder} --data DIR")
 
 
 @eval_app.command()
 def knn(
     model: ModelArg,
     data: DataOpt,
-    protocol: Annotated[Optional[str], typer.Option("--protocol", help="dino or native; default: dino for models "
+    protocol: Annotated[str | None, typer.Option("--protocol", help="dino or native; default: dino for models "
                                                                        "trained at 224 px, else native.")] = None,
     results: ResultsOpt = Path("results"),
     device: DeviceOpt = None,
@@ -118,19 +123,21 @@ def knn(
     from patchssl.workflows import score_knn
 
     with Console() as console:
-        result = score_knn(model, data, protocol, device=device, batch_size=batch_size, workers=workers, console=console)
+        result = score_knn(model, data, protocol, device=device, batch_size=batch_size, workers=workers,
+                           console=console)
     path = result.write(results)
     if as_json:
         typer.echo(path.read_text(), nl=False)
     else:
-        typer.echo(f"{result.model} on {result.dataset}, protocol {result.protocol}: "
-                   f"20-NN top-1 {result.metrics['top1@20']:.1%}, top-5 {result.metrics['top5@20']:.1%}\nwritten to {path}")
+        top1, top5 = (result.metrics[name] for name in ("top1@20", "top5@20"))
+        typer.echo(f"{result.model} on {result.dataset}, protocol {result.protocol}: 20-NN top-1 {top1:.1%}, "
+                   f"top-5 {top5:.1%}\nwritten to {path}")
 
 
 @app.command()
 def tables(
     results: ResultsOpt = Path("results"),
-    out: Annotated[Optional[Path], typer.Option("--out", help="Folder for the table files; default: --results.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the table files; default: --results.")] = None,
 ) -> None:
     """Comparison tables (Markdown and CSV) from the records in a folder."""
     from patchssl.workflows import make_tables
@@ -145,52 +152,55 @@ def tables(
 
 
 @plot_app.command()
-def attention(model: ModelArg, images: ImagesArg, out: OutFileOpt = Path("attention.png"), device: DeviceOpt = None) -> None:
+def attention(
+    model: ModelArg,
+    images: ImagesArg,
+    size: Annotated[int | None, typer.Option("--size", min=8, help="Short side in pixels.")] = None,
+    out: OutFileOpt = Path("attention.png"),
+    device: DeviceOpt = None,
+) -> None:
     """Attention of the class token to the patches, per head and on average, in the last block."""
-    from patchssl.workflows import draw_attention
+    from patchssl.drawing import draw_attention
+    from patchssl.workflows import default_device
 
-    typer.echo(draw_attention(model, images, out, device=device))
+    typer.echo(draw_attention(model, images, out, size=size, device=default_device(device)))
 
 
 @plot_app.command()
 def matches(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file, or SET:INDEX as in textures:7.")],
     recipe: RecipeOpt = "quickstart",
-    model: Annotated[Optional[str], typer.Option("--model", help="Take patch and view size from this MODEL.")] = None,
-    rule: Annotated[Optional[str], typer.Option("--rule", help="center or paper; default: the recipe's.")] = None,
+    model: ViewsOfOpt = None,
+    rule: Annotated[str | None, typer.Option("--rule", help="center or paper; default: the recipe's.")] = None,
     seed: SeedOpt = 0,
     out: OutFileOpt = Path("matches.png"),
 ) -> None:
     """Patches that show the same place in two views of an image, with the same number and color."""
-    from patchssl.workflows import draw_matches
+    from patchssl.drawing import draw_matches, recipe_of
 
-    typer.echo(draw_matches(image, recipe, out, model=model, rule=rule, seed=seed))
+    typer.echo(draw_matches(image, recipe_of(recipe, model, rule), out, seed=seed))
 
 
 @plot_app.command()
-def views(
-    images: ImagesArg,
-    recipe: RecipeOpt = "quickstart",
-    model: Annotated[Optional[str], typer.Option("--model", help="Take patch and view size from this MODEL.")] = None,
-    seed: SeedOpt = 0,
-    out: OutFileOpt = Path("views.png"),
-) -> None:
+def views(images: ImagesArg, recipe: RecipeOpt = "quickstart", model: ViewsOfOpt = None, seed: SeedOpt = 0,
+          out: OutFileOpt = Path("views.png")) -> None:
     """The augmented views that a network is trained on, one row per image."""
-    from patchssl.workflows import draw_views
+    from patchssl.drawing import draw_views, recipe_of
 
-    typer.echo(draw_views(images, recipe, out, model=model, seed=seed))
+    typer.echo(draw_views(images, recipe_of(recipe, model), out, seed=seed))
 
 
 @plot_app.command()
-def curves(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")], out: OutFileOpt = Path("curves.png")) -> None:
+def curves(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+           out: OutFileOpt = Path("curves.png")) -> None:
     """Loss, k-NN, entropy and effective rank of a run."""
-    from patchssl.workflows import draw_curves
+    from patchssl.drawing import draw_curves
 
     typer.echo(draw_curves(run, out))
 
 
 @bench_app.command("views")
-def bench_views(image: Annotated[Optional[Path], typer.Option("--image", help="A photograph; default: one made up, "
+def bench_views(image: Annotated[Path | None, typer.Option("--image", help="A photograph; default: one made up, "
                                                                              "500 x 375 pixels.")] = None) -> None:
     """Crops and color of one image against lightly's and torchvision's transforms; JSON on stdout."""
     from patchssl import bench
@@ -213,6 +223,8 @@ def doctor(as_json: JsonOpt = False) -> None:
 
     findings = examination.diagnose()
     typer.echo(examination.as_json(findings) if as_json else examination.as_text(findings))
+    if any(finding.verdict == "problem" for finding in findings):
+        raise typer.Exit(1)
 
 
 def _recipe_and_overrides(arguments: list[str]) -> tuple[str | None, tuple[str, ...]]:

@@ -19,8 +19,9 @@ from patchssl.geometry import View
 from patchssl.imagefile import decode_image
 from patchssl.matching import match_patches
 from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
-from patchssl.pretrain.photometric import apply_colors, draw_sample_colors, stack_draws
-from patchssl.pretrain.views import cut_views, draw_views, sample_rng
+from patchssl.pretrain.photometric import apply_colors, draw_sample_colors
+from patchssl.pretrain.views import cut_views, sample_rng
+from patchssl.pretrain.views import draw_views as draw_geometry
 
 Pixels = np.ndarray  # (H, W, 3) uint8
 
@@ -32,18 +33,23 @@ def read_image(name: str) -> Pixels:
         if not Path(name).is_file():
             raise DataError(f"{name} is neither an image file nor SET:INDEX, as in textures:7")
         return decode_image(Path(name))
-    images = open_images(data, "train")
+    images = open_images(data)
     if int(index) >= len(images):
         raise DataError(f"{name}: {images.name} has {len(images)} images, the last is {data}:{len(images) - 1}")
     return images.pixels(int(index))
 
 
-def recipe_of(name: str, backbone: Backbone | None = None) -> Recipe:
-    """The recipe `name` (shipped, a YAML file or a run folder), with a backbone's patch and view size if given."""
+def recipe_of(name: str, model: str | None = None, rule: str | None = None) -> Recipe:
+    """The recipe `name`: shipped, a YAML file or a run folder.
+
+    With `model` the patch and view size are that backbone's, with `rule` matching follows that rule.
+    """
     run = Path(name) / "recipe.yaml"
-    recipe = parse_recipe(run.read_text(), where=str(run)) if run.is_file() else load_recipe(name)
-    if backbone is None:
+    overrides = (f"loss.rule={rule}",) if rule else ()
+    recipe = parse_recipe(run.read_text(), overrides, str(run)) if run.is_file() else load_recipe(name, overrides)
+    if model is None:
         return recipe
+    backbone = load_backbone(model)
     patch, size = backbone.patch_size, backbone.image_size
     local = max(patch, round(size * 3 / 7 / patch) * patch)  # 96 of 224, in whole patches
     views = recipe.views.model_copy(update={"global_size": size, "local_size": local})
@@ -74,7 +80,7 @@ def attention_rows(backbone: Backbone, images: Sequence[Pixels], size: int) -> l
 
 def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0) -> tuple[list[View], list[Pixels]]:
     """The views that training draws from an image, geometry and colored pixels, globals first."""
-    geometry = draw_views(sample_rng(seed, 0, index, "crops"), *pixels.shape[:2], recipe.views)
+    geometry = draw_geometry(sample_rng(seed, 0, index, "crops"), *pixels.shape[:2], recipe.views)
     num_global, patch = recipe.views.num_global, recipe.model.patch_size
     patches = [(size // patch) ** 2 for size in (recipe.views.global_size, recipe.views.local_size)]
     draws = draw_sample_colors(sample_rng(seed, 0, index, "color"), recipe.photometric, num_global,
@@ -82,6 +88,62 @@ def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0) -> tuple
     colored: list[Pixels] = []
     for views, colors in zip((geometry[:num_global], geometry[num_global:]), draws, strict=True):
         if views:
-            cut = apply_colors(cut_views(pixels, views), stack_draws([colors]).flatten(), patch)
+            cut = apply_colors(cut_views(pixels, views), colors, patch)
             colored += [(view * 255).round().byte().permute(1, 2, 0).numpy() for view in cut]
     return geometry, colored
+
+
+def draw_attention(model: str | Backbone, images: Sequence[str], out: Path, *, size: int | None = None,
+                   device: torch.device | str = "cpu") -> Path:
+    """Write the class attention of `model` on `images` (files or SET:INDEX); `size`: short side in pixels."""
+    from patchssl.report.plots import plot_attention
+
+    backbone = load_backbone(model, device) if isinstance(model, str) else model
+    rows = attention_rows(backbone, [read_image(name) for name in images], size or backbone.image_size)
+    return plot_attention(rows, out)
+
+
+def draw_matches(image: str, recipe: Recipe, out: Path, *, seed: int = 0) -> Path:
+    """Write two colored views of `image`, a global and (where the recipe has one) a local one, with their matches.
+
+    Of the views that training would draw in its first epochs, the first pair is taken that shares a patch.
+    """
+    from patchssl.report.plots import Overlap, plot_matches
+
+    pixels = read_image(image)
+    patch, student = recipe.model.patch_size, min(recipe.views.num_global, recipe.views.num_views - 1)
+    for index in range(100):
+        geometry, colored = views_of(pixels, recipe, seed, index)
+        pair = geometry[0], geometry[student]
+        teacher_ids, student_ids = match_patches(*pair, patch, recipe.loss.rule)
+        if len(student_ids):
+            return plot_matches(colored[0], colored[student], teacher_ids.numpy(), student_ids.numpy(), patch, out,
+                                overlap=Overlap(pixels, *pair))
+    raise DataError(f"no two views of {image} that share a patch came up in 100 draws; try another --seed")
+
+
+def draw_views(images: Sequence[str], recipe: Recipe, out: Path, *, seed: int = 0) -> Path:
+    """Write a sheet of the colored views of `images` that training draws, one row per image, the original first."""
+    from patchssl.report.plots import Sheet, plot_views
+
+    num_global = recipe.views.num_global
+    sheets = []
+    for index, name in enumerate(images):
+        pixels = read_image(name)
+        _, colored = views_of(pixels, recipe, seed, index)
+        captions = ["image", *(f"global {i + 1}" for i in range(num_global)),
+                    *(f"local {i + 1}" for i in range(len(colored) - num_global))]
+        sheets.append(Sheet([pixels, *colored], captions))
+    return plot_views(sheets, out)
+
+
+def draw_curves(run: Path, out: Path, references: dict[str, float] | None = None) -> Path:
+    """Write loss, k-NN, entropy and rank of the run folder `run`; `references` are k-NN accuracies to compare with."""
+    from patchssl.report.plots import plot_curves
+
+    log = run / "log.jsonl"
+    if not log.is_file():
+        raise UsageError(f"{run} is not a run folder that has logged yet: it has no log.jsonl")
+    rows: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines() if line]
+    num_prototypes = recipe_of(str(run)).head.num_prototypes
+    return plot_curves(rows, out, references=references, num_prototypes=num_prototypes)

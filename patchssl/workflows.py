@@ -29,18 +29,19 @@ PROBE_QUERIES, PROBE_BANK = 1000, 5000
 TASKS = ("knn",)
 
 
-def score_knn(model: str, data: str, protocol: str | None = None, *, device: str | None = None, batch_size: int = 64,
-              workers: int = 2, console: Console | None = None) -> Result:
-    """k-NN of the backbone `model` (or of raw pixels) on the train and val images of `data`."""
+def score_knn(model: str | Backbone, data: str, protocol: str | None = None, *, device: str | None = None,
+              batch_size: int = 64, workers: int = 2, console: Console | None = None) -> Result:
+    """k-NN of the backbone `model`, or of raw pixels, on the train and val images of `data`."""
+    by_name = isinstance(model, str) and model != PIXELS
+    backbone = load_backbone(str(model), default_device(device)) if by_name else model
     train, val = open_pair(data)
-    if console:
-        console.say(train.describe())
-        console.say(val.describe())
-    if model == PIXELS:
-        return evaluate_pixels(train, val)
-    backbone = load_backbone(model, default_device(device))
-    return evaluate_knn(backbone, train, val, protocol, batch_size=batch_size, workers=workers,
-                        progress=console.counter("features") if console else None)
+    say = console.say if console else (lambda sentence: None)
+    say(train.describe())
+    say(val.describe())
+    progress = console.counter("features") if console else None
+    if isinstance(backbone, str):
+        return evaluate_pixels(train, val, progress=progress)
+    return evaluate_knn(backbone, train, val, protocol, batch_size=batch_size, workers=workers, progress=progress)
 
 
 def default_device(device: str | None) -> torch.device:
@@ -54,8 +55,8 @@ def default_device(device: str | None) -> torch.device:
     return chosen
 
 
-def evaluate(model: str | Backbone, data: str | Path, tasks: Sequence[str] = ("knn",)) -> Any:
-    """Score `model` on `data` by each of `tasks` and return a pandas DataFrame, one row per metric.
+def evaluate(model: str | Backbone, data: str | Path, tasks: Sequence[str] = TASKS) -> Any:
+    """Score `model` (a URI or a backbone) on `data` by each of `tasks`: a pandas DataFrame, one row per metric.
 
     Columns: model, task, dataset, protocol, metric, value (a fraction). Raises UsageError for an unknown task.
     """
@@ -103,7 +104,8 @@ def make_probe(recipe: Recipe, data: str | None, seed: int) -> KnnProbe | None:
     def probe(backbone: VitBackbone) -> float:
         protocol = knn_protocol("native", backbone.image_size)
         features = [extract_features(backbone, part, protocol, workers=0) for part in (bank, queries)]
-        return knn_accuracy(features[0], bank.labels, features[1], queries.labels, num_neighbors=20)["top1"]
+        labels = [part.require_labels() for part in (bank, queries)]
+        return knn_accuracy(features[0], labels[0], features[1], labels[1], num_neighbors=20)["top1"]
 
     return probe
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class SampledDropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-def use_sampled_drop_path(vit: nn.Module, rate: float) -> int:
+def use_sampled_drop_path(vit: Any, rate: float) -> int:
     """Put `SampledDropPath` in both branches of every block, linear in depth as timm's; returns how many."""
     rates = torch.linspace(0, rate, len(vit.blocks)).tolist()
     for block, block_rate in zip(vit.blocks, rates, strict=True):

@@ -125,7 +125,7 @@ def network_spec(recipe: Recipe) -> NetworkSpec:
 def build_student(recipe: Recipe, seed: int) -> tuple[Network, int]:
     """An untrained student and how many places of drop path it has; `seed` alone fixes its weights."""
     spec = network_spec(recipe)
-    backbone = VitBackbone(build_vit(spec, seed=seed), arch=spec.arch)
+    backbone = VitBackbone(build_vit(spec, seed=seed), arch=spec.label())
     num_drop_path = use_sampled_drop_path(backbone.module, recipe.model.drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)

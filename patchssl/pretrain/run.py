@@ -12,9 +12,10 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +69,18 @@ class Plan:
     estimated_seconds: float
     peak_memory_bytes: int
     measured_batch: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people."""
+        return (f"{self.images:,} images, {self.epochs} epochs of {self.steps_per_epoch:,} updates: {self.total_steps:,} "
+                f"in all\n{self.parameters:,} parameters in the student, head included\n"
+                f"{self.seconds_per_step:.2f} s an update, about {timedelta(seconds=round(self.estimated_seconds))} in all, "
+                f"{self.peak_memory_bytes / 2**30:.1f} GiB of memory (measured on batches of {self.measured_batch} images, "
+                "scaled)")
 
 
 @dataclass
@@ -142,10 +155,10 @@ def resume(folder: str | Path, *, device: str | None = None, progress: Progress 
 
 
 def training_images(recipe: Recipe, data: str | Path | None, seed: int) -> ImageSet:
-    """The images a recipe trains on: the train split, or a seeded choice of `max_images` of it."""
+    """The images a recipe trains on: the train split (all where nothing is split), or `max_images` drawn from it."""
     if data is None and recipe.data is None:
         raise UsageError("no data was named: give --data FOLDER (or a set's name), or set data in the recipe")
-    images = open_images(data or recipe.data or "", "train")
+    images = open_images(data or recipe.data or "")
     if recipe.max_images and recipe.max_images < len(images):
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
         images = images.subset(np.sort(order[: recipe.max_images]))
@@ -185,7 +198,7 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
 
 
 def make_loader(recipe: Recipe, images: ImageSet, seed: int, num_drop_path: int, *, start_step: int = 0,
-                workers: int | None = None) -> DataLoader[ViewBatch]:
+                workers: int | None = None) -> Iterable[ViewBatch]:
     """Batches of all epochs from update `start_step` on; what is drawn does not depend on workers."""
     sampler = EpochSampler(len(images), recipe.optim.batch_size, epochs=recipe.optim.epochs, seed=seed,
                            start_step=start_step)
@@ -304,8 +317,8 @@ def _listening(run: Run) -> Iterator[None]:
         signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            before[number] = signal.signal(number, note)
+        for chosen in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            before[chosen] = signal.signal(chosen, note)
     except ValueError:  # not the main thread: signals are somebody else's
         pass
     try:

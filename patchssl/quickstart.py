@@ -1,0 +1,103 @@
+"""The quickstart: from nothing to a pretrained network, its score beside a random one's, a table and figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchssl.backbone import Backbone, NetworkSpec, Origin, VitBackbone, build_vit, load_backbone
+from patchssl.checkpoint import load_checkpoint
+from patchssl.console import Console
+from patchssl.data import open_pair
+from patchssl.drawing import draw_attention, draw_curves, draw_matches, draw_views
+from patchssl.errors import UsageError
+from patchssl.eval.knn import evaluate_knn, evaluate_pixels
+from patchssl.pretrain.config import Recipe, dump_recipe, load_recipe
+from patchssl.workflows import (
+    default_device,
+    make_tables,
+    pretrain_with_probe,
+    resume_with_probe,
+    run_facts,
+)
+
+PROTOCOL = "native"
+FIGURE_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the quickstart made."""
+
+    run: str
+    table: str  # Markdown
+    files: list[str]
+    top1: dict[str, float]  # 20-NN top-1 as a fraction, by row
+    gain: float  # pretrained over random, as a fraction
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people: the table, and where everything is."""
+        listed = "\n".join(f"  {path}" for path in self.files)
+        return (f"{self.table}\n\nPretraining gained {100 * self.gain:+.1f} points of 20-NN top-1 over the random "
+                f"network.\n\nWritten:\n  {self.run}\n{listed}")
+
+
+def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...], *, device: str | None,
+                   console: Console) -> Summary:
+    """Pretrain (or go on with an interrupted quickstart in `out`), score, tabulate and draw."""
+    effective = load_recipe(recipe, overrides)
+    if effective.data is None:
+        raise UsageError(f"recipe {recipe} names no data: add data=FOLDER (with train/ and val/ of class folders)")
+    run = pretrain_or_go_on(out / "run", recipe, effective, seed, overrides, device, console)
+    train, val = open_pair(effective.data)
+    chosen = default_device(device)
+    backbone = load_backbone(str(run), chosen)
+    progress = console.counter("features")
+    results = {"raw pixels": evaluate_pixels(train, val, progress=progress),
+               "random network": evaluate_knn(random_twin(run, chosen), train, val, PROTOCOL, progress=progress),
+               "pretrained": evaluate_knn(backbone, train, val, PROTOCOL, progress=progress)}
+    files = [result.write(out / "results") for result in results.values()]
+    table, table_files, _ = make_tables(out / "results", out)
+    top1 = {name: result.metrics["top1@20"] for name, result in results.items()}
+    figures = draw_all(out / "figures", run, effective, backbone, top1, seed)
+    return Summary(str(run), table, [str(path) for path in [*files, *table_files, *figures]], top1,
+                   top1["pretrained"] - top1["random network"])
+
+
+def pretrain_or_go_on(folder: Path, name: str, recipe: Recipe, seed: int, overrides: tuple[str, ...],
+                      device: str | None, console: Console) -> Path:
+    """A finished run in `folder`: the one that is there, that one resumed, or a new one."""
+    if not (folder / "recipe.yaml").exists():
+        return pretrain_with_probe(name, None, folder, seed, overrides, device=device, console=console)
+    there, _, its_seed = run_facts(folder)
+    if dump_recipe(there) != dump_recipe(recipe) or its_seed != seed:
+        raise UsageError(f"{folder} holds a quickstart with another recipe or seed; choose another --out")
+    return resume_with_probe(folder, device=device, console=console)
+
+
+def random_twin(run: Path, device: torch.device) -> Backbone:
+    """The untrained network that the run in `run` began with."""
+    checkpoint = load_checkpoint(run)
+    spec, seed = NetworkSpec(**checkpoint["network"]), checkpoint["origin"]["seed"]
+    origin = Origin(name="random", method="random", pretrain_epochs=0, seed=seed)
+    backbone = VitBackbone(build_vit(spec, seed=seed), arch=spec.label(), origin=origin)
+    return backbone.to(device).eval().requires_grad_(False)
+
+
+def draw_all(folder: Path, run: Path, recipe: Recipe, backbone: Backbone, top1: dict[str, float],
+             seed: int) -> list[Path]:
+    """The figures: curves with the other rows as lines, attention, matches between two views, a sheet of views."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [f"{recipe.data}:{index}" for index in range(FIGURE_IMAGES)]
+    references = {name: value for name, value in top1.items() if name != "pretrained"}
+    return [draw_curves(run, folder / "curves.png", references),
+            draw_attention(backbone, images, folder / "attention.png", size=2 * backbone.image_size),
+            draw_matches(images[0], recipe, folder / "matches.png", seed=seed),
+            draw_views(images, recipe, folder / "views.png", seed=seed)]
