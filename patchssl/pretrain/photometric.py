@@ -1,10 +1,10 @@
-"""Color augmentation: drawn per sample on the CPU, applied to all views of a batch at once, wherever they lie.
+"""Color augmentation: drawn per sample on the CPU, applied to all views of a batch at once, on any device.
 
 Whole views follow DINO: color jitter, grayscale, Gaussian blur, solarization. Patch-wise views are blurred
-first, then jitter, grayscale and solarization are drawn anew for every patch of the ViT's own grid. A whole view
-is colored as one patch as large as the view, so both kinds share one implementation, and every operation equals
-torchvision's functional one. Draws stay on the CPU: which patches need what is decided there, so that a device
-is never waited for.
+first, then jitter, grayscale and solarization are drawn anew for every patch of the ViT's own grid. A whole
+view is colored as one patch as large as the view, so both kinds share one implementation, and every
+operation equals torchvision's functional one. Draws stay on the CPU: which patches need what is decided there,
+so that a device is never waited for.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from patchssl.pretrain.config import PhotometricConfig
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 ORDERS = tuple(itertools.permutations(range(4)))  # `ColorDraws.order` is a row of this: indices into JITTERS
 FIRST_GLOBAL, OTHER_GLOBAL, LOCAL = range(3)  # kinds of views, as the triples of PhotometricConfig
-BLUR_REACH = 3  # the Gaussian is cut off at this many standard deviations, rounded up to pixels
-SOLARIZE_FROM = 0.5  # 128 of 255 is the first level above it, PIL's and torchvision's threshold
+BLUR_REACH = 3.0  # the Gaussian is cut off at this many standard deviations, rounded up to pixels
 
-_HUE_AT = tuple(order.index(3) for order in ORDERS)
-_BLENDS = tuple(tuple(op for op in order if op != 3) for order in ORDERS)
+_NO_JITTER = np.array([1, 1, 1, 0], np.float32)
+_HUE_PLACE = np.array([order.index(3) for order in ORDERS], np.int8)
+_BLENDS = np.array([[jitter for jitter in order if jitter != 3] for order in ORDERS], np.int8)
 _GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green, blue
 _DRAWS_PER_VIEW, _DRAWS_PER_PATCH = 3, 8
 
@@ -64,8 +64,8 @@ def draw_sample_colors(
 ) -> tuple[ColorDraws, ColorDraws]:
     """Draws for the G global views of a sample, batch shape (G,), and for its L local ones, (L,).
 
-    A view takes the same count of random numbers whatever comes out, so a changed probability or range changes
-    what it names and nothing else.
+    A view takes the same count of random numbers whatever comes out, so a changed probability or range
+    changes what it names and nothing else.
     """
     kinds = [FIRST_GLOBAL] + [OTHER_GLOBAL] * (num_global - 1)
     return (draw_colors(rng, config, kinds, global_patches),
@@ -84,7 +84,7 @@ def draw_colors(
     jitter, order, grayscale, solarize = draws[4:]
     low, span = _factor_ranges(config)
     factors = draws[:4].transpose(1, 2, 0) * span + low
-    factors[jitter >= config.jitter] = (1, 1, 1, 0)
+    factors[jitter >= config.jitter] = _NO_JITTER
     smallest, largest = config.blur_radius
     blurred = blur < np.array([config.blur[kind] for kind in kinds])
     solarized = solarize < np.array([config.solarize[kind] for kind in kinds])[:, None]
@@ -111,76 +111,109 @@ def _factor_ranges(config: PhotometricConfig) -> tuple[NDArray[np.float32], NDAr
 def apply_colors(images: Tensor, draws: ColorDraws, patch_size: int) -> Tensor:
     """Colored views (M, 3, S, S) float32 in [0, 1], from `images` (M, 3, S, S): uint8, or float in [0, 1].
 
-    `draws` are those of the M views, (S / patch_size)^2 patches each, on the CPU; `images` may lie on any device,
-    which is not waited for. Raises ValueError when sizes do not fit each other.
+    `draws` are those of the M views, (S / patch_size)^2 patches each, on the CPU; `images` may lie on any
+    device, which is not waited for. Raises ValueError when sizes do not fit each other.
     """
     per_side = patches_per_side(images.shape[-1], patch_size)
     if draws.order.shape != (len(images), per_side**2):
         raise ValueError(f"{len(images)} views of {per_side} x {per_side} patches need draws of shape "
                          f"({len(images)}, {per_side**2}), these are {tuple(draws.order.shape)}")
     draws = draws.to("cpu")
-    out = torch.empty(images.shape, dtype=torch.float32, device=images.device)
-    patchwise = np.flatnonzero(draws.patchwise.numpy())
-    whole = np.flatnonzero(~draws.patchwise.numpy())
-    if len(patchwise):
-        _put(out, patchwise, _color_patches(_fresh_float(_take(images, patchwise)), draws, patchwise, patch_size))
-    if len(whole):
-        _put(out, whole, _color_whole(_fresh_float(_take(images, whole)), draws, whole))
-    return out
+    kinds = []
+    if len(patchwise := draws.patchwise.nonzero()[:, 0]):
+        kinds.append(_color_patches(images, patchwise, draws, patch_size))
+    if len(whole := (~draws.patchwise).nonzero()[:, 0]):
+        kinds.append(_color_whole(images, whole, draws))
+    if not kinds:
+        return images.float()
+    colored = torch.cat([part for part, _ in kinds]) if len(kinds) > 1 else kinds[0][0]
+    return colored.index_select(0, _send(torch.cat([views for _, views in kinds]).argsort(), images))
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """`images` (..., 3, H, W) with `mean` taken off and divided by `std`, per channel."""
-    scale = torch.tensor(std, dtype=images.dtype).reciprocal().view(-1, 1, 1)
+    scale = 1 / torch.tensor(std, dtype=images.dtype).view(-1, 1, 1)
     shift = torch.tensor(mean, dtype=images.dtype).view(-1, 1, 1) * scale
-    return torch.addcmul(-_send(shift, images), images, _send(scale, images))
+    return (images * _send(scale, images)).sub_(_send(shift, images))
 
 
-def _color_patches(images: Tensor, draws: ColorDraws, views: NDArray[np.int64], patch_size: int) -> Tensor:
-    """Patch-wise views (M, 3, S, S): blur, then jitter, grayscale and solarization patch by patch."""
-    images = _blur(images, draws.sigma[views])
+def _color_patches(
+    images: Tensor, views: Tensor, draws: ColorDraws, patch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Patch-wise `views` (M,) colored, and which they are: blur, then all else patch by patch."""
     per_side = images.shape[-1] // patch_size
-    grid = images.unflatten(3, (per_side, patch_size)).unflatten(2, (per_side, patch_size))
-    rows = grid.permute(1, 0, 2, 4, 3, 5).reshape(3, -1, patch_size**2)
-    rows = _jitter(rows, draws.factors[views].flatten(0, 1), draws.order[views].flatten())
-    _grayscale_(rows, draws.grayscale[views].flatten())
-    _solarize_(rows, draws.solarize[views].flatten())
-    grid = rows.view(3, len(images), per_side, per_side, patch_size, patch_size)
-    return grid.permute(1, 0, 2, 4, 3, 5).reshape(images.shape)
+    blurred = _blur(_float(images, views), draws.sigma[views])
+    plan = _plan(draws.factors[views].flatten(0, 1), draws.order[views].flatten(),
+                 draws.grayscale[views].flatten(), draws.solarize[views].flatten())
+    # memory holds, for each row of pixels, one piece per patch: gather them patch by patch as planned, and back
+    pieces = torch.arange(blurred.numel() // patch_size, device=images.device)
+    there = pieces.view(len(views), 3, per_side, patch_size, per_side).permute(1, 0, 2, 4, 3)
+    there = there.reshape(3, -1, patch_size).index_select(1, _send(plan.sorting, images))
+    back = pieces.view(3, -1, patch_size).index_select(1, _send(plan.sorting.argsort(), images))
+    back = back.view(3, len(views), per_side, per_side, patch_size).permute(1, 0, 2, 4, 3)
+    rows = blurred.view(-1, patch_size).index_select(0, there.flatten()).view(3, -1, patch_size**2)
+    coefficients = _send(plan.coefficients, images)
+    _jitter_(rows, plan, coefficients)
+    _grayscale_(rows, plan, coefficients)
+    _solarize_(rows, plan, coefficients)
+    return rows.view(-1, patch_size).index_select(0, back.flatten()).view(blurred.shape), views
 
 
-def _color_whole(images: Tensor, draws: ColorDraws, views: NDArray[np.int64]) -> Tensor:
-    """Whole views (M, 3, S, S): jitter, grayscale, blur, solarization, each view as one patch."""
-    rows = _jitter(images.flatten(2).transpose(0, 1), draws.factors[views, 0], draws.order[views, 0])
-    _grayscale_(rows, draws.grayscale[views, 0])
-    images = _blur(rows.transpose(0, 1).reshape(images.shape), draws.sigma[views])
-    _solarize_(images.flatten(2).transpose(0, 1), draws.solarize[views, 0])
-    return images
+def _color_whole(images: Tensor, views: Tensor, draws: ColorDraws) -> tuple[Tensor, Tensor]:
+    """Whole `views` (M,) colored, in the order of the second result: jitter, grayscale, blur, solarization."""
+    plan = _plan(draws.factors[views, 0], draws.order[views, 0], draws.grayscale[views, 0],
+                 draws.solarize[views, 0])
+    views = views[plan.sorting]
+    colored, coefficients = _float(images, views), _send(plan.coefficients, images)
+    rows = colored.flatten(2).transpose(0, 1)
+    _jitter_(rows, plan, coefficients)
+    _grayscale_(rows, plan, coefficients)
+    colored = _blur(colored, draws.sigma[views])
+    _solarize_(colored.flatten(2).transpose(0, 1), plan, coefficients)
+    return colored, views
 
 
-def _jitter(rows: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue of N patches, `rows` (3, N, pixels), each in its own order.
+class _Plan(NamedTuple):
+    """The order in which N patches are worked on, and what is done to each.
 
-    Patches are sorted by the place of hue in their order, the latest first, and those without jitter last: then
-    each blend before hue works on a prefix, hue on all that are jittered, each blend after it on the others.
+    Sorted by the place of hue in their order, the latest first, and those without jitter last: then each blend
+    before hue works on a prefix, hue on all that are jittered, each blend after it on the others.
     """
-    place = np.where((factors.numpy() != (1, 1, 1, 0)).any(-1), np.array(_HUE_AT)[order.numpy()], -1)
-    sorting = torch.from_numpy(np.argsort(-place.astype(np.int8), kind="stable"))
-    num_before = [int((place > blend).sum()) for blend in range(3)]
-    num_jittered = int((place >= 0).sum())
-    if not num_jittered:
-        return rows.contiguous()
-    blends = torch.tensor(_BLENDS)[order[sorting].long()]  # (N, 3)
-    factors = factors[sorting]
-    steps = torch.stack([factors.gather(1, blends), blends == 1, blends == 2]).permute(2, 0, 1).unsqueeze(-1)
-    steps = _send(steps, rows)  # (3 blends, 3, N, 1)
-    rows = rows.index_select(1, _send(sorting, rows))
-    for step, end in zip(steps, num_before, strict=True):
-        _blend_(rows[:, :end], *step[:, :end])
-    _shift_hue_(rows[:, :num_jittered], _send(factors[:num_jittered, 3:], rows))
-    for step, start in zip(steps, num_before, strict=True):
-        _blend_(rows[:, start:num_jittered], *step[:, start:num_jittered])
-    return rows.index_select(1, _send(sorting.argsort(), rows))
+
+    sorting: Tensor  # (N,) int64: which patch comes next
+    num_before: tuple[int, ...]  # for each of the three blends: how many patches it meets before hue
+    num_jittered: int
+    any_gray: bool
+    any_solar: bool
+    coefficients: Tensor  # (12, N, 1) float32: factor, to_mean, to_gray of each blend, hue, grayscale, solarize
+
+
+def _plan(factors: Tensor, order: Tensor, grayscale: Tensor, solarize: Tensor) -> _Plan:
+    """The plan for N patches from what was drawn for them, all on the CPU."""
+    place = np.where((factors.numpy() != _NO_JITTER).any(-1), _HUE_PLACE[order.numpy()], -1)
+    sorting = np.argsort(-place, kind="stable")
+    drawn = factors.numpy()[sorting].T
+    blends = _BLENDS.T[:, order.numpy()[sorting]]  # (3, N) indices into JITTERS
+    coefficients = np.empty((12, len(sorting), 1), np.float32)
+    coefficients[0:9:3, :, 0] = np.choose(blends, drawn[:3])
+    coefficients[1:9:3, :, 0] = blends == JITTERS.index("contrast")
+    coefficients[2:9:3, :, 0] = blends == JITTERS.index("saturation")
+    coefficients[9, :, 0] = drawn[3]
+    coefficients[10, :, 0] = grayscale.numpy()[sorting]
+    coefficients[11, :, 0] = solarize.numpy()[sorting]
+    num_jittered, *num_before = np.count_nonzero(place > np.arange(-1, 3)[:, None], axis=1).tolist()
+    return _Plan(torch.from_numpy(sorting), tuple(num_before), num_jittered, bool(grayscale.any()),
+                 bool(solarize.any()), torch.from_numpy(coefficients))
+
+
+def _jitter_(rows: Tensor, plan: _Plan, coefficients: Tensor) -> None:
+    """Brightness, contrast, saturation and hue of `rows` (3, N, pixels), each patch in its own order."""
+    steps, end = coefficients[:9].view(3, 3, -1, 1), plan.num_jittered
+    for step, num in zip(steps, plan.num_before, strict=True):
+        _blend_(rows[:, :num], *step[:, :num])
+    _shift_hue_(rows[:, :end], coefficients[9, :end])
+    for step, num in zip(steps, plan.num_before, strict=True):
+        _blend_(rows[:, num:end], *step[:, num:end])
 
 
 def _blend_(rows: Tensor, factor: Tensor, to_mean: Tensor, to_gray: Tensor) -> None:
@@ -188,39 +221,40 @@ def _blend_(rows: Tensor, factor: Tensor, to_mean: Tensor, to_gray: Tensor) -> N
 
     The three are (N, 1): how much stays, then 1 where the other part is the mean gray, 1 where it is the gray.
     """
-    gray = _gray(rows)
-    other = torch.addcmul(gray.mean(-1, keepdim=True) * to_mean, gray, to_gray)
-    torch.lerp(other, rows, factor, out=rows).clamp_(0, 1)
+    if rows.shape[1]:
+        other = _gray(rows)
+        mean = other.mean(-1, keepdim=True) * to_mean
+        torch.lerp(other.mul_(to_gray).add_(mean), rows, factor, out=rows).clamp_(0, 1)
 
 
 def _shift_hue_(rows: Tensor, turns: Tensor) -> None:
-    """Turn the hue of `rows` (3, N, pixels) by `turns` (N, 1), saturation and value in HSV kept."""
+    """Turn the hue of `rows` (3, N, pixels) by `turns` (N, 1), saturation and value in HSV kept.
+
+    With the channels scaled to [0, 1] by their own range, the hue is 1 + green + blue - red sixths of a turn
+    from red, towards green or towards blue.
+    """
     red, green, blue = rows
-    high, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - low
-    sextant = torch.where(high == green, torch.add(blue - red, chroma, alpha=2),
-                          torch.add(red - green, chroma, alpha=4))
-    sextant = torch.where(high == red, green - blue, sextant).div_(chroma.clamp(min=1e-12))
-    sextant.add_(turns * 6 - 3)
-    sextant.sub_((sextant / 6).round_(), alpha=6)  # sixths of a turn from cyan, -3 to 3
-    torch.addcmul(low, chroma, sextant.abs().sub_(1).clamp_(0, 1), out=red)
-    torch.addcmul(low, chroma, (sextant + 1).abs_().neg_().add_(2).clamp_(0, 1), out=green)
-    torch.addcmul(low, chroma, (sextant - 1).abs_().neg_().add_(2).clamp_(0, 1), out=blue)
+    hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-12)).add_(1)
+    hue = torch.copysign(hue, green - blue).add_(turns * 6 - 3)
+    hue.sub_((hue / 6).round_(), alpha=6)  # sixths of a turn from cyan, -3 to 3
+    torch.addcmul(low, chroma, hue.abs().sub_(1).clamp_(0, 1), out=red)
+    torch.addcmul(high, chroma, (hue + 1).abs_().sub_(1).clamp_(0, 1), value=-1, out=green)
+    torch.addcmul(high, chroma, hue.sub_(1).abs_().sub_(1).clamp_(0, 1), value=-1, out=blue)
 
 
-def _grayscale_(rows: Tensor, flags: Tensor) -> None:
-    """Replace the patches of `rows` (3, N, pixels) that are flagged, (N,) on the CPU, by their gray."""
-    if flags.any():
-        chosen = _send(flags.nonzero().squeeze(1), rows)
-        rows.index_copy_(1, chosen, _gray(rows.index_select(1, chosen)).expand(3, -1, -1))
+def _grayscale_(rows: Tensor, plan: _Plan, coefficients: Tensor) -> None:
+    """Replace the patches of `rows` (3, N, pixels) that were drawn for it by their gray."""
+    if plan.any_gray:
+        torch.lerp(rows, _gray(rows), coefficients[10], out=rows)
 
 
-def _solarize_(rows: Tensor, flags: Tensor) -> None:
-    """Invert the bright values of the patches of `rows` (3, N, pixels) that are flagged, (N,) on the CPU."""
-    if flags.any():
-        chosen = _send(flags.nonzero().squeeze(1), rows)
-        picked = rows.index_select(1, chosen)
-        rows.index_copy_(1, chosen, torch.where(picked < SOLARIZE_FROM, picked, 1 - picked))
+def _solarize_(rows: Tensor, plan: _Plan, coefficients: Tensor) -> None:
+    """Invert the bright half of the values of the patches of `rows` (3, N, pixels) that were drawn for it."""
+    if plan.any_solar:  # the smaller of x and 1 - x; of x and x where it was not drawn
+        torch.minimum(rows, (rows - coefficients[11]).abs_(), out=rows)
 
 
 def _gray(rows: Tensor) -> Tensor:
@@ -230,49 +264,44 @@ def _gray(rows: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of `images` (M, 3, S, S) by `sigma` (M,) pixels, 0 = none, on the CPU; edges reflect."""
-    views = np.flatnonzero(sigma.numpy())
-    if not len(views):
+    """Gaussian blur of `images` (M, 3, S, S) by `sigma` (M,) pixels, 0 = none, on the CPU; edges reflect.
+
+    Each block of rows, then of columns, is the product of a band matrix with the pixels that it can see.
+    """
+    chosen, size = sigma.nonzero()[:, 0], images.shape[-1]
+    if not len(chosen):
         return images
-    sharp, size = _take(images, views), images.shape[-1]
-    reach = min(math.ceil(BLUR_REACH * float(sigma.max())), size - 1)
+    views = _send(chosen, images)
+    sharp = images if len(chosen) == len(images) else images.index_select(0, views)
     block = math.gcd(size, 32)
-    block = block if block >= 8 else size
-    bands = _send(_blur_bands(sigma[views], reach, block), images)  # (M, block, block + 2 reach)
-    blurred = F.pad(sharp, (reach,) * 4, mode="reflect")
-    # each block of rows, then of columns, is a product with the pixels that it can see
-    blurred = bands[:, None, None] @ blurred.unfold(2, bands.shape[-1], block).mT
-    blurred = blurred.reshape(len(views), -1, size + 2 * reach).unfold(2, bands.shape[-1], block)
-    blurred = (blurred.flatten(1, 2) @ bands.mT).view(sharp.shape)
-    return _put(images, views, blurred) if len(views) < len(images) else blurred
+    bands = _blur_bands(sigma[chosen].numpy(), size, block if block >= 8 else size)
+    bands = _send(bands, images)  # (M, block, window)
+    _, block, window = bands.shape
+    padded = F.pad(sharp, ((window - block) // 2,) * 4, mode="reflect")
+    rows = bands[:, None, None] @ padded.unfold(2, window, block).mT  # (M, 3, S / block, block, S + padding)
+    columns = rows.reshape(len(chosen), -1, padded.shape[-1]).unfold(2, window, block).flatten(1, 2)
+    blurred = (columns @ bands.mT).view(sharp.shape)
+    return blurred if sharp is images else images.index_copy_(0, views, blurred)
 
 
-def _blur_bands(sigma: Tensor, reach: int, block: int) -> Tensor:
+def _blur_bands(sigma: NDArray[np.float32], size: int, block: int) -> Tensor:
     """Matrices (M, block, block + 2 reach) whose row i is the Gaussian of `sigma` (M,) around i + reach."""
-    lag = torch.arange(-reach, reach + 1)
-    kernel = torch.exp(-0.5 * (lag / sigma[:, None]) ** 2)
-    kernel *= lag.abs() <= torch.ceil(BLUR_REACH * sigma[:, None])  # a view's own reach
-    padded = F.pad(kernel / kernel.sum(1, keepdim=True), (0, block)).repeat(1, block)
-    return padded[:, : block * (block + 2 * reach)].view(len(sigma), block, -1)
+    limits = np.minimum(np.ceil(BLUR_REACH * sigma), size - 1)[:, None]  # a view's own, whatever the batch's
+    reach = int(limits.max())
+    lag = np.arange(-reach, reach + 1, dtype=np.float32)
+    kernel = np.exp(-0.5 * (lag / sigma[:, None]) ** 2) * (np.abs(lag) <= limits)
+    padded = np.zeros((len(sigma), 2 * (reach + block) - 1), np.float32)
+    padded[:, block - 1 : -block + 1 or None] = kernel / kernel.sum(1, keepdims=True)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, block + 2 * reach, axis=1)[:, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(windows))
 
 
-def _fresh_float(images: Tensor) -> Tensor:
-    """A float32 copy in [0, 1], which what follows may overwrite."""
-    if images.dtype == torch.uint8:
-        return images.float().div_(255)
-    return images.to(torch.float32, copy=True)
+def _float(images: Tensor, views: Tensor) -> Tensor:
+    """The `views` of `images` as a contiguous float32 copy in [0, 1]."""
+    taken = images.index_select(0, _send(views, images)).contiguous()
+    return taken.float().div_(255) if images.dtype == torch.uint8 else taken.float()
 
 
 def _send(values: Tensor, images: Tensor) -> Tensor:
     """`values` from the CPU to where `images` lie, without waiting."""
-    return values.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else values
-
-
-def _take(images: Tensor, views: NDArray[np.int64]) -> Tensor:
-    if len(views) == len(images):
-        return images
-    return images.index_select(0, _send(torch.from_numpy(views), images))
-
-
-def _put(images: Tensor, views: NDArray[np.int64], colored: Tensor) -> Tensor:
-    return images.index_copy_(0, _send(torch.from_numpy(views), images), colored)
+    return (values.pin_memory() if images.is_cuda else values).to(images.device, non_blocking=True)
