@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _PUBLIC = {"load_backbone": "patchssl.backbone", "Backbone": "patchssl.backbone", "evaluate": "patchssl.workflows"}
 _PACKAGES = ("pretrain", "eval", "geometry", "matching", "data", "report")
 
-__all__ = ["Backbone", "__version__", "evaluate", "load_backbone", "pretrain"]  # noqa: F822 (resolved below)
+__all__ = ["Backbone", "__version__", "evaluate", "load_backbone", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:

@@ -80,7 +80,8 @@ def attention_rows(backbone: Backbone, images: Sequence[Pixels], size: int) -> l
 
 def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0) -> tuple[list[View], list[Pixels]]:
     """The views that training draws from an image, geometry and colored pixels, globals first."""
-    geometry = draw_geometry(sample_rng(seed, 0, index, "crops"), *pixels.shape[:2], recipe.views)
+    height, width = pixels.shape[:2]
+    geometry = draw_geometry(sample_rng(seed, 0, index, "crops"), height, width, recipe.views)
     num_global, patch = recipe.views.num_global, recipe.model.patch_size
     patches = [(size // patch) ** 2 for size in (recipe.views.global_size, recipe.views.local_size)]
     draws = draw_sample_colors(sample_rng(seed, 0, index, "color"), recipe.photometric, num_global,
