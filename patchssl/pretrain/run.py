@@ -7,6 +7,7 @@ few seconds) and the checkpoints. `checkpoint.pth` has the keys of `Engine.state
 from __future__ import annotations
 
 import json
+import math
 import platform
 import resource
 import signal
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader
 from patchssl import __version__
 from patchssl.backbone import Origin, VitBackbone
 from patchssl.checkpoint import load_checkpoint, save_checkpoint
-from patchssl.data import ImageSet, UnreadableBudget, open_images
+from patchssl.data import NAMED_SETS, ImageSet, UnreadableBudget, open_images
 from patchssl.errors import Interrupted, NotFiniteError, UsageError
 from patchssl.pretrain.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from patchssl.pretrain.engine import Engine, StepReport, network_spec
@@ -121,8 +122,9 @@ def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: s
     progress.say(images.describe())
     engine = make_engine(recipe, images, seed, device)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"data": str(data or recipe.data), "dataset": images.name, "fingerprint": images.fingerprint,
-             "seed": seed, "name": name, "versions": versions(), "device": str(engine.device)}
+    facts = {"data": _lasting_name(data or recipe.data or ""), "dataset": images.name,
+             "fingerprint": images.fingerprint, "seed": seed, "name": name, "versions": versions(),
+             "device": str(engine.device)}
     (folder / "run.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     return _train(Run(folder, recipe, seed, images, engine, progress, knn))
@@ -165,6 +167,12 @@ def training_images(recipe: Recipe, data: str | Path | None, seed: int) -> Image
     return images
 
 
+def _lasting_name(data: str | Path) -> str:
+    """What names `data` from any folder: a set's name as it is, a path in full."""
+    named_set = isinstance(data, str) and data in NAMED_SETS
+    return str(data) if named_set else str(Path(data).expanduser().absolute())
+
+
 def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None) -> Engine:
     """An untrained engine on `device` (default: the first GPU, else the CPU)."""
     if len(images) < recipe.optim.batch_size:
@@ -177,7 +185,7 @@ def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None)
 
 
 def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None) -> Plan:
-    """What the run would cost, from three updates on a few of its images; nothing is written."""
+    """What the run would cost, from a few updates on a few of its images; nothing is written."""
     images = training_images(recipe, data, seed)
     full = make_engine(recipe, images, seed, device)
     batch_size = min(recipe.optim.batch_size, 64 if recipe.views.global_size <= 64 else 8)
@@ -185,7 +193,7 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
     weights = _memory(full.device)
     batches = iter(make_loader(small, images, seed, full.num_drop_path, workers=0))
     times = []
-    for _ in range(3):
+    for _ in range(min(3, full.total_steps)):
         began = time.perf_counter()
         full.train_step(next(batches))
         times.append(time.perf_counter() - began)
@@ -220,13 +228,13 @@ def _train(run: Run) -> Path:
         report = None
         for report in _updates(run):
             if run.stop_signal is not None:
-                _save(run)
+                _save(run, report)
                 raise Interrupted(f"stopped by {signal.Signals(run.stop_signal).name} at update "
                                   f"{run.engine.steps_done} of {run.engine.total_steps}, saved; go on with: "
                                   f"patchssl pretrain --resume {run.folder}",
                                   130 if run.stop_signal == signal.SIGINT else 75)
         if report is not None:
-            _save(run)
+            _save(run, report)
     run.progress.say(f"pretraining done in {run.seconds:.0f} s, saved in {run.folder}")
     return run.folder
 
@@ -252,7 +260,7 @@ def _updates(run: Run) -> Iterator[StepReport]:
             _log(run, report, images_per_second=images / max(1e-9, now - logged))
             logged, logged_step = time.perf_counter(), engine.steps_done
         if now - saved >= 60 * recipe.run.checkpoint_minutes:
-            _save(run)
+            _save(run, report)
             saved = time.perf_counter()
         yield report
 
@@ -280,12 +288,14 @@ def _log(run: Run, report: StepReport, images_per_second: float) -> None:
 
 
 def _require_finite(report: StepReport, run: Run) -> None:
-    if not bool(torch.isfinite(report.losses.total)):
-        raise NotFiniteError(f"the loss is {float(report.losses.total)} at update {run.engine.steps_done}; the last "
-                             f"good checkpoint in {run.folder} is untouched; try a lower optim.lr")
+    loss, grad_norm = float(report.losses.total), float(report.grad_norm)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise NotFiniteError(f"the loss is {loss}, its gradient's norm {grad_norm} at update {run.engine.steps_done}; "
+                             f"the last good checkpoint in {run.folder} is untouched; try a lower optim.lr")
 
 
-def _save(run: Run) -> None:
+def _save(run: Run, report: StepReport) -> None:
+    _require_finite(report, run)
     origin = Origin(name=run.folder.name, method=run.recipe.method, pretrain_data=run.images.name,
                     pretrain_epochs=run.engine.steps_done / run.engine.steps_per_epoch, seed=run.seed)
     save_checkpoint(run.folder, {**run.engine.state_dict(), "network": asdict(network_spec(run.recipe)),
@@ -304,7 +314,9 @@ def _cut_log(path: Path, steps_done: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):  # the line a kill cut short
             continue
-    path.write_text("".join(f"{line}\n" for line in kept))
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in kept))
+    partial.replace(path)
 
 
 @contextmanager
@@ -329,8 +341,9 @@ def _listening(run: Run) -> Iterator[None]:
 
 
 def _quiet_worker(_worker: int) -> None:
-    """Workers leave Ctrl-C to the main process, which saves, and use one thread each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Workers leave signals, often sent to all processes, to the main one, which saves; they use one thread each."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
