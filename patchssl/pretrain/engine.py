@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, VitBackbone, build_vit
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.drop_path import set_drop_path_draws, use_sampled_drop_path
+from patchssl.pretrain.drop_path import use_sampled_drop_path
 from patchssl.pretrain.head import ProjectionHead
 from patchssl.pretrain.health import effective_rank, entropy, feature_spread, marginal_entropy
 from patchssl.pretrain.loss import MatchPlan, plan_matches
