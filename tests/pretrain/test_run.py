@@ -1,0 +1,419 @@
+"""Whole runs of a tiny network: that they learn, repeat, stop, go on, and refuse what would spoil them."""
+
+import json
+import math
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import patchssl
+from patchssl.checkpoint import load_checkpoint
+from patchssl.errors import DataError, Interrupted, NotFiniteError, PatchSSLError, UsageError
+from patchssl.pretrain.config import load_recipe, parse_recipe
+from patchssl.pretrain.run import plan_run, pretrain, resume
+from patchssl.textures import textures
+
+RECIPE = """
+model: {arch: vit_tiny_patch16_224, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 3, drop_path: 0.2}
+views: {num_global: 2, num_local: 2, global_size: 24, local_size: 16}
+photometric: {patch_share: 0.5, blur: [0, 0, 0]}
+head: {num_prototypes: 32, hidden: 32, bottleneck: 16, freeze_last_layer_epochs: 0}
+loss: {centering: sinkhorn, teacher_temp: 0.02, teacher_temp_start: 0.02}
+optim: {epochs: 3, batch_size: 5, warmup_epochs: 0, lr: 0.05, teacher_momentum: 0.9}
+run: {workers: 0, threads: 1, log_seconds: 1.0e-9}
+"""
+STEPS = 12  # 3 epochs of 4 updates
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A flat folder of 24 textures."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, pixels in enumerate(textures("val")[0][::62][:24]):
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def recipe(*overrides):
+    return parse_recipe(RECIPE, overrides)
+
+
+class Listener:
+    """Progress that remembers, and once `at` updates are made calls `then`."""
+
+    def __init__(self, at=None, then=None):
+        self.rows, self.sentences, self.at, self.then = [], [], at, then
+
+    def update(self, done, total, row):
+        assert done == row["step"] <= total
+        self.rows.append(row)
+        if done == self.at:
+            self.then()
+
+    def say(self, sentence):
+        self.sentences.append(sentence)
+
+
+def interrupting(at, number=signal.SIGINT):
+    return Listener(at, lambda: os.kill(os.getpid(), number))
+
+
+def tensors_of(value, name=""):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from tensors_of(inner, f"{name}/{key}")
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from tensors_of(inner, f"{name}/{number}")
+    else:
+        yield name, value
+
+
+def state(folder):
+    """All numbers of the newest checkpoint that training depends on, by name."""
+    checkpoint = load_checkpoint(Path(folder))
+    parts = {name: checkpoint[name] for name in ("student", "teacher", "centers", "optimizer", "steps_done")}
+    return dict(tensors_of(parts))
+
+
+def same(first, second):
+    first, second = state(first), state(second)
+    assert first.keys() == second.keys()
+    return all(torch.equal(a, second[name]) if isinstance(a, torch.Tensor) else a == second[name]
+               for name, a in first.items())
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nobody interrupted."""
+    return pretrain(recipe(), data, tmp_path_factory.mktemp("runs") / "whole", seed=3)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_falls_and_a_healthy_run_does_not_cry_wolf(data):
+    listener = Listener()
+    folder = pretrain(recipe("optim.epochs=10", "optim.lr=0.02", "model.drop_path=0", "photometric.jitter=0"), data,
+                      "run", seed=0, progress=listener)
+    losses = [row["loss"] for row in rows_of(folder)]
+    assert len(losses) == 40
+    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+    assert [sentence for sentence in listener.sentences if "warning" in sentence] == []
+    assert "24" in listener.sentences[0]  # what was understood as data
+
+
+def test_log_rows_are_whole(whole):
+    text = (whole / "log.jsonl").read_text()
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+            for line in text.splitlines()]
+    assert text.endswith("\n")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["epoch"] for row in rows] == [step / 4 for step in range(1, STEPS + 1)]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert {"loss", "class_loss", "patch_loss", "teacher_entropy", "feature_spread", "effective_rank", "lr",
+            "matched_share_global", "matched_share_local", "images_per_second", "seconds"} <= set(rows[0])
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+def test_a_run_folder_tells_how_it_was_made(whole, data):
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "checkpoint.pth", "log.jsonl", "recipe.yaml", "run.json"]
+    assert load_recipe(whole / "recipe.yaml") == recipe()
+    facts = json.loads((whole / "run.json").read_text())
+    assert (facts["data"], facts["seed"], facts["device"]) == (str(data), 3, "cpu")
+    assert len(facts["fingerprint"]) == 64
+    assert facts["versions"]["torch"] == torch.__version__
+
+
+def test_the_run_folder_is_a_backbone(whole):
+    backbone = patchssl.load_backbone(str(whole))
+    assert (backbone.name, backbone.method, backbone.seed) == ("whole", "pwself", 3)
+    assert (backbone.pretrain_epochs, backbone.image_size, backbone.patch_size) == (3, 24, 8)
+    weights = load_checkpoint(whole)["teacher"]["backbone.blocks.0.mlp.fc1.weight"]
+    assert torch.equal(backbone.module.blocks[0].mlp.fc1.weight, weights)
+    student = patchssl.load_backbone(f"{whole}#student")
+    images = torch.randn(2, 3, 24, 24)
+    assert not torch.equal(student.tokens(images), backbone.tokens(images))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(whole, data, workers):
+    torch.manual_seed(workers)
+    again = pretrain(recipe(f"run.workers={workers}"), data, "again", seed=3)
+    assert same(whole, again)
+    assert [row["loss"] for row in rows_of(again)] == [row["loss"] for row in rows_of(whole)]
+
+
+def test_another_seed_gives_other_weights(whole, data):
+    assert not same(whole, pretrain(recipe(), data, "other", seed=4))
+
+
+@pytest.mark.parametrize(("stops", "workers"), [([6], 0), ([3, 4, 11], 0), ([6], 1), ([12], 0)])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(whole, data, stops, workers):
+    with pytest.raises(Interrupted):
+        pretrain(recipe(f"run.workers={workers}"), data, "run", seed=3, progress=interrupting(stops[0]))
+    for stop in stops[1:]:
+        torch.manual_seed(stop)
+        with pytest.raises(Interrupted):
+            resume("run", progress=interrupting(stop))
+    resume("run")
+    assert same(whole, "run")
+    assert [row["step"] for row in rows_of(Path("run"))] == list(range(1, STEPS + 1))
+    assert [row["loss"] for row in rows_of(Path("run"))] == [row["loss"] for row in rows_of(whole)]
+
+
+def test_a_resumed_run_of_ema_centers_does_too(data):
+    paper = recipe("loss.centering=ema", "loss.weighting=paper", "loss.rule=paper", "loss.center_per_position=true",
+                   "optim.epochs=2")
+    straight = pretrain(paper, data, "straight", seed=1)
+    with pytest.raises(Interrupted):
+        pretrain(paper, data, "run", seed=1, progress=interrupting(5))
+    assert same(straight, resume("run"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+def test_a_signal_saves_the_update_at_hand(data, number, code):
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught:
+        pretrain(recipe(), data, "run", seed=3, progress=interrupting(5, number))
+    assert caught.value.exit_code == code
+    assert re.search(rf"{number.name} at update 5 of {STEPS}, saved; .*--resume run", str(caught.value))
+    assert load_checkpoint(Path("run"))["steps_done"] == 5
+    assert signal.getsignal(number) is handler
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(whole):
+    before = (whole / "checkpoint.pth").read_bytes()
+    listener = Listener()
+    assert resume(whole, progress=listener) == whole
+    assert listener.rows == []
+    assert (whole / "checkpoint.pth").read_bytes() == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(whole, data):
+    with pytest.raises(Interrupted):
+        pretrain(recipe(), data, "run", seed=3, progress=interrupting(5))
+    Path("run/checkpoint.pth").rename("run/checkpoint.pth.partial")  # as if killed while writing it
+    resume("run")
+    assert same(whole, "run")
+    assert len(rows_of(Path("run"))) == STEPS
+
+
+def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(whole, data, caplog):
+    for stop in (4, 7):
+        with pytest.raises(Interrupted):
+            (resume("run", progress=interrupting(stop)) if stop > 4
+             else pretrain(recipe(), data, "run", seed=3, progress=interrupting(stop)))
+    newest = Path("run/checkpoint.pth")
+    newest.write_bytes(newest.read_bytes()[:-100])
+    listener = Listener()
+    resume("run", progress=listener)
+    assert "run/checkpoint.pth is damaged" in caplog.text
+    assert listener.rows[0]["step"] == 5
+    assert same(whole, "run")
+
+
+def test_a_log_that_was_cut_short_is_mended(whole, data):
+    with pytest.raises(Interrupted):
+        pretrain(recipe(), data, "run", seed=3, progress=interrupting(5))
+    log = Path("run/log.jsonl")
+    later = json.dumps(rows_of(Path("run"))[-1] | {"step": 7})  # written after the checkpoint that is left
+    log.write_text(log.read_text() + later + "\n" + later[:40])
+    resume("run")
+    assert [row["step"] for row in rows_of(Path("run"))] == list(range(1, STEPS + 1))
+
+
+def in_a_group_of_its_own(data, *overrides):
+    """Start the run in another process, the leader of a group; returns its id once three updates are made."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        code = 1
+        try:
+            os.setsid()
+            listener = Listener(3, lambda: os.write(writer, b"3"))
+            pretrain(recipe(*overrides), data, "run", seed=3, progress=listener)
+            code = 0
+        except PatchSSLError as error:
+            code = error.exit_code
+        finally:
+            os._exit(code)
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"3"
+    finally:
+        os.close(reader)
+    return child
+
+
+def exit_code(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_sigkill_at_any_moment_and_a_resumed_run_ends_the_same(whole, data):
+    """Checkpoints after every update, workers, a kill of everything: the same weights in the end."""
+    child = in_a_group_of_its_own(data, "run.workers=1", "run.checkpoint_minutes=1e-9")
+    time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    assert exit_code(child) == -signal.SIGKILL
+    assert 2 <= load_checkpoint(Path("run"))["steps_done"] <= STEPS
+    resume("run")
+    assert same(whole, "run")
+
+
+def test_sigterm_to_the_whole_group_saves_though_workers_get_it_too(data):
+    """What a cluster's scheduler does."""
+    child = in_a_group_of_its_own(data, "optim.epochs=3000", "run.workers=2")
+    os.killpg(child, signal.SIGTERM)
+    assert exit_code(child) == 75
+    assert load_checkpoint(Path("run"))["steps_done"] >= 3
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(data):
+    with pytest.raises(Interrupted):
+        pretrain(recipe(), data, "run", seed=3, progress=interrupting(5))
+    before = Path("run/checkpoint.pth").read_bytes()
+    path = Path("run/recipe.yaml")
+    path.write_text(path.read_text().replace("lr: 0.05", "lr: 1.0e+36").replace("clip_grad: 3.0", "clip_grad: 0"))
+    with pytest.raises(NotFiniteError, match=r"at update [67];.*run is untouched.*optim\.lr") as caught:
+        resume("run")
+    assert caught.value.exit_code == 3
+    assert Path("run/checkpoint.pth").read_bytes() == before
+    assert not Path("run/checkpoint-previous.pth").exists()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(whole, data):
+    before = {path: path.read_bytes() for path in whole.iterdir()}
+    with pytest.raises(UsageError, match=r"already holds a run; go on with --resume"):
+        pretrain(recipe(), data, whole)
+    assert {path: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_changed_images_are_refused_on_resume(data, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for path in data.iterdir():
+        (own / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(Interrupted):
+        pretrain(recipe(), own, "run", progress=interrupting(3))
+    (own / "07.png").unlink()
+    with pytest.raises(UsageError, match=r"own has changed since run began"):
+        resume("run")
+    (own / "07.png").write_bytes((data / "07.png").read_bytes())
+    assert resume("run") == Path("run")
+
+
+def test_a_run_finds_its_images_from_another_folder(data, monkeypatch, tmp_path):
+    monkeypatch.chdir(data.parent)
+    with pytest.raises(Interrupted):
+        pretrain(recipe(), data.name, tmp_path / "run", progress=interrupting(3))
+    monkeypatch.chdir(tmp_path)
+    assert resume("run") == Path("run")
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_what_is_no_run_cannot_be_resumed(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=f"{folder} is not a run folder"):
+        resume(folder)
+
+
+def test_a_run_needs_data_and_enough_of_it(data):
+    with pytest.raises(UsageError, match="no data was named"):
+        pretrain(recipe(), out="run")
+    with pytest.raises(UsageError, match=r"optim\.batch_size = 25 is more than the 24 images"):
+        pretrain(recipe("optim.batch_size=25"), data, "run")
+    assert not Path("run").exists()
+
+
+def test_max_images_takes_a_seeded_part(data):
+    folder = pretrain(recipe("max_images=14", "optim.epochs=1"), data, "run", seed=0)
+    assert [row["step"] for row in rows_of(folder)] == [1, 2]
+    assert resume(folder) == folder  # the same part is found again
+
+
+def test_images_that_cannot_be_read_are_counted(data, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for copy in range(5):
+        for path in data.iterdir():
+            (own / f"{copy}{path.name}").write_bytes(path.read_bytes())
+    (own / "zzz.png").write_text("no image")
+    folder = pretrain(recipe("optim.epochs=1", "optim.batch_size=11"), own, "run")
+    rows = rows_of(folder)
+    assert len(rows) == 11
+    assert rows[-1]["unreadable_images"] == 1  # each of the 121 was asked for
+    (own / "zzy.png").write_text("no image")
+    with pytest.raises(DataError, match=r"(?s)2 of 122 .*more than 1 %.*zz[yz]\.png"):
+        pretrain(recipe("optim.epochs=1", "optim.batch_size=11"), own, "other")
+
+
+def test_default_folder_and_the_packages_own_call(data, tmp_path):
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    folder = patchssl.pretrain("small.yaml", data, seed=5, overrides=("optim.epochs=1",))
+    assert folder == Path("runs/small-5")
+    assert (tmp_path / "runs" / "small-5" / "checkpoint.pth").exists()
+    assert load_recipe(folder / "recipe.yaml").optim.epochs == 1
+
+
+def test_the_probe_is_asked_when_due_and_changes_nothing(whole, data):
+    asked = []
+
+    def probe(backbone):
+        asked.append((backbone.training, backbone.features(torch.zeros(1, 3, 24, 24)).shape))
+        torch.manual_seed(0)
+        torch.rand(7)
+        return 0.25
+
+    folder = pretrain(recipe("run.knn_every_epochs=2"), data, "run", seed=3, knn=probe)
+    assert {row["step"]: row["knn_top1"] for row in rows_of(folder) if "knn_top1" in row} == {8: 0.25, 12: 0.25}
+    assert asked == [(False, (1, 24))] * 2
+    assert same(whole, folder)
+
+
+def test_a_probe_is_due_though_no_log_row_is(data):
+    folder = pretrain(recipe("run.knn_every_epochs=1", "run.log_seconds=1000"), data, "run", knn=lambda _: 0.5)
+    assert [(row["step"], row["knn_top1"]) for row in rows_of(folder)] == [(4, 0.5), (8, 0.5), (12, 0.5)]
+
+
+def test_collapse_is_said_in_words(tmp_path):
+    gray = tmp_path / "gray"
+    gray.mkdir()
+    for number in range(20):
+        Image.new("RGB", (32, 32), (120, 120, 120)).save(gray / f"{number}.png")
+    listener = Listener()
+    pretrain(recipe("photometric.jitter=0", "photometric.grayscale=0", "photometric.solarize=[0,0,0]"), gray, "run",
+             progress=listener)
+    assert [s for s in listener.sentences if s.startswith("warning: at update") and "features have collapsed" in s]
+
+
+@pytest.mark.parametrize(("overrides", "steps"), [([], 12), (["optim.epochs=1", "max_images=5"], 1)])
+def test_a_plan_counts_and_writes_nothing(data, tmp_path, overrides, steps):
+    plan = plan_run(recipe(*overrides), data, seed=0)
+    assert (plan.total_steps, plan.epochs * plan.steps_per_epoch) == (steps, steps)
+    assert plan.images == (5 if overrides else 24)
+    assert plan.estimated_seconds == pytest.approx(plan.seconds_per_step * steps)
+    assert 0 < plan.seconds_per_step < 60
+    assert 2**26 < plan.peak_memory_bytes < 2**35
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_counts_the_students_parameters(data, whole):
+    student = load_checkpoint(whole)["student"]
+    assert plan_run(recipe(), data, seed=0).parameters == sum(value.numel() for value in student.values())
