@@ -240,14 +240,17 @@ def test_a_log_that_was_cut_short_is_mended(whole, data):
     assert [row["step"] for row in rows_of(Path("run"))] == list(range(1, STEPS + 1))
 
 
-def in_a_group_of_its_own(data, *overrides):
-    """Start the run in another process, the leader of a group; returns its id once three updates are made."""
+def in_a_group_of_its_own(data, *overrides, pause=0.0):
+    """Start the run in another process, the leader of a group; returns its id once three updates are made.
+
+    `pause`: seconds that the run then waits, so that a signal to the group finds everybody there.
+    """
     reader, writer = os.pipe()
     if not (child := os.fork()):
         code = 1
         try:
             os.setsid()
-            listener = Listener(3, lambda: os.write(writer, b"3"))
+            listener = Listener(3, lambda: (os.write(writer, b"3"), time.sleep(pause)))
             pretrain(recipe(*overrides), data, "run", seed=3, progress=listener)
             code = 0
         except PatchSSLError as error:
@@ -279,7 +282,7 @@ def test_sigkill_at_any_moment_and_a_resumed_run_ends_the_same(whole, data):
 
 def test_sigterm_to_the_whole_group_saves_though_workers_get_it_too(data):
     """What a cluster's scheduler does."""
-    child = in_a_group_of_its_own(data, "optim.epochs=3000", "run.workers=2")
+    child = in_a_group_of_its_own(data, "optim.epochs=3000", "run.workers=2", pause=0.5)
     os.killpg(child, signal.SIGTERM)
     assert exit_code(child) == 75
     assert load_checkpoint(Path("run"))["steps_done"] >= 3
