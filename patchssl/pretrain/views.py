@@ -172,7 +172,7 @@ class ViewDataset(Dataset[ViewSample]):
     def _colors(self, key: tuple[int, int]) -> tuple[ColorDraws, ColorDraws]:
         views, patch_size = self.recipe.views, self.recipe.model.patch_size
         global_patches = patches_per_side(views.global_size, patch_size) ** 2
-        local_patches = patches_per_side(views.local_size, patch_size) ** 2 if views.num_local else 0
+        local_patches = (views.local_size // patch_size) ** 2  # whole patches, unless there are no local views
         return draw_sample_colors(self._rng(key, "color"), self.recipe.photometric,
                                   views.num_global, views.num_local, global_patches, local_patches)
 
