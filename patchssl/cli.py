@@ -25,10 +25,19 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(plot_app, name="plot")
 app.add_typer(bench_app, name="bench")
 
+
+def _not_empty(data: str | None) -> str | None:
+    """`--data "$UNSET"` must not fall back to the recipe's own data."""
+    if data == "":
+        raise UsageError("--data is empty; name a folder of images or a set, such as textures")
+    return data
+
+
 ModelArg = Annotated[str, typer.Argument(
-    metavar="MODEL", help="timm:NAME, random:NAME?img_size=..., a run folder, a checkpoint (PATH#student), or pixels.")]
-DataOpt = Annotated[str, typer.Option("--data", help="Folder of images (train/ and val/ inside), or a set's name: "
-                                                     "textures, textures-64.")]
+    metavar="MODEL", help="timm:NAME, random:NAME?img_size=..., a run folder, a checkpoint (PATH#student), or "
+                          "pixels?img_size=...")]
+DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty, help="Folder of images (train/ and val/ inside), "
+                                                                          "or a set's name: textures, textures-64.")]
 ResultsOpt = Annotated[Path, typer.Option("--results", help="Folder that gets the record.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
@@ -36,7 +45,8 @@ SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Fixes every random 
 OutFileOpt = Annotated[Path, typer.Option("--out", help="Figure to write: .png, .svg or .pdf.")]
 ImagesArg = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, or SET:INDEX as in textures:7.")]
 RecipeOpt = Annotated[str, typer.Option("--recipe", help="Recipe, YAML file or run folder whose views are drawn.")]
-
+OverridesArg = Annotated[list[str] | None, typer.Argument(
+    metavar="KEY=VALUE", help="Changes to the recipe, such as optim.epochs=20.")]
 ViewsOfOpt = Annotated[str | None, typer.Option("--model", help="Take patch and view size from this MODEL.")]
 
 
@@ -57,8 +67,7 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", help="Folder for run, records, table, figures.")] = Path("quickstart"),
     seed: SeedOpt = 0,
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe to pretrain with.")] = "quickstart",
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]",
-                                                             help="Changes to the recipe.")] = None,
+    overrides: OverridesArg = None,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -73,11 +82,14 @@ def quickstart(
 
 @app.command()
 def pretrain(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE] [key=value ...]",
-                         help="A shipped recipe or a YAML file, then changes such as optim.epochs=20.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Folder of images, or a set's name.")] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file; not needed "
+                                                                          "with --resume.")] = None,
+    overrides: OverridesArg = None,
+    data: Annotated[str | None, typer.Option("--data", callback=_not_empty,
+                                             help="Folder of images, or a set's name.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe>-<seed>.")] = None,
-    seed: SeedOpt = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0,
+                                             help="Fixes every random draw; default 0.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Run folder to go on with, by itself.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print images, steps, memory, time; no training.")] = False,
     device: DeviceOpt = None,
@@ -87,19 +99,20 @@ def pretrain(
     from patchssl.console import Console
     from patchssl.workflows import pretrain_with_probe, resume_with_probe
 
-    recipe, overrides = _recipe_and_overrides(arguments or [])
+    changes = tuple(overrides or ())
     with Console() as console:
         if resume is not None:
-            if recipe or overrides or data or out:
-                raise UsageError("--resume RUN needs nothing else: recipe, data and seed are those of the run")
+            if recipe or data is not None or out or seed is not None or dry_run:
+                raise UsageError("--resume RUN takes no recipe, key=value, --data, --out, --seed or --dry-run: "
+                                 "recipe, data and seed are those of the run")
             folder = resume_with_probe(resume, device=device, console=console)
-        elif recipe is None:
-            raise UsageError(f"name a recipe ({', '.join(_shipped_recipes())}), a YAML file, or --resume RUN")
+        elif recipe is None or "=" in recipe:
+            raise UsageError(f"name a recipe first ({', '.join(_shipped_recipes())}), a YAML file, or --resume RUN")
         elif dry_run:
-            _print_plan(recipe, overrides, data, seed, device, as_json)
+            _print_plan(recipe, changes, data, seed or 0, device, as_json)
             return
         else:
-            folder = pretrain_with_probe(recipe, data, out, seed, overrides, device=device, console=console)
+            folder = pretrain_with_probe(recipe, data, out, seed or 0, changes, device=device, console=console)
     if as_json:
         typer.echo(json.dumps({"run": str(folder)}))
     else:
@@ -227,13 +240,6 @@ def doctor(as_json: JsonOpt = False) -> None:
         raise typer.Exit(1)
 
 
-def _recipe_and_overrides(arguments: list[str]) -> tuple[str | None, tuple[str, ...]]:
-    """The recipe's name comes first and holds no '='; everything after it is key=value."""
-    if arguments and "=" not in arguments[0]:
-        return arguments[0], tuple(arguments[1:])
-    return None, tuple(arguments)
-
-
 def _shipped_recipes() -> list[str]:
     from patchssl.pretrain.config import recipe_names
 
@@ -252,9 +258,17 @@ def main() -> None:
     """Entry point: errors become a sentence and an exit code, a traceback only with PATCHSSL_DEBUG=1."""
     try:
         app()
-    except PatchSSLError as error:
+    except Exception as error:
         if os.environ.get("PATCHSSL_DEBUG") == "1":
             raise
-        print(f"patchssl: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"patchssl: {_sentence(error)}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, PatchSSLError) else 1)
 
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, PatchSSLError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename} cannot be used: {error.strerror}"
+    return (f"this should not happen, please report it: {type(error).__name__}: {error} "
+            "(PATCHSSL_DEBUG=1 shows where)")

@@ -24,6 +24,7 @@ from patchssl.pretrain.views import cut_views, sample_rng
 from patchssl.pretrain.views import draw_views as draw_geometry
 
 Pixels = np.ndarray  # (H, W, 3) uint8
+MOST_PATCHES = 16_384  # of one image: 1024 x 1024 pixels at patch 8
 
 
 def read_image(name: str) -> Pixels:
@@ -56,6 +57,17 @@ def recipe_of(name: str, model: str | None = None, rule: str | None = None) -> R
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"patch_size": patch}), "views": views})
 
 
+def check_size(pixels: Pixels, patch_size: int, size: int) -> None:
+    """Errors where an image resized to the short side `size` holds no patch, or more than a network can look at."""
+    height, width = pixels.shape[:2]
+    if size < patch_size:
+        raise UsageError(f"--size {size} is less than the model's patch size of {patch_size} pixels")
+    patches = size // patch_size * int(size * max(height, width) / min(height, width) / patch_size)
+    if patches > MOST_PATCHES:
+        raise DataError(f"an image of {height} x {width} pixels with its short side at {size} would be {patches:,} "
+                        f"patches, more than {MOST_PATCHES:,}; crop it, or choose a smaller --size")
+
+
 def normalized(pixels: Pixels, backbone: Backbone, size: int) -> Tensor:
     """(1, 3, H, W) normalized for `backbone`: short side resized to `size`, the rest cut to whole patches."""
     image = TF.resize(torch.from_numpy(pixels).permute(2, 0, 1), [size], antialias=True,
@@ -68,6 +80,7 @@ def attention_rows(backbone: Backbone, images: Sequence[Pixels], size: int) -> l
     """For each image what the network saw of it (H, W, 3), and its class attention (heads, rows, columns)."""
     rows = []
     for pixels in images:
+        check_size(pixels, backbone.patch_size, size)
         x = normalized(pixels, backbone, size)
         height, width = (side // backbone.patch_size for side in x.shape[-2:])
         x = x[..., : height * backbone.patch_size, : width * backbone.patch_size]

@@ -15,7 +15,7 @@ from patchssl.data import open_pair
 from patchssl.drawing import draw_attention, draw_curves, draw_matches, draw_views
 from patchssl.errors import UsageError
 from patchssl.eval.knn import evaluate_knn, evaluate_pixels
-from patchssl.pretrain.config import Recipe, dump_recipe, load_recipe
+from patchssl.pretrain.config import Recipe, load_recipe
 from patchssl.workflows import (
     default_device,
     make_tables,
@@ -55,12 +55,14 @@ def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...]
     effective = load_recipe(recipe, overrides)
     if effective.data is None:
         raise UsageError(f"recipe {recipe} names no data: add data=FOLDER (with train/ and val/ of class folders)")
-    run = pretrain_or_go_on(out / "run", recipe, effective, seed, overrides, device, console)
-    train, val = open_pair(effective.data)
     chosen = default_device(device)
+    train, val = open_pair(effective.data)
+    for images in (train, val):
+        images.require_labels()  # said before the pretraining, not after it
+    run = pretrain_or_go_on(out / "run", recipe, effective, seed, overrides, device, console)
     backbone = load_backbone(str(run), chosen)
     progress = console.counter("features")
-    results = {"raw pixels": evaluate_pixels(train, val, progress=progress),
+    results = {"raw pixels": evaluate_pixels(train, val, effective.views.global_size, progress=progress),
                "random network": evaluate_knn(random_twin(run, chosen), train, val, PROTOCOL, progress=progress),
                "pretrained": evaluate_knn(backbone, train, val, PROTOCOL, progress=progress)}
     files = [result.write(out / "results") for result in results.values()]
@@ -77,9 +79,21 @@ def pretrain_or_go_on(folder: Path, name: str, recipe: Recipe, seed: int, overri
     if not (folder / "recipe.yaml").exists():
         return pretrain_with_probe(name, None, folder, seed, overrides, device=device, console=console)
     there, _, its_seed = run_facts(folder)
-    if dump_recipe(there) != dump_recipe(recipe) or its_seed != seed:
-        raise UsageError(f"{folder} holds a quickstart with another recipe or seed; choose another --out")
+    if changes := _changes(there.model_dump() | {"seed": its_seed}, recipe.model_dump() | {"seed": seed}):
+        raise UsageError(f"{folder} holds a quickstart of another recipe or seed ({'; '.join(changes)}); choose "
+                         "another --out, or ask for what it was made with")
     return resume_with_probe(folder, device=device, console=console)
+
+
+def _changes(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two recipes, by dotted name."""
+    found = []
+    for key, value in there.items():
+        if isinstance(value, dict):
+            found += _changes(value, asked[key], f"{prefix}{key}.")
+        elif value != asked[key]:
+            found.append(f"{prefix}{key} was {value}, now {asked[key]}")
+    return found
 
 
 def random_twin(run: Path, device: torch.device) -> Backbone:

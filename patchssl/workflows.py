@@ -31,17 +31,31 @@ TASKS = ("knn",)
 
 def score_knn(model: str | Backbone, data: str, protocol: str | None = None, *, device: str | None = None,
               batch_size: int = 64, workers: int = 2, console: Console | None = None) -> Result:
-    """k-NN of the backbone `model`, or of raw pixels, on the train and val images of `data`."""
-    by_name = isinstance(model, str) and model != PIXELS
-    backbone = load_backbone(str(model), default_device(device)) if by_name else model
+    """k-NN of the backbone `model`, or of raw pixels (`pixels`, `pixels?img_size=32`), on train and val of `data`."""
+    chosen = default_device(device)
+    of_pixels = isinstance(model, str) and model.partition("?")[0] == PIXELS
+    if of_pixels and protocol not in (None, "native"):
+        raise UsageError(f"raw pixels are scored under the protocol native, not {protocol}")
+    image_size = pixels_size(str(model)) if of_pixels else None
+    backbone = load_backbone(model, chosen) if isinstance(model, str) and not of_pixels else model
     train, val = open_pair(data)
     say = console.say if console else (lambda sentence: None)
     say(train.describe())
     say(val.describe())
     progress = console.counter("features") if console else None
     if isinstance(backbone, str):
-        return evaluate_pixels(train, val, progress=progress)
+        return evaluate_pixels(train, val, image_size, progress=progress)
     return evaluate_knn(backbone, train, val, protocol, batch_size=batch_size, workers=workers, progress=progress)
+
+
+def pixels_size(model: str) -> int | None:
+    """The 32 of `pixels?img_size=32`; None for `pixels`."""
+    if model == PIXELS:
+        return None
+    option, _, value = model.partition("?")[2].partition("=")
+    if option != "img_size" or not value.isdecimal() or not int(value):
+        raise UsageError(f"model '{model}' is not understood; write pixels, or with a size pixels?img_size=32")
+    return int(value)
 
 
 def default_device(device: str | None) -> torch.device:
@@ -76,14 +90,16 @@ def pretrain_with_probe(recipe: str, data: str | None, out: Path | None, seed: i
                         device: str | None, console: Console) -> Path:
     """`pretrain` with an in-training k-NN where the recipe asks for one."""
     effective = load_recipe(recipe, overrides)
+    chosen = str(default_device(device))
     probe = make_probe(effective, data, seed)
-    return pretrain(recipe, data, out, seed, overrides=overrides, device=device, progress=console, knn=probe)
+    return pretrain(recipe, data, out, seed, overrides=overrides, device=chosen, progress=console, knn=probe)
 
 
 def resume_with_probe(folder: Path, *, device: str | None, console: Console) -> Path:
     """`resume` with the in-training k-NN the run had."""
     recipe, data, seed = run_facts(folder)
-    return resume(folder, device=device, progress=console, knn=make_probe(recipe, data, seed))
+    chosen = str(default_device(device))
+    return resume(folder, device=chosen, progress=console, knn=make_probe(recipe, data, seed))
 
 
 def make_probe(recipe: Recipe, data: str | None, seed: int) -> KnnProbe | None:
@@ -121,7 +137,7 @@ def run_facts(folder: Path) -> tuple[Recipe, str, int]:
 def plan_pretraining(recipe: str, data: str | None, seed: int, overrides: tuple[str, ...], *,
                      device: str | None) -> Plan:
     """What a run would cost; see `patchssl.pretrain.run.plan_run`."""
-    return plan_run(load_recipe(recipe, overrides), data, seed, device)
+    return plan_run(load_recipe(recipe, overrides), data, seed, str(default_device(device)))
 
 
 def make_tables(results: Path, out: Path) -> tuple[str, list[Path], list[str]]:
