@@ -49,6 +49,10 @@ class UnreadableImage(DataError):
         self.name = name
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str]]:
+        """As it was made: exceptions cross from a worker process by pickling."""
+        return type(self), (self.name, self.reason)
+
 
 class CheckpointError(PatchSSLError):
     """A checkpoint or weights file that is missing, damaged or does not fit."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ class ProjectionHead(nn.Module):
         super().__init__()
         widths = [in_dim, *[config.hidden] * (config.layers - 1), config.bottleneck]
         layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (before, after) in enumerate(pairwise(widths)):
             layers += [nn.GELU()] if i else []
             layers.append(nn.Linear(before, after))
         self.mlp = nn.Sequential(*layers)

@@ -77,11 +77,12 @@ class Plan:
 
     def text(self) -> str:
         """For people."""
-        return (f"{self.images:,} images, {self.epochs} epochs of {self.steps_per_epoch:,} updates: {self.total_steps:,} "
-                f"in all\n{self.parameters:,} parameters in the student, head included\n"
-                f"{self.seconds_per_step:.2f} s an update, about {timedelta(seconds=round(self.estimated_seconds))} in all, "
-                f"{self.peak_memory_bytes / 2**30:.1f} GiB of memory (measured on batches of {self.measured_batch} images, "
-                "scaled)")
+        whole, memory = timedelta(seconds=round(self.estimated_seconds)), self.peak_memory_bytes / 2**30
+        return (f"{self.images:,} images, {self.epochs} epochs of {self.steps_per_epoch:,} updates: "
+                f"{self.total_steps:,} in all\n"
+                f"{self.parameters:,} parameters in the student, head included\n"
+                f"{self.seconds_per_step:.2f} s an update, about {whole} in all, {memory:.1f} GiB of memory "
+                f"(measured on batches of {self.measured_batch} images, scaled)")
 
 
 @dataclass
