@@ -17,8 +17,9 @@ os.environ.pop("PATCHSSL_DEBUG", None)
 GPU = "needs a GPU"
 
 TINY = ("optim.epochs=2", "optim.batch_size=8", "optim.warmup_epochs=0.5", "model.depth=1", "model.embed_dim=24",
-        "model.num_heads=3", "head.num_prototypes=32", "head.hidden=32", "head.bottleneck=16", "run.workers=0",
-        "run.log_seconds=0.001")
+        "model.num_heads=3", "model.patch_size=8", "views.global_size=32", "views.num_local=2", "views.local_size=16",
+        "head.num_prototypes=32", "head.hidden=32", "head.bottleneck=16", "run.workers=0", "run.threads=1",
+        "run.log_seconds=0.001", "run.knn_every_epochs=0")
 
 
 class Skips:
@@ -107,7 +108,7 @@ def patchssl(monkeypatch, capsys):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """Overrides that make a recipe for 32 px images as small as it can be."""
     return TINY

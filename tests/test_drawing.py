@@ -1,0 +1,181 @@
+"""What the plot commands and the quickstart draw: the right pixels, of the right views, before any figure."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from patchssl import drawing
+from patchssl.backbone import load_backbone
+from patchssl.drawing import (
+    attention_rows,
+    draw_attention,
+    draw_curves,
+    draw_matches,
+    draw_views,
+    read_image,
+    recipe_of,
+    views_of,
+)
+from patchssl.errors import DataError, UsageError
+from patchssl.pretrain.config import dump_recipe, load_recipe, parse_recipe
+
+SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&depth=1&embed_dim=24"
+SIZES = ("model.patch_size=8", "views.global_size=32", "views.local_size=16", "views.num_local=4")
+PLAIN = (*SIZES, "photometric.patch_share=0", "photometric.jitter=0", "photometric.grayscale=0",
+         "photometric.blur=[0, 0, 0]", "photometric.solarize=[0, 0, 0]")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone(SMALL)
+
+
+def test_read_image_from_a_file_a_set_and_a_folder(photo, colors):
+    assert np.array_equal(read_image(str(photo)), np.asarray(Image.open(photo)))
+    assert read_image("textures:7").shape == (32, 32, 3)
+    assert np.array_equal(read_image(f"{colors}:0"), np.asarray(Image.open(colors / "train" / "blue" / "0.png")))
+
+
+def test_a_file_whose_name_looks_like_an_index_is_a_file(photo, tmp_path):
+    named = tmp_path / "photo:3"
+    named.write_bytes(photo.read_bytes())
+    assert read_image(str(named)).shape == (90, 120, 3)
+
+
+@pytest.mark.parametrize(("name", "kind", "sentence"), [
+    ("missing.jpg", DataError, "neither an image file nor SET:INDEX"),
+    ("textures:-1", DataError, "neither an image file nor SET:INDEX"),
+    ("textures:6000", DataError, "6000 images, the last is textures:5999"),
+    ("texture:1", UsageError, "did you mean 'textures'"),
+])
+def test_read_image_says_what_is_wrong(name, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        read_image(name)
+
+
+def test_the_recipe_of_a_run_is_the_one_it_was_made_with(tiny_run, tiny):
+    assert recipe_of(str(tiny_run)) == load_recipe("quickstart", tiny)
+    assert recipe_of(str(tiny_run), rule="paper").loss.rule == "paper"
+
+
+@pytest.mark.parametrize(("model", "sizes"), [
+    ("random:vit_tiny_patch16_224?depth=1", (16, 224, 96)),  # those of the paper
+    (SMALL, (8, 32, 16)),
+    ("random:vit_tiny_patch16_224?img_size=32&patch_size=32&depth=1", (32, 32, 32)),
+])
+def test_views_of_a_model_have_its_sizes(model, sizes):
+    recipe = recipe_of("quickstart", model)
+    assert (recipe.model.patch_size, recipe.views.global_size, recipe.views.local_size) == sizes
+    assert parse_recipe(dump_recipe(recipe)) == recipe  # still a valid one
+
+
+def test_views_are_crops_of_the_image_where_color_is_off(photo):
+    pixels = read_image(str(photo))
+    recipe = load_recipe("quickstart", PLAIN)
+    geometry, colored = views_of(pixels, recipe, seed=1)
+    assert [view.shape for view in colored] == [(32, 32, 3)] * 2 + [(16, 16, 3)] * 4
+    for view, seen in zip(geometry, colored, strict=True):
+        # red is 2 x row and green 2 x column, so the middle of a crop tells where it lies
+        row, column = seen[..., 0].mean() / 2 + 0.5, seen[..., 1].mean() / 2 + 0.5
+        assert row == pytest.approx(view.top + view.height / 2, abs=1)
+        assert column == pytest.approx(view.left + view.width / 2, abs=1)
+        rising = seen[..., 1].astype(float).mean(0)
+        assert (rising[0] > rising[-1]) == view.mirrored
+
+
+def test_views_depend_on_seed_and_index_alone(photo):
+    pixels, recipe = read_image(str(photo)), load_recipe("quickstart", SIZES)
+    first, again, other = (views_of(pixels, recipe, seed, 2)[1] for seed in (0, 0, 1))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_attention_rows_show_what_the_network_saw(backbone, photo):
+    pixels = read_image(str(photo))  # 90 x 120: short side to 32 gives 32 x 42, of which 32 x 40 are whole patches
+    [(seen, attention)] = attention_rows(backbone, [pixels], 32)
+    assert seen.shape == (32, 40, 3) and attention.shape == (3, 4, 5)
+    scaled = np.asarray(Image.fromarray(pixels).resize((42, 32), Image.Resampling.BICUBIC))[:, :40]
+    assert np.abs(seen.astype(int) - scaled).max() <= 4
+    assert (attention >= 0).all() and (attention.sum((1, 2)) < 1).all()  # the rest goes to the class token
+    own = backbone.class_attention(drawing.normalized(pixels, backbone, 32))[0]
+    assert np.allclose(attention.reshape(3, -1), own.numpy())
+
+
+@pytest.mark.parametrize(("shape", "size", "kind", "sentence"), [
+    ((32, 32), 7, UsageError, "--size 7 is less than the model's patch size of 8"),
+    ((300, 1), 224, DataError, "235,200 patches"),
+    ((1, 300), 224, DataError, "an image of 1 x 300 pixels"),
+])
+def test_attention_of_what_cannot_be_looked_at_is_refused(backbone, shape, size, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        attention_rows(backbone, [np.zeros((*shape, 3), np.uint8)], size)
+
+
+@pytest.fixture
+def seen_plots(monkeypatch):
+    """Arguments that the functions of report.plots are called with, instead of a figure."""
+    calls = {}
+    for name in ("plot_attention", "plot_matches", "plot_views", "plot_curves"):
+        monkeypatch.setattr(f"patchssl.report.plots.{name}",
+                            lambda *given, _name=name, **named: calls.setdefault(_name, (given, named)))
+    return calls
+
+
+def test_attention_is_drawn_at_the_size_of_the_model_unless_asked(backbone, photo, tmp_path, seen_plots):
+    draw_attention(backbone, [str(photo), "textures:0"], tmp_path / "a.png")
+    (rows, out), _ = seen_plots["plot_attention"]
+    assert [seen.shape for seen, _ in rows] == [(32, 40, 3), (32, 32, 3)]
+    assert out == tmp_path / "a.png"
+
+
+def test_matches_are_those_of_the_views_shown(photo, tmp_path, seen_plots):
+    recipe = load_recipe("quickstart", SIZES)
+    draw_matches(str(photo), recipe, tmp_path / "m.png", seed=4)
+    (teacher, student, teacher_ids, student_ids, patch, _), named = seen_plots["plot_matches"]
+    overlap = named["overlap"]
+    assert (teacher.shape, student.shape, patch) == ((32, 32, 3), (16, 16, 3), 8)
+    assert np.array_equal(overlap.image, read_image(str(photo))) and len(student_ids)
+    for teacher_id, student_id in zip(teacher_ids, student_ids, strict=True):
+        top, left, height, width = rectangle(overlap.view_a, teacher_id, 4)
+        y, x, tall, wide = rectangle(overlap.view_b, student_id, 2)
+        assert top <= y + tall / 2 < top + height and left <= x + wide / 2 < left + width
+
+
+def rectangle(view, patch, per_side):
+    """Where a patch of a view lies in the source image."""
+    row, column = divmod(int(patch), per_side)
+    column = per_side - 1 - column if view.mirrored else column
+    height, width = view.height / per_side, view.width / per_side
+    return view.top + row * height, view.left + column * width, height, width
+
+
+def test_matches_without_local_views_are_between_globals(photo, tmp_path, seen_plots):
+    draw_matches(str(photo), load_recipe("quickstart", (*SIZES, "views.num_local=0")), tmp_path / "m.png")
+    (teacher, student, *_), _ = seen_plots["plot_matches"]
+    assert teacher.shape == student.shape == (32, 32, 3)
+
+
+def test_matches_that_never_come_are_said(photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "match_patches", lambda *_: (torch.empty(0), torch.empty(0)))
+    with pytest.raises(DataError, match="another --seed"):
+        draw_matches(str(photo), load_recipe("quickstart", SIZES), tmp_path / "m.png")
+
+
+def test_a_sheet_shows_the_image_and_all_its_views(photo, tmp_path, seen_plots):
+    draw_views([str(photo), "textures:1"], load_recipe("quickstart", (*SIZES, "views.num_local=1")), tmp_path / "v.png")
+    (sheets, _), _ = seen_plots["plot_views"]
+    assert [sheet.captions for sheet in sheets] == [["image", "global 1", "global 2", "local 1"]] * 2
+    assert [image.shape[0] for image in sheets[0].images] == [90, 32, 32, 16]
+
+
+def test_curves_are_those_of_the_log(tiny_run, tmp_path, seen_plots):
+    draw_curves(tiny_run, tmp_path / "c.png", {"random network": 0.5})
+    (rows, _), named = seen_plots["plot_curves"]
+    assert rows[-1]["step"] == 12
+    assert named == {"references": {"random network": 0.5}, "num_prototypes": 32}
+
+
+def test_curves_need_a_log(tmp_path):
+    with pytest.raises(UsageError, match=r"no log\.jsonl"):
+        draw_curves(tmp_path, tmp_path / "c.png")
