@@ -22,7 +22,8 @@ from patchssl.eval.knn import evaluate_knn, evaluate_pixels, knn_accuracy
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.results import Result, read_results
 from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
-from patchssl.pretrain.run import KnnProbe, Plan, plan_run, pretrain, resume, training_images
+from patchssl.pretrain.plan import Plan, plan_run
+from patchssl.pretrain.run import KnnProbe, pretrain, resume, training_images
 
 PIXELS = "pixels"
 PROBE_QUERIES, PROBE_BANK = 1000, 5000
@@ -136,7 +137,7 @@ def run_facts(folder: Path) -> tuple[Recipe, str, int]:
 
 def plan_pretraining(recipe: str, data: str | None, seed: int, overrides: tuple[str, ...], *,
                      device: str | None) -> Plan:
-    """What a run would cost; see `patchssl.pretrain.run.plan_run`."""
+    """What a run would cost; see `patchssl.pretrain.plan.plan_run`."""
     return plan_run(load_recipe(recipe, overrides), data, seed, str(default_device(device)))
 
 

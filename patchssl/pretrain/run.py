@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,34 +54,6 @@ class Silent:
 
     def say(self, sentence: str) -> None:
         """Ignored."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would cost: the answer of `--dry-run`."""
-
-    images: int
-    epochs: int
-    steps_per_epoch: int
-    total_steps: int
-    parameters: int
-    seconds_per_step: float
-    estimated_seconds: float
-    peak_memory_bytes: int
-    measured_batch: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For machines."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """For people."""
-        whole, memory = timedelta(seconds=round(self.estimated_seconds)), self.peak_memory_bytes / 2**30
-        return (f"{self.images:,} images, {self.epochs} epochs of {self.steps_per_epoch:,} updates: "
-                f"{self.total_steps:,} in all\n"
-                f"{self.parameters:,} parameters in the student, head included\n"
-                f"{self.seconds_per_step:.2f} s an update, about {whole} in all, {memory:.1f} GiB of memory "
-                f"(measured on batches of {self.measured_batch} images, scaled)")
 
 
 @dataclass
@@ -185,27 +156,6 @@ def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None)
     return Engine(recipe, seed, len(images) // recipe.optim.batch_size, chosen)
 
 
-def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None) -> Plan:
-    """What the run would cost, from a few updates on a few of its images; nothing is written."""
-    images = training_images(recipe, data, seed)
-    full = make_engine(recipe, images, seed, device)
-    batch_size = min(recipe.optim.batch_size, 64 if recipe.views.global_size <= 64 else 8)
-    small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch_size})})
-    weights = _memory(full.device)
-    batches = iter(make_loader(small, images, seed, full.num_drop_path, workers=0))
-    times = []
-    for _ in range(min(3, full.total_steps)):
-        began = time.perf_counter()
-        full.train_step(next(batches))
-        times.append(time.perf_counter() - began)
-    scale = recipe.optim.batch_size / batch_size
-    seconds = min(times) * scale
-    memory = int(weights + max(0, _memory(full.device) - weights) * scale)
-    parameters = sum(p.numel() for p in full.student.parameters())
-    return Plan(len(images), recipe.optim.epochs, full.steps_per_epoch, full.total_steps, parameters, seconds,
-                seconds * full.total_steps, memory, batch_size)
-
-
 def make_loader(recipe: Recipe, images: ImageSet, seed: int, num_drop_path: int, *, start_step: int = 0,
                 workers: int | None = None) -> Iterable[ViewBatch]:
     """Batches of all epochs from update `start_step` on; what is drawn does not depend on workers."""
@@ -276,7 +226,7 @@ def _log(run: Run, report: StepReport, images_per_second: float) -> None:
     engine = run.engine
     row: dict[str, Any] = {"step": engine.steps_done, "epoch": engine.steps_done / engine.steps_per_epoch,
                            "seconds": round(run.seconds, 3), **report.row(),
-                           "images_per_second": images_per_second, "memory_bytes": _memory(engine.device),
+                           "images_per_second": images_per_second, "memory_bytes": peak_memory(engine.device),
                            "unreadable_images": run.budget.count}
     if run.knn and (_probe_due(run) or engine.steps_done == engine.total_steps):
         row["knn_top1"] = run.knn(engine.teacher.backbone)
@@ -348,7 +298,7 @@ def _quiet_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: of the device, or of this process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))

@@ -17,7 +17,8 @@ import patchssl
 from patchssl.checkpoint import load_checkpoint
 from patchssl.errors import DataError, Interrupted, NotFiniteError, PatchSSLError, UsageError
 from patchssl.pretrain.config import load_recipe, parse_recipe
-from patchssl.pretrain.run import plan_run, pretrain, resume
+from patchssl.pretrain.plan import plan_run
+from patchssl.pretrain.run import pretrain, resume
 from patchssl.textures import textures
 
 RECIPE = """
