@@ -61,10 +61,10 @@ def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...]
         images.require_labels()  # said before the pretraining, not after it
     run = pretrain_or_go_on(out / "run", recipe, effective, seed, overrides, device, console)
     backbone = load_backbone(str(run), chosen)
-    progress = console.counter("features")
-    results = {"raw pixels": evaluate_pixels(train, val, effective.views.global_size, progress=progress),
-               "random network": evaluate_knn(random_twin(run, chosen), train, val, PROTOCOL, progress=progress),
-               "pretrained": evaluate_knn(backbone, train, val, PROTOCOL, progress=progress)}
+    pixels = evaluate_pixels(train, val, effective.views.global_size, progress=console.counter("raw pixels"))
+    results = {"raw pixels": pixels}
+    for name, network in (("random network", random_twin(run, chosen)), ("pretrained", backbone)):
+        results[name] = evaluate_knn(network, train, val, PROTOCOL, progress=console.counter(f"{name}, features"))
     files = [result.write(out / "results") for result in results.values()]
     table, table_files, _ = make_tables(out / "results", out)
     top1 = {name: result.metrics["top1@20"] for name, result in results.items()}
