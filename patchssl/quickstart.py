@@ -110,7 +110,8 @@ def draw_all(folder: Path, run: Path, recipe: Recipe, backbone: Backbone, top1: 
     """The figures: curves with the other rows as lines, attention, matches between two views, a sheet of views."""
     folder.mkdir(parents=True, exist_ok=True)
     images = [f"{recipe.data}:{index}" for index in range(FIGURE_IMAGES)]
-    references = {name: value for name, value in top1.items() if name != "pretrained"}
+    # the curve's own points classify training images: say that these lines do not
+    references = {f"{name}, test set": value for name, value in top1.items()}
     return [draw_curves(run, folder / "curves.png", references),
             draw_attention(backbone, images, folder / "attention.png", size=2 * backbone.image_size),
             draw_matches(images[0], recipe, folder / "matches.png", seed=seed),
