@@ -212,6 +212,7 @@ def build_vit(spec: NetworkSpec, *, drop_path: float = 0.0, seed: int | None = N
 
     if spec.arch not in timm.list_models():
         raise UsageError(one_of("architecture", spec.arch, timm.list_models("vit*")))
+    require_vit_name(spec.arch)
     if spec.image_size % spec.patch_size:
         raise UsageError(f"an image size of {spec.image_size} pixels is no multiple of the patch size "
                          f"{spec.patch_size}")
@@ -224,6 +225,14 @@ def build_vit(spec: NetworkSpec, *, drop_path: float = 0.0, seed: int | None = N
         except (TypeError, AssertionError, RuntimeError) as error:
             raise UsageError(f"{spec.arch} cannot be built with {spec.options()}: {error}") from None
     return require_vit(vit, spec.arch)
+
+
+def require_vit_name(arch: str) -> None:
+    """UsageError if timm's `arch` comes from a module that holds no plain Vision Transformers, such as a ResNet."""
+    import timm
+
+    if not any(timm.models.is_model_in_modules(arch, [module]) for module in ("vision_transformer", "deit")):
+        raise UsageError(f"{arch} is no plain Vision Transformer: choose one of timm's vit_* models")
 
 
 def require_vit(module: Any, arch: str) -> nn.Module:
@@ -270,6 +279,7 @@ def _from_timm(name: str) -> Backbone:
     base, dot, tag = name.partition(".")
     if base not in timm.list_models():
         raise UsageError(one_of("timm model", base, timm.list_models("vit*")))
+    require_vit_name(base)
     if dot and name not in timm.list_pretrained():
         tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
         raise UsageError(one_of(f"tag of timm model {base}", tag, tags))

@@ -17,7 +17,7 @@ from patchssl import __version__
 from patchssl.errors import PatchSSLError, UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Pretrain Vision Transformers patch-wise on unlabelled images, and say how good a backbone is.")
+                  help="Pretrain Vision Transformers patch-wise on unlabeled images, and say how good a backbone is.")
 eval_app = typer.Typer(no_args_is_help=True, help="Score a backbone under a named protocol.")
 plot_app = typer.Typer(no_args_is_help=True, help="Draw attention, matches, views and training curves.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed against a peer or a floor, in one run.")
@@ -59,7 +59,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                                  help="Print the version.")] = False) -> None:
-    """Pretrain Vision Transformers patch-wise on unlabelled images, and say how good a backbone is."""
+    """Pretrain Vision Transformers patch-wise on unlabeled images, and say how good a backbone is."""
 
 
 @app.command()

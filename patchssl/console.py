@@ -49,7 +49,7 @@ class Console:
             self.close()
 
     def counter(self, what: str) -> Any:
-        """A `progress(done, total)` callback that is labelled `what`."""
+        """A `progress(done, total)` callback that is labeled `what`."""
         return lambda done, total: self.update(done, total, what=what)
 
     def close(self) -> None:

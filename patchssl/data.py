@@ -1,6 +1,6 @@
 """Image sets: what the user names becomes images by index, with labels where there are any.
 
-`open_images` understands a named set, a folder with train/ and val/, class folders, an unlabelled folder
+`open_images` understands a named set, a folder with train/ and val/, class folders, an unlabeled folder
 tree, IDX files and CIFAR's official layout. `open_pair` gives train and val with the same id for the same
 class. Training skips unreadable images within `UnreadableBudget`; evaluation reads no number past one: it
 lists them all and fails (`check_readable`, `raise_unreadable`).
@@ -55,7 +55,7 @@ def open_images(data: str | Path, split: Split | None = None, *, allow_truncated
     """The images that `data` names: a set's name (`textures`, `textures-64`) or a path.
 
     A path is a folder with train/ and val/ (or valid/, test/), a folder of class folders, any tree of
-    unlabelled images, IDX files or CIFAR's official layout; a folder that is called like a set is written
+    unlabeled images, IDX files or CIFAR's official layout; a folder that is called like a set is written
     ./textures. Without `split`: train where images are split, else all.
     With `allow_truncated`, files that end early count as readable; this is part of the fingerprint.
     UsageError for an unknown name, DataError for what is missing on the disk, an absent split included.
@@ -136,7 +136,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _open_folder(root: Path, split: str, allow_truncated: bool) -> FileImages:
-    """All images below `root`, labelled if they lie in two or more class folders."""
+    """All images below `root`, labeled if they lie in two or more class folders."""
     listing = list_images(root)
     if not listing.names:
         raise DataError(_no_images(root, listing))

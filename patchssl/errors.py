@@ -74,7 +74,9 @@ def one_of(what: str, asked: str, choices: Iterable[str]) -> str:
     """
     names = sorted(choices)
     near = difflib.get_close_matches(asked, names, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    hint = f"; did you mean '{near[0]}'? " if near else "; "
     if len(names) > 20:
-        return f"{what} '{asked}' is unknown{hint} ({len(names)} can be chosen, for example {names[0]})"
-    return f"{what} '{asked}' is unknown{hint} Choose one of: {', '.join(names)}"
+        rest = f"{len(names)} can be chosen, for example {names[0]}"
+    else:
+        rest = f"{'Choose' if near else 'choose'} one of: {', '.join(names)}"
+    return f"{what} '{asked}' is unknown{hint}{rest}"

@@ -22,7 +22,7 @@ class ImageSet(ABC):
     """Images by index; safe to hand to DataLoader workers.
 
     `split` is "train", "val", or "all" where nothing is split. `labels` (len,) int64 are ids into `classes`;
-    unlabelled sets have None and (). `fingerprint` depends on the content alone: not on where it lies, nor on
+    unlabeled sets have None and (). `fingerprint` depends on the content alone: not on where it lies, nor on
     the order of listing.
     """
 

@@ -77,7 +77,8 @@ def pretrain_or_go_on(folder: Path, name: str, recipe: Recipe, seed: int, overri
                       device: str | None, console: Console) -> Path:
     """A finished run in `folder`: the one that is there, that one resumed, or a new one."""
     if not (folder / "recipe.yaml").exists():
-        return pretrain_with_probe(name, None, folder, seed, overrides, device=device, console=console)
+        return pretrain_with_probe(name, None, folder, seed, overrides, device=device, console=console,
+                                   name=f"{Path(name).stem}-{seed}")
     there, _, its_seed = run_facts(folder)
     if changes := _changes(there.model_dump() | {"seed": its_seed}, recipe.model_dump() | {"seed": seed}):
         raise UsageError(f"{folder} holds a quickstart of another recipe or seed ({'; '.join(changes)}); choose "

@@ -88,12 +88,13 @@ def evaluate(model: str | Backbone, data: str | Path, tasks: Sequence[str] = TAS
 
 
 def pretrain_with_probe(recipe: str, data: str | None, out: Path | None, seed: int, overrides: tuple[str, ...], *,
-                        device: str | None, console: Console) -> Path:
+                        device: str | None, console: Console, name: str | None = None) -> Path:
     """`pretrain` with an in-training k-NN where the recipe asks for one."""
     effective = load_recipe(recipe, overrides)
     chosen = str(default_device(device))
     probe = make_probe(effective, data, seed)
-    return pretrain(recipe, data, out, seed, overrides=overrides, device=chosen, progress=console, knn=probe)
+    return pretrain(recipe, data, out, seed, name=name, overrides=overrides, device=chosen, progress=console,
+                    knn=probe)
 
 
 def resume_with_probe(folder: Path, *, device: str | None, console: Console) -> Path:
@@ -106,7 +107,7 @@ def resume_with_probe(folder: Path, *, device: str | None, console: Console) -> 
 def make_probe(recipe: Recipe, data: str | None, seed: int) -> KnnProbe | None:
     """20-NN top-1 of a backbone on images held out of the train split; None where the recipe wants none.
 
-    A seeded choice of at most 1,000 labelled training images is classified by at most 5,000 others; the test split
+    A seeded choice of at most 1,000 labeled training images is classified by at most 5,000 others; the test split
     is not looked at.
     """
     if not recipe.run.knn_every_epochs:

@@ -101,7 +101,7 @@ def test_class_folders_themselves(tmp_path):
         ["photos/1.png", "photos/deep/er/2.png"],  # one folder tells nothing apart
     ],
 )
-def test_unlabelled_trees(names, tmp_path):
+def test_unlabeled_trees(names, tmp_path):
     images = open_images(write_images(tmp_path, names))
     assert len(images) == len(names)
     assert images.labels is None
@@ -109,7 +109,7 @@ def test_unlabelled_trees(names, tmp_path):
     assert f"{len(names)} images without labels" in images.describe()
 
 
-def test_unlabelled_images_in_splits(tmp_path):
+def test_unlabeled_images_in_splits(tmp_path):
     write_images(tmp_path, ["train/1.png", "train/2.png", "val/3.png"])
     train, val = open_pair(tmp_path)
     assert (len(train), len(val), train.labels, val.labels) == (2, 1, None, None)

@@ -54,7 +54,8 @@ def test_the_package_pretrain_can_be_called(colors, tmp_path, tiny):
     folder = package.pretrain(load_recipe("quickstart", tiny), colors, tmp_path / "run", seed=2)
     assert folder == tmp_path / "run"
     recipe, data, seed = run_facts(folder)
-    assert (recipe, data, seed) == (load_recipe("quickstart", tiny), str(colors), 2)
+    assert recipe == load_recipe("quickstart", (*tiny, f"data={colors}"))
+    assert (data, seed) == (str(colors), 2)
 
 
 def test_evaluate_gives_a_row_for_every_metric(colors, tiny_run):

@@ -203,7 +203,10 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     elif path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise UsageError(f"recipe {source} is not a file; shipped recipes are {', '.join(recipe_names())}")
-        text = path.read_text("utf-8")
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"recipe {source} is no text in UTF-8: {error}") from None
     else:
         raise UsageError(one_of("recipe", str(source), recipe_names()) + ", or name a .yaml file")
     return parse_recipe(text, overrides, where=str(source))

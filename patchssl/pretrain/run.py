@@ -64,6 +64,7 @@ class Run:
     recipe: Recipe
     seed: int
     images: ImageSet
+    name: str  # what records and tables call the network
     engine: Engine
     progress: Progress
     knn: KnnProbe | None = None
@@ -76,30 +77,34 @@ class Run:
 
 
 def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: str | Path | None = None,
-             seed: int = 0, *, overrides: tuple[str, ...] = (), device: str | None = None,
+             seed: int = 0, *, name: str | None = None, overrides: tuple[str, ...] = (), device: str | None = None,
              progress: Progress | None = None, knn: KnnProbe | None = None) -> Path:
     """Pretrain as `recipe` says and return the run folder.
 
     `recipe` is a Recipe, the name of a shipped one or a YAML file; `data` a folder or a set's name (default: the
-    recipe's); `out` defaults to runs/<recipe>-<seed> and must not hold a run yet. Raises UsageError, DataError,
-    NotFiniteError, and Interrupted after saving when a signal came.
+    recipe's); `out` defaults to runs/<recipe>-<seed> and must not hold a checkpoint yet; `name` (default: the run
+    folder's) is what records call the network. Raises UsageError, DataError, NotFiniteError, and Interrupted after
+    saving when a signal came.
     """
-    name = recipe.method if isinstance(recipe, Recipe) else Path(recipe).stem
+    source = recipe.method if isinstance(recipe, Recipe) else Path(recipe).stem
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    folder = Path(out) if out else Path("runs") / f"{name}-{seed}"
-    if (folder / "recipe.yaml").exists():
+    if data is not None:
+        recipe = recipe.model_copy(update={"data": _lasting_name(data)})
+    folder = Path(out) if out else Path("runs") / f"{source}-{seed}"
+    if any(folder.glob("checkpoint*.pth")):
         raise UsageError(f"{folder} already holds a run; go on with --resume {folder}, or choose another --out")
     progress = progress or Silent()
-    images = training_images(recipe, data, seed)
+    images = training_images(recipe, None, seed)
     progress.say(images.describe())
     engine = make_engine(recipe, images, seed, device)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"data": _lasting_name(data or recipe.data or ""), "dataset": images.name,
-             "fingerprint": images.fingerprint, "seed": seed, "name": name, "versions": versions(),
+    (folder / "log.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    facts = {"data": _lasting_name(recipe.data or ""), "dataset": images.name,
+             "fingerprint": images.fingerprint, "seed": seed, "name": name or folder.name, "versions": versions(),
              "device": str(engine.device)}
     (folder / "run.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-    return _train(Run(folder, recipe, seed, images, engine, progress, knn))
+    return _train(Run(folder, recipe, seed, images, name or folder.name, engine, progress, knn))
 
 
 def resume(folder: str | Path, *, device: str | None = None, progress: Progress | None = None,
@@ -118,7 +123,7 @@ def resume(folder: str | Path, *, device: str | None = None, progress: Progress 
         raise UsageError(f"{facts['data']} has changed since {folder} began (fingerprint {images.fingerprint[:12]}, "
                          f"then {facts['fingerprint'][:12]}); bring the old images back or start a new run")
     engine = make_engine(recipe, images, facts["seed"], device)
-    run = Run(folder, recipe, facts["seed"], images, engine, progress, knn)
+    run = Run(folder, recipe, facts["seed"], images, facts["name"], engine, progress, knn)
     if any(folder.glob("checkpoint*.pth")):
         checkpoint = load_checkpoint(folder)
         engine.load_state_dict(checkpoint)
@@ -247,7 +252,7 @@ def _require_finite(report: StepReport, run: Run) -> None:
 
 def _save(run: Run, report: StepReport) -> None:
     _require_finite(report, run)
-    origin = Origin(name=run.folder.name, method=run.recipe.method, pretrain_data=run.images.name,
+    origin = Origin(name=run.name, method=run.recipe.method, pretrain_data=run.images.name,
                     pretrain_epochs=run.engine.steps_done / run.engine.steps_per_epoch, seed=run.seed)
     save_checkpoint(run.folder, {**run.engine.state_dict(), "network": asdict(network_spec(run.recipe)),
                                  "origin": asdict(origin), "recipe": dump_recipe(run.recipe),

@@ -195,7 +195,7 @@ def _draw_knn(axes: Axes, log: LogRows, x: str, references: Mapping[str, float],
     styles = (("--", RED), (":", GRAY), ("-.", GREEN))
     for (name, share), (style, color) in zip(references.items(), styles, strict=False):
         axes.axhline(100 * share, color=color, linestyle=style, linewidth=1.2, label=name)
-    axes.set(title="k-NN on held-out images", ylabel="top-1 accuracy (%)")
+    axes.set(title="k-NN during training", ylabel="top-1 accuracy (%)")
     axes.legend()
 
 
@@ -234,7 +234,8 @@ def _curve(axes: Axes, log: LogRows, x: str, key: str, label: str, color: str, *
         window = len(points) // 50
         smooth = np.convolve(points[:, 1], np.full(window, 1 / window), mode="valid")
         points = np.stack([points[window - 1 :, 0], smooth], axis=1)
-    axes.plot(*points.T, color=color, label=label or None, marker=marker, markersize=3.5)
+    dot = marker or ("o" if len(points) == 1 else "")  # a line through one point is invisible
+    axes.plot(*points.T, color=color, label=label or None, marker=dot, markersize=3.5)
 
 
 def _has(log: LogRows, key: str) -> bool:

@@ -139,7 +139,8 @@ def _pretraining(result: Result) -> str:
         return "not stated"
     if result.pretrain_epochs is None:
         return f"{result.pretrain_data}, epochs not stated"
-    return f"{result.pretrain_data}, {result.pretrain_epochs:g} epochs"
+    plural = "" if result.pretrain_epochs == 1 else "s"
+    return f"{result.pretrain_data}, {result.pretrain_epochs:g} epoch{plural}"
 
 
 def _score(row: Row, column: Column, records: Sequence[Result]) -> Score:

@@ -239,10 +239,10 @@ def test_the_fingerprint_of_a_record_covers_both_splits(folders):
 def test_sets_that_cannot_be_scored_are_refused_before_any_image_is_read(folders, monkeypatch):
     train, val = open_pair(folders)
     monkeypatch.setattr(knn, "extract_features", None)
-    unlabelled = val.with_classes(val.classes)
-    object.__setattr__(unlabelled, "labels", None)
+    unlabeled = val.with_classes(val.classes)
+    object.__setattr__(unlabeled, "labels", None)
     with pytest.raises(DataError, match="needs labels: put every image into a folder named after its class"):
-        evaluate_knn(tiny(), train, unlabelled)
+        evaluate_knn(tiny(), train, unlabeled)
     renamed = open_pair(folders)[1]
     object.__setattr__(renamed, "classes", ("blue", "green"))
     with pytest.raises(DataError, match=r"3 classes of .* are not the 2 of .*open_pair"):
