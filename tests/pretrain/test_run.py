@@ -136,7 +136,7 @@ def test_log_rows_are_whole(whole):
 def test_a_run_folder_tells_how_it_was_made(whole, data):
     assert sorted(path.name for path in whole.iterdir()) == [
         "checkpoint.pth", "log.jsonl", "recipe.yaml", "run.json"]
-    assert load_recipe(whole / "recipe.yaml") == recipe()
+    assert load_recipe(whole / "recipe.yaml") == recipe(f"data={data}")
     facts = json.loads((whole / "run.json").read_text())
     assert (facts["data"], facts["seed"], facts["device"]) == (str(data), 3, "cpu")
     assert len(facts["fingerprint"]) == 64
