@@ -19,6 +19,7 @@ from patchssl.drawing import (
 )
 from patchssl.errors import DataError, UsageError
 from patchssl.pretrain.config import dump_recipe, load_recipe, parse_recipe
+from patchssl.workflows import run_facts
 
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&depth=1&embed_dim=24"
 SIZES = ("model.patch_size=8", "views.global_size=32", "views.local_size=16", "views.num_local=4")
@@ -55,7 +56,8 @@ def test_read_image_says_what_is_wrong(name, kind, sentence):
 
 
 def test_the_recipe_of_a_run_is_the_one_it_was_made_with(tiny_run, tiny):
-    assert recipe_of(str(tiny_run)) == load_recipe("quickstart", tiny)
+    data = run_facts(tiny_run)[1]
+    assert recipe_of(str(tiny_run)) == load_recipe("quickstart", (*tiny, f"data={data}"))
     assert recipe_of(str(tiny_run), rule="paper").loss.rule == "paper"
 
 
