@@ -312,7 +312,7 @@ def _from_random(rest: str) -> Backbone:
     spec = NetworkSpec(arch=arch, image_size=numbers.pop("img_size", default[0]),
                        patch_size=numbers.pop("patch_size", default[1]), **numbers)
     origin = Origin(name="random", method="random", pretrain_epochs=0, seed=seed)
-    return VitBackbone(build_vit(spec, seed=seed), arch=arch, origin=origin)
+    return VitBackbone(build_vit(spec, seed=seed), arch=spec.label(), origin=origin)
 
 
 def _default_sizes(arch: str) -> tuple[int, int]:

@@ -50,7 +50,9 @@ def test_random_uri_sets_every_option():
     backbone = load_backbone(SMALL + "&seed=5")
     assert (backbone.image_size, backbone.patch_size, backbone.embed_dim, backbone.depth) == (32, 8, 24, 3)
     assert backbone.module.blocks[0].attn.num_heads == 3
-    assert (backbone.arch, backbone.method, backbone.name) == ("vit_tiny_patch16_224", "random", "random")
+    differing = "img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3"
+    assert backbone.arch == f"vit_tiny_patch16_224 ({differing})"
+    assert (backbone.method, backbone.name) == ("random", "random")
     assert (backbone.seed, backbone.pretrain_epochs, backbone.pretrain_data) == (5, 0, None)
     assert (backbone.mean, backbone.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert not backbone.training
