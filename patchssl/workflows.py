@@ -5,7 +5,6 @@ This is the composition root: nothing below it knows both pretraining and evalua
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from patchssl.eval.features import extract_features
 from patchssl.eval.knn import evaluate_knn, evaluate_pixels, knn_accuracy
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.results import Result, read_results
-from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
+from patchssl.pretrain.config import Recipe, load_recipe
 from patchssl.pretrain.plan import Plan, plan_run
-from patchssl.pretrain.run import KnnProbe, pretrain, resume, training_images
+from patchssl.pretrain.run import KnnProbe, pretrain, read_run, resume, training_images
 
 PIXELS = "pixels"
 PROBE_QUERIES, PROBE_BANK = 1000, 5000
@@ -130,10 +129,8 @@ def make_probe(recipe: Recipe, data: str | None, seed: int) -> KnnProbe | None:
 
 def run_facts(folder: Path) -> tuple[Recipe, str, int]:
     """Recipe, data and seed of the run in `folder`."""
-    if not (folder / "recipe.yaml").is_file() or not (folder / "run.json").is_file():
-        raise UsageError(f"{folder} is not a run folder: it has no recipe.yaml and run.json")
-    facts = json.loads((folder / "run.json").read_text())
-    return parse_recipe((folder / "recipe.yaml").read_text(), where=str(folder)), facts["data"], facts["seed"]
+    recipe, facts = read_run(folder)
+    return recipe, facts["data"], facts["seed"]
 
 
 def plan_pretraining(recipe: str, data: str | None, seed: int, overrides: tuple[str, ...], *,

@@ -114,10 +114,7 @@ def resume(folder: str | Path, *, device: str | None = None, progress: Progress 
     On a CPU the weights at the end are those of an uninterrupted run, bit by bit.
     """
     folder, progress = Path(folder), progress or Silent()
-    if not (folder / "recipe.yaml").is_file() or not (folder / "run.json").is_file():
-        raise UsageError(f"{folder} is not a run folder: it has no recipe.yaml and run.json")
-    recipe = parse_recipe((folder / "recipe.yaml").read_text(), where=str(folder / "recipe.yaml"))
-    facts = json.loads((folder / "run.json").read_text())
+    recipe, facts = read_run(folder)
     images = training_images(recipe, facts["data"], facts["seed"])
     if images.fingerprint != facts["fingerprint"]:
         raise UsageError(f"{facts['data']} has changed since {folder} began (fingerprint {images.fingerprint[:12]}, "
@@ -131,6 +128,14 @@ def resume(folder: str | Path, *, device: str | None = None, progress: Progress 
     _cut_log(folder / "log.jsonl", engine.steps_done)
     progress.say(f"going on with {folder} at update {engine.steps_done} of {engine.total_steps}")
     return _train(run)
+
+
+def read_run(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of the run in `folder`, and what its run.json says: data, fingerprint, seed, name, versions."""
+    if not (folder / "recipe.yaml").is_file() or not (folder / "run.json").is_file():
+        raise UsageError(f"{folder} is not a run folder: it has no recipe.yaml and run.json")
+    recipe = parse_recipe((folder / "recipe.yaml").read_text(), where=str(folder / "recipe.yaml"))
+    return recipe, json.loads((folder / "run.json").read_text())
 
 
 def training_images(recipe: Recipe, data: str | Path | None, seed: int) -> ImageSet:
