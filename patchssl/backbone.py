@@ -1,54 +1,24 @@
-"""Backbones: one string names a network, one class gives its tokens.
+"""Backbones: one class gives the tokens, class attention and features of any network.
 
-`load_backbone` reads `timm:NAME`, `random:NAME?option=value`, a run folder or a checkpoint of ours
-(`PATH#teacher`, `PATH#student`). Images inside a `Backbone` are normalized tensors.
+Images inside a `Backbone` are normalized tensors. `patchssl.loading.load_backbone` makes one from a string.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchssl.checkpoint import load_checkpoint, network_state
-from patchssl.errors import CheckpointError, UsageError, one_of
+from patchssl.errors import UsageError
+from patchssl.networks import state_sha256, timm_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkSpec:
-    """A timm Vision Transformer, and what of it differs from timm's default."""
-
-    arch: str
-    image_size: int  # pixels; fixes the grid of the learned position embeddings
-    patch_size: int
-    embed_dim: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-
-    def label(self) -> str:
-        """The architecture's name with what differs from timm's default, for tables: vit_tiny_patch16_224 (...)."""
-        default = _default_sizes(self.arch)
-        own = {"img_size": default[0], "patch_size": default[1]}
-        differing = [f"{name}={value}" for name, value in self.options().items() if own.get(name) != value]
-        return f"{self.arch} ({', '.join(differing)})" if differing else self.arch
-
-    def options(self) -> dict[str, int]:
-        """Keyword arguments for timm: those that were set."""
-        chosen = {"img_size": self.image_size, "patch_size": self.patch_size, "embed_dim": self.embed_dim,
-                  "depth": self.depth, "num_heads": self.num_heads}
-        return {name: value for name, value in chosen.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +36,11 @@ class Backbone(nn.Module):
     """A network that turns normalized images into tokens.
 
     `tokens_of` (default: calling `module`) maps (B, 3, H, W) to (B, 1 + N, D): class token first, after the
-    final norm, registers dropped.
+    final norm, registers dropped. `notes` are sentences on what loading decided.
     """
+
+    has_class_token = True
+    notes: tuple[str, ...] = ()
 
     def __init__(self, module: nn.Module, tokens_of: Callable[[Tensor], Tensor] | None = None, *,
                  mean: tuple[float, ...], std: tuple[float, ...], patch_size: int, image_size: int, arch: str,
@@ -83,8 +56,15 @@ class Backbone(nn.Module):
     def from_module(cls, module: nn.Module, *, tokens: Callable[[Tensor], Tensor] | None = None,
                     mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
                     patch_size: int, image_size: int = 224, name: str = "module") -> Backbone:
-        """One's own network: `tokens` (default: calling `module`) maps (B, 3, H, W) to (B, 1 + N, D)."""
-        return cls(module, tokens, mean=mean, std=std, patch_size=patch_size, image_size=image_size,
+        """One's own network: `tokens` (default: calling `module`) maps (B, 3, H, W) to (B, 1 + N, D).
+
+        UsageError for a `mean` or `std` that is not three numbers, or a size that holds no patch.
+        """
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UsageError(f"mean {mean} and std {std}: three numbers each, for red, green and blue, std above 0")
+        if not 1 <= patch_size <= image_size:
+            raise UsageError(f"an image of {image_size} pixels does not hold a patch of {patch_size}")
+        return cls(module, tokens, mean=tuple(mean), std=tuple(std), patch_size=patch_size, image_size=image_size,
                    arch=type(module).__name__, origin=Origin(name=name))
 
     name = property(lambda self: self.origin.name)
@@ -108,18 +88,27 @@ class Backbone(nn.Module):
         tokens_of: Callable[[Tensor], Tensor] = self.module if self._tokens_of is None else self._tokens_of
         return tokens_of(whole_patches(images, self.patch_size))
 
-    def class_tokens(self, images: Tensor, last: int = 1) -> Tensor:
-        """Class tokens (B, last * D) of the last blocks, each after the final norm, earliest block first."""
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """(B, N, D): the tokens without the class token; a feature map's places for a network without one."""
+        return self.tokens(images)[:, 1:]
+
+    def encode(self, images: Tensor, last: int = 1) -> tuple[Tensor, Tensor]:
+        """By one pass, class tokens (B, last, D) of the last blocks and patch tokens (B, N, D) of the final one."""
         if last != 1:
             raise UsageError(f"{self.arch} gives the class token of its last block only, {last} were asked for")
-        return self.tokens(images)[:, 0]
+        tokens = self.tokens(images)
+        return tokens[:, :1], tokens[:, 1:]
+
+    def class_tokens(self, images: Tensor, last: int = 1) -> Tensor:
+        """Class tokens (B, last * D) of the last blocks, each after the final norm, earliest block first."""
+        return self.encode(images, last)[0].flatten(1)
 
     def class_attention(self, images: Tensor) -> Tensor:
         """Attention (B, heads, N) of the class token to the patches in the last block."""
         raise UsageError(f"{self.arch} is not a Vision Transformer of timm: its attention cannot be read")
 
     def features(self, images: Tensor) -> Tensor:
-        """One vector per image (B, D): the class token."""
+        """One vector per image (B, D): the class token, or the mean over places for a network without one."""
         return self.class_tokens(images)
 
 
@@ -147,40 +136,108 @@ class VitBackbone(Backbone):
         return len(self.module.blocks)
 
     def tokens(self, images: Tensor) -> Tensor:
-        x = self._embed(whole_patches(images, self.patch_size))
+        x = self._embed(images)
         for block in self.module.blocks:
             x = block(x)
         x = self.module.norm(x)
         prefix = self.module.num_prefix_tokens
         return x if prefix == 1 else torch.cat([x[:, :1], x[:, prefix:]], dim=1)
 
-    def class_tokens(self, images: Tensor, last: int = 1) -> Tensor:
-        if not 1 <= last <= self.depth:
-            raise UsageError(f"{self.arch} has {self.depth} blocks, class tokens of the last {last} were asked for")
-        x = self._embed(whole_patches(images, self.patch_size))
+    def encode(self, images: Tensor, last: int = 1) -> tuple[Tensor, Tensor]:
+        _require_blocks(self.arch, self.depth, last)
+        x = self._embed(images)
         kept = []
         for number, block in enumerate(self.module.blocks):
             x = block(x)
             if number >= self.depth - last:
                 kept.append(self.module.norm(x[:, 0]))
-        return torch.cat(kept, dim=-1)
+        return torch.stack(kept, dim=1), self.module.norm(x)[:, self.module.num_prefix_tokens:]
 
     def class_attention(self, images: Tensor) -> Tensor:
-        x = self._embed(whole_patches(images, self.patch_size))
+        x = self._embed(images)
         for block in self.module.blocks[:-1]:
             x = block(x)
         return _class_attention(self.module.blocks[-1], x)[..., self.module.num_prefix_tokens:]
 
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings for a grid of rows x columns patches, prefix tokens as in the network's own."""
+        vit = self.module
+        if self.dino_positions:
+            return dino_positions(vit.pos_embed, rows, columns)
+        return timm_positions(vit, rows, columns)
+
     def _embed(self, images: Tensor) -> Tensor:
         vit = self.module
-        patches = vit.patch_embed(images)  # (B, rows, columns, D)
+        patches = vit.patch_embed(whole_patches(images, self.patch_size))  # (B, rows, columns, D)
         if self.dino_positions:
-            positions = dino_positions(vit.pos_embed, patches.shape[1], patches.shape[2])
-            class_token = vit.cls_token.expand(len(images), -1, -1)
+            square = images.shape[-2] == images.shape[-1]
+            positions = dino_positions(vit.pos_embed, patches.shape[1], patches.shape[2], square=square)
+            class_token = vit.cls_token.expand(images.shape[0], -1, -1)
             x = torch.cat([class_token, patches.flatten(1, 2)], dim=1) + positions
         else:
             x = vit._pos_embed(patches)
         return vit.norm_pre(x)
+
+
+class TransformerBackbone(Backbone):
+    """A timm transformer with another kind of block (EVA, DINOv3); positions as timm's network makes them."""
+
+    module: Any
+
+    def __init__(self, network: Any, *, mean: tuple[float, ...], std: tuple[float, ...], arch: str,
+                 origin: Origin) -> None:
+        if network.cls_token is None or isinstance(network.norm, nn.Identity):
+            raise UsageError(f"{arch} has no class token with a final norm; choose one of timm's vit_* models")
+        size, patch = network.patch_embed.img_size, network.patch_embed.patch_size
+        super().__init__(network, mean=mean, std=std, patch_size=int(patch[0]), image_size=int(size[0]), arch=arch,
+                         origin=origin)
+        self.embed_dim, self.depth = int(network.embed_dim), len(network.blocks)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        x = self.module.forward_features(whole_patches(images, self.patch_size))
+        return torch.cat([x[:, :1], x[:, self.module.num_prefix_tokens:]], dim=1)
+
+    def encode(self, images: Tensor, last: int = 1) -> tuple[Tensor, Tensor]:
+        _require_blocks(self.arch, self.depth, last)
+        found = self.module.forward_intermediates(whole_patches(images, self.patch_size), indices=last, norm=True,
+                                                  return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True)
+        return torch.stack([prefix[:, 0] for _, prefix in found], dim=1), found[-1][0]
+
+
+class ConvolutionalBackbone(Backbone):
+    """A timm network with a feature map instead of tokens, such as a ResNet; images keep their remainder."""
+
+    has_class_token = False
+    module: Any
+
+    def __init__(self, network: Any, *, mean: tuple[float, ...], std: tuple[float, ...], image_size: int, arch: str,
+                 origin: Origin) -> None:
+        stride = int(network.feature_info[-1]["reduction"])
+        super().__init__(network, mean=mean, std=std, patch_size=stride, image_size=image_size, arch=arch,
+                         origin=origin)
+        self.embed_dim = int(network.num_features)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        raise UsageError(f"{self.arch} has no class token; its features serve k-NN, the linear probe and copy "
+                         "detection")
+
+    def class_tokens(self, images: Tensor, last: int = 1) -> Tensor:
+        return self.tokens(images)
+
+    def encode(self, images: Tensor, last: int = 1) -> tuple[Tensor, Tensor]:
+        patches = self.patch_tokens(images)
+        return patches[:, :0], patches
+
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        return self.module.forward_features(images).flatten(2).transpose(1, 2)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+
+def _require_blocks(arch: str, depth: int, last: int) -> None:
+    if not 1 <= last <= depth:
+        raise UsageError(f"{arch} has {depth} blocks, class tokens of the last {last} were asked for")
 
 
 def whole_patches(images: Tensor, patch_size: int) -> Tensor:
@@ -192,155 +249,19 @@ def whole_patches(images: Tensor, patch_size: int) -> Tensor:
     return images[..., :height, :width]
 
 
-def dino_positions(embedding: Tensor, rows: int, columns: int) -> Tensor:
+def dino_positions(embedding: Tensor, rows: int, columns: int, *, square: bool = True) -> Tensor:
     """Position embeddings (1, 1 + n * n, D) resized to (1, 1 + rows * columns, D) as DINO does.
 
     Bicubic, without antialiasing, by the scale factor (rows + 0.1) / n (facebookresearch/dino, vision_transformer.py).
+    An image that is not `square` in pixels has them resized even where its grid is the trained one, as there.
     """
     n = math.isqrt(embedding.shape[1] - 1)
-    if rows == columns == n:
+    if rows == columns == n and square:
         return embedding
     grid = embedding[:, 1:].reshape(1, n, n, -1).permute(0, 3, 1, 2)
     factors = ((rows + 0.1) / n, (columns + 0.1) / n)
     resized = F.interpolate(grid, scale_factor=factors, mode="bicubic")
     return torch.cat([embedding[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-
-
-def build_vit(spec: NetworkSpec, *, drop_path: float = 0.0, seed: int | None = None) -> nn.Module:
-    """An untrained timm Vision Transformer without classifier; `seed` fixes its weights, whatever ran before."""
-    import timm
-
-    if spec.arch not in timm.list_models():
-        raise UsageError(one_of("architecture", spec.arch, timm.list_models("vit*")))
-    require_vit_name(spec.arch)
-    if spec.image_size % spec.patch_size:
-        raise UsageError(f"an image size of {spec.image_size} pixels is no multiple of the patch size "
-                         f"{spec.patch_size}")
-    with torch.random.fork_rng(devices=[]):
-        if seed is not None:
-            torch.manual_seed(seed)
-        try:
-            vit = timm.create_model(spec.arch, num_classes=0, drop_path_rate=drop_path, dynamic_img_size=True,
-                                    **spec.options())
-        except (TypeError, AssertionError, RuntimeError) as error:
-            raise UsageError(f"{spec.arch} cannot be built with {spec.options()}: {error}") from None
-    return require_vit(vit, spec.arch)
-
-
-def require_vit_name(arch: str) -> None:
-    """UsageError if timm's `arch` comes from a module that holds no plain Vision Transformers, such as a ResNet."""
-    import timm
-
-    if not any(timm.models.is_model_in_modules(arch, [module]) for module in ("vision_transformer", "deit")):
-        raise UsageError(f"{arch} is no plain Vision Transformer: choose one of timm's vit_* models")
-
-
-def require_vit(module: Any, arch: str) -> nn.Module:
-    """`module` if it is a plain timm Vision Transformer with a class token, else UsageError."""
-    from timm.models.vision_transformer import Block, VisionTransformer
-
-    if (not isinstance(module, VisionTransformer) or module.cls_token is None
-            or any(type(block) is not Block for block in module.blocks)):
-        raise UsageError(f"{arch} is no plain Vision Transformer with a class token: choose one of timm's "
-                         "vit_* models")
-    return module
-
-
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes of `state`, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def load_backbone(uri: str, device: str | torch.device = "cpu") -> Backbone:
-    """The backbone that `uri` names, in evaluation mode on `device`.
-
-    `timm:vit_small_patch16_224.dino`, `random:vit_tiny_patch16_224?img_size=32&patch_size=8&seed=0`, a run
-    folder, or a checkpoint of ours; `#teacher` (default) or `#student` chooses the network of a checkpoint.
-    Raises UsageError for what does not exist, CheckpointError for what does not fit.
-    """
-    kind, colon, rest = str(uri).partition(":")
-    if colon and kind == "timm":
-        backbone = _from_timm(rest)
-    elif colon and kind == "random":
-        backbone = _from_random(rest)
-    else:
-        backbone = _from_checkpoint(str(uri))
-    return backbone.to(device).eval().requires_grad_(False)
-
-
-def _from_timm(name: str) -> Backbone:
-    import timm
-
-    base, dot, tag = name.partition(".")
-    if base not in timm.list_models():
-        raise UsageError(one_of("timm model", base, timm.list_models("vit*")))
-    require_vit_name(base)
-    if dot and name not in timm.list_pretrained():
-        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{base}.*")]
-        raise UsageError(one_of(f"tag of timm model {base}", tag, tags))
-    try:
-        vit = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"the weights of timm:{name} are neither in the Hugging Face cache nor could they be "
-                              f"downloaded ({type(error).__name__}); bring them with 'hf download timm/{name}' on a "
-                              "machine with a network") from None
-    require_vit(vit, name)
-    from_dino = tag.startswith("dino") and vit.num_prefix_tokens == 1
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if from_dino else (vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
-    method = "dino" if from_dino else "other"
-    origin = Origin(name=name, method=method)
-    return VitBackbone(vit, dino_positions=from_dino, mean=mean, std=std, arch=base, origin=origin)
-
-
-def _from_random(rest: str) -> Backbone:
-    arch, _, query = rest.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    allowed = ["img_size", "patch_size", "embed_dim", "depth", "num_heads", "seed"]
-    for name, value in options.items():
-        if name not in allowed:
-            raise UsageError(one_of("option", name, allowed) + f" in random:{rest}")
-        if not value.isdecimal():
-            raise UsageError(f"option {name}={value} in random:{rest} is not a whole number")
-    numbers = {name: int(value) for name, value in options.items()}
-    seed = numbers.pop("seed", 0)
-    default = _default_sizes(arch)
-    spec = NetworkSpec(arch=arch, image_size=numbers.pop("img_size", default[0]),
-                       patch_size=numbers.pop("patch_size", default[1]), **numbers)
-    origin = Origin(name="random", method="random", pretrain_epochs=0, seed=seed)
-    return VitBackbone(build_vit(spec, seed=seed), arch=spec.label(), origin=origin)
-
-
-def _default_sizes(arch: str) -> tuple[int, int]:
-    """Image and patch size that timm's name says, such as vit_small_patch16_224."""
-    patch, size = re.search(r"_patch(\d+)", arch), re.search(r"_(\d+)$", arch)
-    return int(size[1]) if size else 224, int(patch[1]) if patch else 16
-
-
-def _from_checkpoint(uri: str) -> Backbone:
-    location, _, network = uri.partition("#")
-    path = Path(location)
-    if not path.exists():
-        raise UsageError(f"model '{uri}' is neither a run folder nor a file, and names neither timm:... nor random:...")
-    checkpoint = load_checkpoint(path)
-    network = network or "teacher"
-    state = network_state(checkpoint, network, path)
-    spec = NetworkSpec(**checkpoint["network"])
-    vit = build_vit(spec)
-    expected = vit.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    other = [name for name in sorted(expected.keys() & state.keys()) if state[name].shape != expected[name].shape]
-    if missing or unexpected or other:
-        raise CheckpointError(f"'{network}' in {path} does not fit {spec.arch}: missing {missing[:5]}, "
-                              f"unexpected {unexpected[:5]}, of another shape {other[:5]}")
-    vit.load_state_dict(state)
-    origin = Origin(**checkpoint["origin"])
-    name = origin.name if network == "teacher" else f"{origin.name}-{network}"
-    return VitBackbone(vit, arch=spec.label(), origin=replace(origin, name=name))
 
 
 def _class_attention(block: Any, x: Tensor) -> Tensor:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from patchssl.errors import CheckpointError
+from patchssl.weights import read_torch
 
 NEWEST = "checkpoint.pth"
 PREVIOUS = "checkpoint-previous.pth"
 FORMAT, VERSION = "patchssl", 1
-PREFIX = "backbone."
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +56,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         return _read(path)
     candidates = [path / name for name in (NEWEST, PREVIOUS) if (path / name).exists()]
     if not candidates:
-        raise CheckpointError(f"{path} holds no {NEWEST}: not a run folder, or a run that has not saved yet")
+        raise CheckpointError(f"{path} holds no {NEWEST}: not a run folder, or a run that has not saved yet; a file of "
+                              "weights in it is named itself")
     for candidate in candidates[:-1]:
         try:
             return _read(candidate)
@@ -67,33 +66,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return _read(candidates[-1])
 
 
-def network_state(checkpoint: dict[str, Any], network: str, path: Path) -> dict[str, Tensor]:
-    """Backbone weights of `network` ("teacher" or "student") in a checkpoint, without the head."""
-    if network not in ("teacher", "student") or network not in checkpoint:
-        there = sorted({"teacher", "student"} & set(checkpoint))
-        raise CheckpointError(f"{path} has no '{network}', only {there}; choose one as {path}#NAME")
-    state = {k.removeprefix(PREFIX): v for k, v in checkpoint[network].items() if k.startswith(PREFIX)}
-    if not state:
-        raise CheckpointError(f"'{network}' in {path} holds no '{PREFIX}*' weights: not a patchssl checkpoint?")
-    return state
+def require_format(content: Any, path: Path) -> None:
+    """CheckpointError unless `content` of the file `path` is a checkpoint that this version can read."""
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of patchssl")
+    version = content.get("version")
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path} does not say which version of patchssl's format it has")
+    if version > VERSION:
+        raise CheckpointError(f"{path} was written by a newer patchssl (format {version}, this one reads up to "
+                              f"{VERSION}); update patchssl")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        first = str(error).splitlines()[0] if str(error) else "unknown"
-        raise CheckpointError(f"{path} asks to run code or is no checkpoint, and was refused: {first}") from None
-    except Exception as error:  # which one depends on the byte that is wrong: a name, a length, a checksum, ...
-        raise CheckpointError(f"{path} is damaged or not a checkpoint of patchssl: {error}") from None
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: its part {damaged} has a wrong checksum")
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of patchssl")
-    if checkpoint.get("version", 0) > VERSION:
-        raise CheckpointError(f"{path} was written by a newer patchssl (format {checkpoint['version']}, this one "
-                              f"reads up to {VERSION}); update patchssl")
-    return checkpoint
+    content = read_torch(path)
+    require_format(content, path)
+    return dict(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,8 @@ class Console:
     """Sentences and one progress bar at a time; plain lines every few seconds where stderr is no terminal."""
 
     def __init__(self, *, quiet: bool = False, seconds_between_lines: float = 10.0) -> None:
+        # of several processes that torchrun started one speaks
+        quiet = quiet or os.environ.get("RANK", "0") != "0"
         self._rich = RichConsole(stderr=True, quiet=quiet, highlight=False)
         self._progress: Progress | None = None
         self._seconds_between_lines = seconds_between_lines

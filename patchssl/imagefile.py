@@ -101,19 +101,20 @@ def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
         raise DataError(f"the folder {folder} cannot be listed: {error.strerror}") from error
 
 
-def decode_image(path: str | Path, *, allow_truncated: bool = False) -> np.ndarray:
+def decode_image(path: str | Path, *, allow_truncated: bool = False, upright: bool = True) -> np.ndarray:
     """Pixels (H, W, 3) uint8 RGB of an image file, upright; UnreadableImage says why there are none.
 
-    With `allow_truncated` the missing part of a file that ends early is black or gray, as Pillow leaves it.
+    With `allow_truncated` the missing part of a file that ends early is black or gray, as Pillow leaves it. Not
+    `upright`: as stored, whatever the EXIF orientation says, for boxes that were measured in stored pixels.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise UnreadableImage(str(path), error.strerror or str(error)) from error
-    return decode_bytes(data, str(path), allow_truncated=allow_truncated)
+    return decode_bytes(data, str(path), allow_truncated=allow_truncated, upright=upright)
 
 
-def decode_bytes(data: bytes, name: str, *, allow_truncated: bool = False) -> np.ndarray:
+def decode_bytes(data: bytes, name: str, *, allow_truncated: bool = False, upright: bool = True) -> np.ndarray:
     """As `decode_image`, of a file's content; `name` is what an error calls it."""
     if not data:
         raise UnreadableImage(name, "the file is empty")
@@ -122,7 +123,7 @@ def decode_bytes(data: bytes, name: str, *, allow_truncated: bool = False) -> np
     try:
         with strict_pillow(), Image.open(BytesIO(data), formats=_FORMATS) as image:
             _load(image, allow_truncated)
-            return _upright(_rgb(image), _orientation(image))
+            return _upright(_rgb(image), _orientation(image) if upright else 1)
     except (PatchSSLError, MemoryError):
         raise  # an interruption or an exhausted machine says nothing about the image
     except UnidentifiedImageError as error:

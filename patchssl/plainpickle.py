@@ -8,6 +8,7 @@ handed out: a crafted data type can make numpy read memory that is not its own.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -126,6 +127,10 @@ _STAND_INS: dict[tuple[str, str], type] = {
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
 }
+
+# for another reader of pickles: what single numbers of numpy need, by the names that pickles write
+NUMBERS: Mapping[str, type] = {"numpy.dtype": _DType, "numpy.core.multiarray.scalar": _Scalar,
+                               "numpy._core.multiarray.scalar": _Scalar}
 
 
 def _array(raw: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:

@@ -1,7 +1,9 @@
 """What all tests share: a quiet, offline, single-threaded process, and small data and runs made once."""
 
 import os
+import shutil
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 # before torch, matplotlib and huggingface_hub are imported; subprocesses inherit them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PATCHSSL_CACHE"] = tempfile.mkdtemp(prefix="patchssl-tests-")  # not the user's own
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.pop("PATCHSSL_DEBUG", None)
 
@@ -50,6 +53,10 @@ class Skips:
 def pytest_configure(config):
     if os.environ.get("CI") == "true":
         config.pluginmanager.register(Skips(), "skips")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["PATCHSSL_CACHE"], ignore_errors=True)
 
 
 def save_classes(root, counts):

@@ -1,32 +1,31 @@
 """Backbones against timm's own forward pass, and position embeddings against what DINO's code gave."""
 
 import copy
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from torch import nn
 
-import patchssl.backbone
+import patchssl
 from patchssl.backbone import (
     IMAGENET_MEAN,
+    IMAGENET_STD,
     Backbone,
-    NetworkSpec,
+    ConvolutionalBackbone,
+    Origin,
+    TransformerBackbone,
     VitBackbone,
-    build_vit,
     dino_positions,
-    load_backbone,
-    state_sha256,
+    whole_patches,
 )
-from patchssl.checkpoint import save_checkpoint
-from patchssl.errors import CheckpointError, UsageError
-from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.engine import Engine, network_spec
+from patchssl.errors import UsageError
+from patchssl.loading import load_backbone
+from patchssl.networks import create, state_sha256
 
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=24&depth=3&num_heads=3"
+SIZES = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "origin": Origin()}
 
 
 def enlivened(network):
@@ -44,28 +43,6 @@ def images(*size, count=2):
 @pytest.fixture
 def backbone():
     return enlivened(load_backbone(SMALL))
-
-
-def test_random_uri_sets_every_option():
-    backbone = load_backbone(SMALL + "&seed=5")
-    assert (backbone.image_size, backbone.patch_size, backbone.embed_dim, backbone.depth) == (32, 8, 24, 3)
-    assert backbone.module.blocks[0].attn.num_heads == 3
-    differing = "img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3"
-    assert backbone.arch == f"vit_tiny_patch16_224 ({differing})"
-    assert (backbone.method, backbone.name) == ("random", "random")
-    assert (backbone.seed, backbone.pretrain_epochs, backbone.pretrain_data) == (5, 0, None)
-    assert (backbone.mean, backbone.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert not backbone.training
-    assert not any(p.requires_grad for p in backbone.parameters())
-
-
-@pytest.mark.parametrize(("arch", "image_size", "patch_size"), [
-    ("vit_tiny_patch16_224", 224, 16), ("vit_tiny_patch16_384", 384, 16),
-    ("vit_base_patch32_clip_224", 224, 32), ("vit_small_patch14_dinov2", 224, 14),
-])
-def test_sizes_default_to_those_in_timms_name(arch, image_size, patch_size):
-    backbone = load_backbone(f"random:{arch}?depth=1&embed_dim=12&num_heads=3")
-    assert (backbone.image_size, backbone.patch_size) == (image_size, patch_size)
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2",
@@ -106,8 +83,100 @@ def test_class_tokens_of_the_last_blocks_come_earliest_first(backbone):
 
 @pytest.mark.parametrize("last", [0, 4])
 def test_class_tokens_of_blocks_that_are_not_there(backbone, last):
-    with pytest.raises(UsageError, match=f"has 3 blocks.*last {last}"):
-        backbone.class_tokens(images(32, 32), last=last)
+    for ask in (backbone.class_tokens, backbone.encode):
+        with pytest.raises(UsageError, match=f"has 3 blocks.*last {last}"):
+            ask(images(32, 32), last=last)
+
+
+def some_backbones():
+    """Small ones of every class, with the sizes of an image they take."""
+    yield enlivened(load_backbone(SMALL)), (40, 24)
+    registers = create("vit_small_patch14_reg4_dinov2", embed_dim=24, depth=2, num_heads=3, img_size=56)
+    yield VitBackbone(enlivened(registers).eval()), (42, 70)
+    eva = create("vit_small_patch16_dinov3", embed_dim=32, depth=2, num_heads=2, img_size=64)
+    yield TransformerBackbone(enlivened(eva).eval(), arch="eva", **SIZES), (48, 80)
+    yield Backbone.from_module(OwnNetwork(), patch_size=2), (4, 6)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_one_pass_gives_what_each_function_gives(index):
+    backbone, size = list(some_backbones())[index]
+    x = images(*size)
+    tokens = backbone.tokens(x)
+    assert tokens.shape[:2] == (2, 1 + (size[0] // backbone.patch_size) * (size[1] // backbone.patch_size))
+    for last in (1, 2) if index < 3 else (1,):
+        class_tokens, patches = backbone.encode(x, last)
+        assert class_tokens.shape == (2, last, tokens.shape[-1])
+        torch.testing.assert_close(class_tokens[:, -1], tokens[:, 0])
+        torch.testing.assert_close(patches, tokens[:, 1:])
+        torch.testing.assert_close(backbone.class_tokens(x, last), class_tokens.flatten(1))
+    assert torch.equal(backbone.patch_tokens(x), tokens[:, 1:])
+    torch.testing.assert_close(backbone.features(x), tokens[:, 0])
+    assert backbone.has_class_token
+
+
+@pytest.mark.parametrize("arch", ["vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb",
+                                  "eva02_base_patch16_clip_224"])
+@pytest.mark.parametrize("size", [(64, 64), (96, 48)])
+def test_other_transformers_of_timm(arch, size):
+    """EVA and DINOv3: tokens as timm's, class tokens of the last blocks against hooks on the blocks."""
+    network = enlivened(create(arch, embed_dim=32, depth=4, num_heads=2, img_size=64)).eval()
+    backbone = TransformerBackbone(network, arch=arch, **SIZES)
+    assert (backbone.embed_dim, backbone.depth, backbone.patch_size, backbone.image_size) == (32, 4, 16, 64)
+    outputs, x = [], images(*size)
+    hooks = [block.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+             for block in network.blocks]
+    theirs = network.forward_features(x)
+    for hook in hooks:
+        hook.remove()
+    expected = torch.cat([network.norm(output)[:, 0] for output in outputs[-3:]], dim=-1)
+    torch.testing.assert_close(backbone.class_tokens(x, last=3), expected)
+    assert torch.equal(backbone.tokens(x), torch.cat([theirs[:, :1], theirs[:, network.num_prefix_tokens:]], dim=1))
+    torch.testing.assert_close(backbone.features(x), theirs[:, 0])
+    longer = torch.cat([x, x[:, :, :5]], dim=2)  # 5 rows that are no whole patch
+    assert torch.equal(backbone.tokens(longer), backbone.tokens(x))
+
+
+def test_what_other_transformers_cannot_give():
+    network = create("vit_small_patch16_dinov3", embed_dim=32, depth=4, num_heads=2, img_size=64)
+    backbone = TransformerBackbone(network, arch="mine", **SIZES)
+    with pytest.raises(UsageError, match="mine has 4 blocks, class tokens of the last 5"):
+        backbone.class_tokens(images(64, 64), last=5)
+    with pytest.raises(UsageError, match="attention cannot be read"):
+        backbone.class_attention(images(64, 64))
+    pooled = create("eva02_tiny_patch14_224", embed_dim=32, depth=1, num_heads=2)  # its norm is of the mean of tokens
+    with pytest.raises(UsageError, match="mine has no class token with a final norm"):
+        TransformerBackbone(pooled, arch="mine", **SIZES)
+
+
+@pytest.mark.parametrize("arch", ["test_resnet", "test_convnext", "resnet18"])
+@pytest.mark.parametrize("size", [(64, 64), (70, 97)])
+def test_a_network_with_a_feature_map(arch, size):
+    torch.manual_seed(0)
+    network = create(arch).eval()
+    backbone = ConvolutionalBackbone(network, arch=arch, image_size=160, **SIZES)
+    x = images(*size)
+    places = network.forward_features(x)
+    assert (backbone.has_class_token, backbone.patch_size, backbone.embed_dim) == (False, 32, places.shape[1])
+    assert torch.equal(backbone.features(x), network(x))
+    assert backbone.features(x).shape == (2, backbone.embed_dim)
+    found = backbone.patch_tokens(x)
+    assert found.shape == (2, places.shape[2] * places.shape[3], backbone.embed_dim)
+    assert torch.equal(found[:, 1], places[:, :, 0, 1])  # row by row
+    if arch != "test_convnext":  # whose head has a norm after the mean
+        torch.testing.assert_close(backbone.features(x), found.mean(1))
+    class_tokens, patches = backbone.encode(x)
+    assert class_tokens.shape == (2, 0, backbone.embed_dim)
+    assert torch.equal(patches, found)
+
+
+def test_what_a_feature_map_cannot_give_is_said():
+    backbone = ConvolutionalBackbone(create("test_resnet"), arch="test_resnet", image_size=160, **SIZES)
+    for ask in (backbone.tokens, backbone.class_tokens):
+        with pytest.raises(UsageError, match="test_resnet has no class token; its features serve"):
+            ask(images(64, 64))
+    with pytest.raises(UsageError, match="attention cannot be read"):
+        backbone.class_attention(images(64, 64))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24)])
@@ -146,141 +215,44 @@ def test_positions_are_resized_as_dino_resizes_them(size):
     torch.testing.assert_close(found, torch.from_numpy(record[f"{size[0]}x{size[1]}"]), rtol=1e-5, atol=1e-5)
 
 
+def test_positions_of_an_image_that_is_not_square():
+    """DINO's code leaves them only where the grid is the trained one and the image is square, in pixels."""
+    embedding = torch.randn(1, 17, 2, generator=torch.Generator().manual_seed(0))
+    assert dino_positions(embedding, 4, 4) is embedding
+    resized = dino_positions(embedding, 4, 4, square=False)
+    assert torch.equal(resized[:, 0], embedding[:, 0])
+    assert 0.001 < (resized - embedding).abs().max() < 1
+
+
+def test_the_position_embeddings_that_a_backbone_uses(backbone):
+    """What `positions` hands out is what is added to the patches, whichever way they are resized."""
+    seen = []
+    for dinos in (True, False):
+        one = VitBackbone(copy.deepcopy(backbone.module), dino_positions=dinos)
+        nn.init.zeros_(one.module.patch_embed.proj.weight)
+        nn.init.zeros_(one.module.patch_embed.proj.bias)
+        one.module.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        one.tokens(images(40, 24, count=1))
+        torch.testing.assert_close(seen[-1][:, 1:], one.positions(5, 3)[:, 1:])
+    assert (seen[0] - seen[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("arch", "dinos"), [
+    ("vit_tiny_patch16_224", True), ("deit_tiny_distilled_patch16_224", False), ("deit3_small_patch16_224", False),
+    ("vit_small_patch14_reg4_dinov2", False),
+])
+def test_dinos_positions_need_one_prefix_token_with_a_position(arch, dinos):
+    network = create(arch, embed_dim=24, depth=1, num_heads=3, img_size=112)
+    assert VitBackbone(network, dino_positions=True).dino_positions is dinos
+    assert VitBackbone(network, dino_positions=False).dino_positions is False
+
+
 @pytest.mark.parametrize("n", [4, 14, 28])
 def test_resized_positions_fit_every_grid(n):
     embedding = torch.randn(1, 1 + n * n, 2)
     shapes = {(rows, columns): dino_positions(embedding, rows, columns).shape[1]
               for rows in range(1, 65, 3) for columns in (1, n, rows, 65 - rows)}
     assert [grid for grid, found in shapes.items() if found != 1 + grid[0] * grid[1]] == []
-
-
-def test_a_seed_fixes_the_weights_whatever_ran_before():
-    torch.manual_seed(1)
-    first = load_backbone(SMALL + "&seed=3").weights_sha256
-    torch.manual_seed(2)
-    state = torch.random.get_rng_state()
-    assert load_backbone(SMALL + "&seed=3").weights_sha256 == first
-    assert torch.equal(torch.random.get_rng_state(), state)  # and nothing after it is changed
-    assert load_backbone(SMALL + "&seed=4").weights_sha256 != first
-    assert load_backbone(SMALL).weights_sha256 == load_backbone(SMALL + "&seed=0").weights_sha256
-
-
-def test_the_hash_depends_on_names_shapes_types_and_values():
-    state = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
-    same = {"b": torch.ones(1), "a": torch.zeros(3, 2).T}
-    others = [{"a": torch.zeros(3, 2), "b": torch.ones(1)}, {"a": torch.zeros(2, 3), "c": torch.ones(1)},
-              {"a": torch.zeros(2, 3), "b": torch.ones(1, dtype=torch.bfloat16)},
-              {"a": torch.zeros(2, 3), "b": torch.tensor([1.0000001])}]
-    assert state_sha256(same) == state_sha256(state)
-    assert len({state_sha256(x) for x in [state, *others]}) == 5
-
-
-@pytest.mark.parametrize(("uri", "words"), [
-    ("random:vit_tine_patch16_224", ["vit_tine_patch16_224", "did you mean 'vit_tiny_patch16_224'"]),
-    ("random:vit_tiny_patch16_224?imgsize=32", ["'imgsize'", "did you mean 'img_size'"]),
-    ("random:vit_tiny_patch16_224?seed=one", ["seed=one", "whole number"]),
-    ("random:vit_tiny_patch16_224?img_size=30", ["30", "no multiple of the patch size 16"]),
-    ("random:vit_tiny_patch16_224?embed_dim=32&num_heads=3", ["cannot be built", "'embed_dim': 32"]),
-    ("random:resnet18", ["resnet18"]),
-    ("random:vit_base_patch16_siglip_224?depth=1&embed_dim=12&num_heads=3", ["class token", "vit_*"]),
-    ("random:vit_small_patch16_18x2_224?depth=1&embed_dim=12&num_heads=3", ["no plain Vision Transformer"]),
-    ("timm:vit_tine_patch16_224", ["did you mean 'vit_tiny_patch16_224'"]),
-    ("timm:vit_small_patch16_224.dyno", ["'dyno'", "did you mean 'dino'"]),
-    ("runs/nothing-here", ["runs/nothing-here", "neither a run folder nor a file"]),
-    ("nothing.pth", ["nothing.pth", "neither a run folder nor a file"]),
-])
-def test_wrong_names_are_answered_in_words(uri, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError) as caught:
-        load_backbone(uri)
-    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
-
-
-def test_weights_of_timm_that_cannot_be_downloaded(monkeypatch):
-    def offline(*_args, **_options):
-        raise OSError("no network")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(CheckpointError, match=r"timm:vit_small_patch16_224\.dino .*hf download"):
-        load_backbone("timm:vit_small_patch16_224.dino")
-
-
-@pytest.mark.parametrize(("name", "mean", "dinos", "method"), [
-    ("vit_small_patch16_224.dino", IMAGENET_MEAN, True, "dino"),
-    ("vit_tiny_patch16_224.augreg_in21k", (0.5, 0.5, 0.5), False, "other"),
-])
-def test_weights_of_timm_come_with_their_normalization(monkeypatch, name, mean, dinos, method):
-    create = timm.create_model
-
-    def without_weights(model, *, pretrained, **options):
-        assert pretrained
-        return create(model, pretrained=False, **options)
-
-    monkeypatch.setattr(timm, "create_model", without_weights)
-    backbone = load_backbone(f"timm:{name}")
-    assert (backbone.mean, backbone.dino_positions, backbone.method) == (mean, dinos, method)
-    assert (backbone.name, backbone.image_size, backbone.patch_size) == (name, 224, 16)
-
-
-def small_engine(seed=0):
-    recipe = Recipe.model_validate({
-        "model": {"arch": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 24, "depth": 2,
-                  "num_heads": 3},
-        "views": {"global_size": 32, "local_size": 16},
-        "head": {"num_prototypes": 16, "hidden": 8, "bottleneck": 4},
-    })
-    return recipe, Engine(recipe, seed, 10, torch.device("cpu"))
-
-
-def save_run(folder, **changes):
-    """A checkpoint with the keys that a run writes; teacher and student differ."""
-    recipe, engine = small_engine()
-    enlivened(engine.student)
-    spec = {name: getattr(network_spec(recipe), name) for name in NetworkSpec.__dataclass_fields__}
-    origin = {"name": "mine", "method": "pwself", "pretrain_data": "textures", "pretrain_epochs": 2.5,
-              "seed": 4}
-    save_checkpoint(folder, {**engine.state_dict(), "network": spec, "origin": origin} | changes)
-    return engine
-
-
-def test_a_runs_checkpoint_gives_the_teacher_or_the_student(tmp_path):
-    engine = save_run(tmp_path / "run")
-    x = images(32, 32)
-    for uri, network, name in (("run", engine.teacher, "mine"), ("run#teacher", engine.teacher, "mine"),
-                               ("run#student", engine.student, "mine-student"),
-                               ("run/checkpoint.pth#student", engine.student, "mine-student")):
-        backbone = load_backbone(str(tmp_path / uri))
-        assert torch.equal(backbone.tokens(x), network.eval().backbone.tokens(x))
-        assert backbone.name == name
-        assert backbone.weights_sha256 == network.backbone.weights_sha256
-    assert (backbone.method, backbone.pretrain_data, backbone.pretrain_epochs) == ("pwself", "textures", 2.5)
-    assert (backbone.seed, backbone.image_size, backbone.patch_size) == (4, 32, 8)
-
-
-def test_a_networks_weights_are_saved_once():
-    _, engine = small_engine()
-    state = engine.state_dict()["teacher"]
-    backbone = {name.removeprefix("backbone.") for name in state if name.startswith("backbone.")}
-    assert backbone == set(engine.teacher.backbone.module.state_dict())  # timm's own names
-    assert len(backbone) + len(engine.teacher.head.state_dict()) == len(state)
-
-
-def test_a_checkpoint_with_another_network_inside(tmp_path):
-    recipe, _ = small_engine()
-    spec = {name: getattr(network_spec(recipe), name) for name in NetworkSpec.__dataclass_fields__}
-    save_run(tmp_path / "deep", network=spec | {"depth": 3})
-    with pytest.raises(CheckpointError, match=r"does not fit vit_tiny_patch16_224: missing \['blocks\.2"):
-        load_backbone(str(tmp_path / "deep"))
-    save_run(tmp_path / "wide", network=spec | {"embed_dim": 48})
-    with pytest.raises(CheckpointError, match=r"of another shape \['blocks\.0\.attn\.proj\.bias'"):
-        load_backbone(str(tmp_path / "wide"))
-
-
-def test_a_network_that_the_checkpoint_does_not_have(tmp_path):
-    save_run(tmp_path / "run")
-    uri = str(tmp_path / "run#techer")
-    with pytest.raises(CheckpointError, match=re.escape("no 'techer', only ['student', 'teacher']")):
-        load_backbone(uri)
 
 
 class OwnNetwork(nn.Module):
@@ -316,6 +288,36 @@ def test_ones_own_module_with_a_function_for_its_tokens():
     torch.testing.assert_close(backbone.tokens(images(4, 4)), module(images(4, 4)) / 2)
 
 
+@pytest.mark.parametrize(("options", "words"), [
+    ({"mean": (0.5, 0.5)}, r"mean \(0\.5, 0\.5\) and std .*three numbers each"), ({"mean": ()}, "three numbers each"),
+    ({"std": (1, 1, 1, 1)}, "three numbers each"), ({"std": (1, 0, 1)}, "std above 0"),
+    ({"std": (1, -1, 1)}, "std above 0"),
+    ({"patch_size": 0}, "does not hold a patch of 0"), ({"patch_size": -2}, "does not hold a patch of -2"),
+    ({"image_size": 1}, "an image of 1 pixels does not hold a patch of 2"),
+])
+def test_ones_own_module_with_wrong_numbers(options, words):
+    with pytest.raises(UsageError, match=words):
+        Backbone.from_module(OwnNetwork(), **{"patch_size": 2} | options)
+
+
+def test_a_module_without_weights_is_on_the_cpu():
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return x.flatten(2).transpose(1, 2)
+
+    backbone = Backbone.from_module(Nothing(), patch_size=1, image_size=1)
+    assert backbone.device == torch.device("cpu")
+    assert backbone.patch_tokens(images(2, 2)).shape == (2, 3, 3)
+    assert backbone.weights_sha256 == state_sha256({})
+
+
+@pytest.mark.parametrize(("size", "whole"), [((16, 16), (16, 16)), ((17, 31), (16, 24)), ((8, 9), (8, 8))])
+def test_whole_patches_keep_top_and_left(size, whole):
+    x = images(*size)
+    assert torch.equal(whole_patches(x, 8), x[..., :whole[0], :whole[1]])
+    assert whole_patches(x, 8).shape[-2:] == whole
+
+
 def test_what_ones_own_module_cannot_give_is_said():
     backbone = Backbone.from_module(OwnNetwork(), patch_size=2)
     with pytest.raises(UsageError, match="last block only, 4 were asked for"):
@@ -325,6 +327,5 @@ def test_what_ones_own_module_cannot_give_is_said():
 
 
 def test_the_public_names():
-    assert patchssl.load_backbone is patchssl.backbone.load_backbone
+    assert patchssl.load_backbone is load_backbone
     assert patchssl.Backbone is Backbone
-    assert build_vit(NetworkSpec(arch="test_vit", image_size=32, patch_size=16)).num_classes == 0
