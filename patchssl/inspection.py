@@ -1,0 +1,463 @@
+"""What a file of weights is, what evaluates it, and what is wrong with it.
+
+The code that loads a network is asked first, with tensors that have shapes and no content; then the numbers are
+read from the map of the file, one tensor at a time, so that a file of any size needs the memory of its largest one.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import torch
+from torch import Tensor
+
+from patchssl import loading
+from patchssl.backbone import Backbone, TransformerBackbone, VitBackbone
+from patchssl.checkpoint import FORMAT, NEWEST, PREVIOUS, load_checkpoint
+from patchssl.errors import CheckpointError, UsageError
+from patchssl.hub import hub_file, hub_json
+from patchssl.layouts import Layout, describe_left_out, recognize, recognize_run
+from patchssl.networks import (
+    Misfit,
+    as_float32,
+    build_vit,
+    create,
+    misfit,
+    pretrained_config,
+    state_sha256,
+)
+from patchssl.soundness import check_numbers, is_plain
+from patchssl.weights import BARE, WeightsFile, read_weights, weights_in
+
+Progress = Callable[[int, int], None]  # done, total
+IMAGENETS = "ImageNet's"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a network is once it is loaded; sizes in pixels."""
+
+    name: str  # what records call it
+    architecture: str
+    num_parameters: int
+    patch_size: int
+    image_size: int
+    embed_dim: int | None
+    depth: int | None
+    num_heads: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    positions: str | None  # how position embeddings get to other sizes; None without any
+    pretrain_data: str | None
+    pretrain_epochs: float | None
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkReport:
+    """One network of a file. `facts` are None for a network that was not recognized."""
+
+    network: str  # its name in the file, "" for one without
+    framework: str | None
+    method: str | None
+    facts: Facts | None
+    notes: tuple[str, ...]  # what was assumed
+    heads_assumed: bool
+    num_tensors: int  # of the backbone
+    left_out: tuple[str, ...]  # the other tensors
+    dtypes: tuple[str, ...]
+    weights_sha256: str | None  # as in records; None for weights that do not load
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[str, ...]
+    trouble: tuple[str, ...]
+    loads: bool  # it can be loaded, and its numbers are finite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What `inspect_model` found. `command` evaluates the model; None where it cannot be evaluated."""
+
+    model: str
+    file: str
+    size_bytes: int
+    kind: str
+    networks: tuple[NetworkReport, ...]  # the chosen one first
+    default: str | None  # the network that is taken where none is named; None: one has to be named
+    chosen: str | None  # the one this inspection is about
+    steps_done: int | None  # updates, of a run of ours
+    normalization: str  # why this mean and standard deviation
+    file_trouble: tuple[str, ...]
+    command: str | None
+
+    @property
+    def main(self) -> NetworkReport:
+        """The report on the network that is taken, or on the first one where none is."""
+        return self.networks[0]
+
+    @property
+    def loads(self) -> bool:
+        """Does the model load as it was named, and are its numbers finite?"""
+        return self.chosen is not None and self.main.loads
+
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        """Everything that is wrong, in sentences."""
+        several = len(self.networks) > 1
+        return (*self.file_trouble, *(f"{report.network}: {sentence}" if several else sentence
+                                      for report in self.networks for sentence in report.trouble))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(json.loads(json.dumps({**asdict(self), "trouble": self.trouble, "loads": self.loads})))
+
+    def as_text(self) -> str:
+        """Aligned lines, the command that evaluates the model last."""
+        rows = [*_file_rows(self), *_network_rows(self), *_weights_rows(self)]
+        rows += [("" if number else "trouble", sentence) for number, sentence in enumerate(self.trouble or ["none"])]
+        rows.append(("evaluate", self.command or "not possible, see trouble"))
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:{width}}  {_printable(value)}" for label, value in rows)
+
+
+def inspect_model(uri: str, progress: Progress | None = None) -> Inspection:
+    """Inspect what `load_backbone` takes: a file, a run folder, an exported folder, or timm:... and hf-hub:... names.
+
+    `progress` is called with tensors read and tensors to read. Raises UsageError for a name without a file or a
+    wrong option, and CheckpointError for a file that is no file of weights or has not the network asked for; weights
+    that are incomplete or of an unknown network are reported, not refused.
+    """
+    source = _find(uri)
+    default, file_trouble = None, list(source.trouble)
+    try:
+        default = source.weights.choose(None)
+    except CheckpointError as error:
+        if source.asked is None:
+            file_trouble.append(str(error))
+    chosen = source.weights.choose(source.asked) if source.asked is not None else default
+    names = sorted(source.weights.networks, key=lambda name: (name != chosen, name))
+    found = [_look(source, name, default) for name in names]
+    networks = _read_numbers(found, progress)
+    return Inspection(
+        model=uri, file=str(source.weights.path), size_bytes=source.weights.path.stat().st_size,
+        kind=_kind(source.weights), networks=networks, default=default, chosen=chosen,
+        steps_done=_whole_or_none(source.weights.rest.get("steps_done")), normalization=source.normalization,
+        file_trouble=(*file_trouble, *_twins(networks)), command=_command(source, networks, default, chosen))
+
+
+# where the weights are -------------------------------------------------------------------------------------------
+
+
+class _Source(NamedTuple):
+    """A file that was found and the parts of loading that belong to it."""
+
+    place: str  # a path, or a whole name
+    asked: str | None
+    options: Mapping[str, str]
+    weights: WeightsFile
+    normalization: str
+    build: Callable[[WeightsFile, str | None], Backbone]
+    layout_of: Callable[[str], Layout] | None = None  # None: the tensors have timm's names
+    framework: str = "timm"
+    trouble: tuple[str, ...] = ()
+
+
+def _find(uri: str) -> _Source:
+    kind, colon, rest = uri.partition(":")
+    if colon and kind in ("py", "random"):
+        what = "it would run your code" if kind == "py" else "an untrained network has no file"
+        raise UsageError(f"{uri} is not inspected: {what}; name a run folder or a file of weights")
+    if colon and kind == "timm":
+        return _timm_source(uri, rest)
+    if colon and kind == "hf-hub":
+        repo, _, revision = rest.partition("@")
+        config = hub_json(repo, loading.FOLDER_CONFIG, revision or None)
+        weights = read_weights(hub_file(repo, loading.HUB_WEIGHTS, revision or None))
+        return _config_source(uri, config, weights, repo.rpartition("/")[2])
+    path, network, options = loading.parse_location(uri)
+    if path.is_dir() and (path / loading.FOLDER_CONFIG).is_file() and (path / loading.FOLDER_WEIGHTS).is_file():
+        if network or options:
+            raise UsageError(f"{path} is one network and says all about itself; leave out what follows it")
+        config, weights = loading.read_config(path / loading.FOLDER_CONFIG), read_weights(path / loading.FOLDER_WEIGHTS)
+        return _config_source(str(path), config, weights, path.resolve().name)
+    weights, trouble = _run_weights(path) if path.is_dir() else (read_weights(path), ())
+    source = _file_source(str(path), network, options, weights)
+    return source._replace(trouble=trouble)
+
+
+def _timm_source(uri: str, name: str) -> _Source:
+    """timm's weights `name`."""
+    backbone = loading.load_backbone(uri, "meta")
+    repo = (pretrained_config(name) or {})["hf_hub_id"]
+    weights = read_weights(hub_file(repo, loading.HUB_WEIGHTS))
+    return _Source(uri, None, {}, weights, "timm's record of these weights", lambda stand_in, network: backbone)
+
+
+def _config_source(place: str, config: Mapping[str, Any], weights: WeightsFile, name: str) -> _Source:
+    """Weights beside a config.json in timm's layout."""
+    def build(stand_in: WeightsFile, network: str | None) -> Backbone:
+        return loading._from_timm_config(config, stand_in, place, name)
+
+    why = f"as {loading.FOLDER_CONFIG} says; {IMAGENETS} where it says nothing"
+    framework = "timm, exported by patchssl" if config.get("patchssl") else "timm"
+    return _Source(place, None, {}, weights, why, build, framework=framework)
+
+
+def _run_weights(folder: Path) -> tuple[WeightsFile, tuple[str, ...]]:
+    """The newest whole checkpoint of a run folder, and what is wrong with a newer one."""
+    newest, previous = folder / NEWEST, folder / PREVIOUS
+    if newest.exists() and previous.exists():
+        try:
+            return weights_in(load_checkpoint(newest), newest), ()
+        except CheckpointError as error:
+            return weights_in(load_checkpoint(previous), previous), (f"{error}; {PREVIOUS} is taken instead",)
+    only = previous if previous.exists() else newest
+    return weights_in(load_checkpoint(only if only.exists() else folder), only), ()
+
+
+def _file_source(place: str, asked: str | None, options: Mapping[str, str], weights: WeightsFile) -> _Source:
+    """A run of ours, or a file of another project."""
+    own = weights.rest.get("format") == FORMAT
+    heads = options.get("heads", "")
+
+    def build(stand_in: WeightsFile, network: str | None) -> Backbone:
+        return (loading._from_run if own else loading._from_official)(stand_in, network, options)
+
+    def layout_of(network: str) -> Layout:
+        if own:
+            return recognize_run(weights, network)
+        return recognize(weights, network, int(heads) if heads else None)
+
+    given = [name for name in ("mean", "std") if name in options]
+    why = (f"{IMAGENETS}, as in every run of patchssl" if own else f"{' and '.join(given)} as given" if given else
+           f"{IMAGENETS}, as DINO, iBOT and PW-Self have it: the file does not say; ?mean=...&std=... sets others")
+    return _Source(place, asked, options, weights, why, build, layout_of)
+
+
+# what the shapes tell --------------------------------------------------------------------------------------------
+
+
+class _Found(NamedTuple):
+    """A network whose numbers were not read yet."""
+
+    report: NetworkReport
+    state: Mapping[str, Tensor]
+
+
+def _look(source: _Source, network: str, default: str | None) -> _Found:
+    """All of `network` but its numbers: what loading says to its shapes, and where those differ if it refuses them."""
+    tensors = source.weights.networks[network]
+    asked = None if network == default else network
+    backbone, refusal = _build(source, network, asked, tensors)
+    layout = _layout(source, network, backbone)
+    differing = Misfit([], [], {})
+    if refusal and layout.arch:
+        with suppress(CheckpointError, UsageError):
+            needed = _needed(layout)
+            differing = misfit(needed, layout.state)
+            backbone, _ = _build(source, network, asked, needed)
+    method = source.options.get("method") or layout.method or (backbone.method if backbone else "")
+    report = NetworkReport(
+        network=network, framework=layout.framework or None, method=method or None, facts=_facts(backbone, layout),
+        notes=layout.notes, heads_assumed=any("assumed" in note for note in layout.notes),
+        num_tensors=len(layout.state), left_out=layout.left_out,
+        dtypes=tuple(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
+        weights_sha256=None, missing=tuple(differing.missing), unexpected=tuple(differing.unexpected),
+        misshaped=tuple(f"{name} is {there} instead of {needed}" for name, (needed, there) in differing.shapes.items()),
+        trouble=(refusal,) if refusal else (), loads=not refusal)
+    return _Found(report, layout.state)
+
+
+def _layout(source: _Source, network: str, backbone: Backbone | None) -> Layout:
+    """The layout of `network`; without an architecture where nothing tells it."""
+    tensors = source.weights.networks[network]
+    unknown = Layout(framework=source.framework if not source.layout_of else "", method="", arch="", spec=None,
+                     state=tensors)
+    if source.layout_of:
+        try:
+            return source.layout_of(network)
+        except CheckpointError:  # which is the reason that loading gives as well
+            return unknown
+    if backbone is None:
+        return unknown
+    state = {name: tensors[name] for name in backbone.module.state_dict()}
+    return replace(unknown, state=state, left_out=tuple(sorted(tensors.keys() - state.keys())))
+
+
+def _needed(layout: Layout) -> dict[str, Tensor]:
+    """The tensors that a network of this architecture has, without content."""
+    with torch.device("meta"):
+        module = build_vit(layout.spec) if layout.spec else create(layout.arch)
+    return {name: _hollow(tensor) for name, tensor in module.state_dict().items()}
+
+
+def _build(source: _Source, network: str, asked: str | None,
+           tensors: Mapping[str, Tensor]) -> tuple[Backbone | None, str]:
+    """The backbone that loading makes of the shapes of `tensors`, or why it refuses them."""
+    # what has no plain numbers is handed over as it is, and refused
+    hollow = {name: _hollow(tensor) if is_plain(tensor) else tensor for name, tensor in tensors.items()}
+    stand_in = replace(source.weights, networks={**source.weights.networks, network: hollow})
+    try:
+        return source.build(stand_in, asked), ""
+    except CheckpointError as error:
+        return None, str(error)
+
+
+def _hollow(tensor: Tensor) -> Tensor:
+    """One zero that is repeated in the shape of `tensor`; half precision as float32, which is not copied later."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return torch.zeros((), dtype=dtype, device="cpu").expand(tensor.shape)
+
+
+def _facts(backbone: Backbone | None, layout: Layout) -> Facts | None:
+    if backbone is None:
+        return None
+    positions = None
+    if isinstance(backbone, VitBackbone | TransformerBackbone):
+        positions = "DINO's" if getattr(backbone, "dino_positions", False) else "timm's"
+    blocks: Any = getattr(backbone.module, "blocks", None)
+    heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
+    return Facts(
+        name=backbone.name, architecture=layout.spec.label() if layout.spec else backbone.arch,
+        num_parameters=sum(parameter.numel() for parameter in backbone.module.parameters()),
+        patch_size=backbone.patch_size, image_size=backbone.image_size,
+        embed_dim=getattr(backbone, "embed_dim", None), depth=getattr(backbone, "depth", None), num_heads=heads,
+        mean=backbone.mean, std=backbone.std, positions=positions, pretrain_data=backbone.pretrain_data,
+        pretrain_epochs=backbone.pretrain_epochs, seed=backbone.seed)
+
+
+# what the numbers tell -------------------------------------------------------------------------------------------
+
+
+class _AsLoaded(Mapping[str, Tensor]):
+    """Tensors as loading makes them, each at the moment it is asked for, which is counted."""
+
+    def __init__(self, state: Mapping[str, Tensor], count: Callable[[], None]) -> None:
+        self._state, self._count = state, count
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._count()
+        return as_float32(self._state[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+
+def _read_numbers(found: list[_Found], progress: Progress | None) -> tuple[NetworkReport, ...]:
+    """The reports with what needs the numbers: the checksum and what is wrong with them."""
+    total = sum(len(state) * (2 if report.loads else 1) for report, state in found)
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(min(done, total), total)
+
+    reports = []
+    for report, state in found:
+        tensors = _AsLoaded(state, count)
+        verdict = check_numbers(tensors)
+        halves = [dtype for dtype in report.dtypes if "float" in dtype and dtype not in ("float32", "float64")]
+        rounded = [f"stored in {', '.join(halves)}, half precision or less; loaded as float32"] if halves else []
+        reports.append(replace(report, trouble=(*report.trouble, *verdict.trouble, *rounded),
+                               weights_sha256=state_sha256(tensors) if report.loads else None,
+                               loads=report.loads and verdict.finite))
+    return tuple(reports)
+
+
+def _twins(networks: tuple[NetworkReport, ...]) -> list[str]:
+    return [f"{one.network} and {other.network} are identical: saved before the first update, or one is a copy"
+            for one, other in combinations(networks, 2)
+            if one.weights_sha256 is not None and one.weights_sha256 == other.weights_sha256]
+
+
+# in words --------------------------------------------------------------------------------------------------------
+
+
+def _printable(text: str) -> str:
+    """`text` from a file without what moves the cursor of a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _kind(weights: WeightsFile) -> str:
+    if weights.kind == "safetensors":
+        return "safetensors"
+    return "torch zip" if zipfile.is_zipfile(weights.path) else "torch legacy"
+
+
+def _whole_or_none(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _command(source: _Source, networks: tuple[NetworkReport, ...], default: str | None,
+             chosen: str | None) -> str | None:
+    """What evaluates the chosen network; where one has to be named, the first that can be."""
+    usable = [report.network for report in networks if report.loads and chosen in (None, report.network)]
+    if not usable:
+        return None
+    network = f"#{usable[0]}" if usable[0] != default else ""
+    options = f"?{urlencode(source.options, safe=',')}" if source.options else ""
+    return f"patchssl eval knn {shlex.quote(source.place + network + options)} --data DIR"
+
+
+def _file_rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    yield "file", found.file
+    yield "size", f"{found.size_bytes:,} bytes, {found.kind}"
+    yield "framework", found.main.framework or "not recognized"
+    if names := [report.network for report in found.networks if report.network != BARE]:
+        taken = f"the {found.chosen} is taken" if found.chosen else "none is taken by itself, name one"
+        others = " or ".join(f"#{name}" for name in names if name != found.chosen)
+        yield "networks", ", ".join(names)
+        yield "", taken + (f", {others} names another" if found.chosen and others else "")
+
+
+def _network_rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    report = found.main
+    if (facts := report.facts) is None:
+        return
+    yield "architecture", facts.architecture
+    yield "parameters", f"{facts.num_parameters:,}"
+    yield "patch size", f"{facts.patch_size} px"
+    yield "image size", f"{facts.image_size} px"
+    sizes = [("channels", facts.embed_dim), ("blocks", facts.depth), ("heads", facts.num_heads)]
+    yield from ((label, str(size)) for label, size in sizes if size is not None)
+    yield from (("", note) for note in report.notes)
+    yield "mean", _numbers(facts.mean)
+    yield "std", _numbers(facts.std)
+    yield "", found.normalization
+    if facts.positions:
+        yield "positions", f"resized to other image sizes in {facts.positions} way"
+    epochs = f"{facts.pretrain_epochs:g} epochs" if facts.pretrain_epochs is not None else "epochs not stated"
+    steps = f" ({found.steps_done:,} updates)" if found.steps_done is not None else ""
+    yield "method", report.method or "not known"
+    yield "pretraining", (f"{facts.pretrain_data or 'data not stated'}, {epochs}{steps}"
+                          + (f", seed {facts.seed}" if facts.seed is not None else ""))
+    yield "in records", facts.name
+
+
+def _weights_rows(found: Inspection) -> Iterator[tuple[str, str]]:
+    report, several = found.main, len(found.networks) > 1
+    left_out = describe_left_out(report.left_out)
+    counted = f"{report.num_tensors} of the backbone" if report.framework else str(report.num_tensors)
+    yield "tensors", counted + (f"; {left_out}" if left_out else "")
+    yield "types", ", ".join(report.dtypes)
+    for number, each in enumerate(found.networks):
+        checksum = each.weights_sha256 or "none, it does not load"
+        yield "sha256" if not number else "", f"{checksum} {each.network if several else ''}".rstrip()
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
