@@ -138,6 +138,7 @@ class OptimConfig(Part):
     lr: PositiveFloat = 5e-4  # at a batch of 256, scaled linearly
     min_lr: NonNegativeFloat = 1e-6
     warmup_epochs: NonNegativeFloat = 10
+    freeze_backbone_epochs: NonNegativeFloat = 1  # with init: only the fresh head learns at first
     weight_decay: NonNegativeFloat = 0.04
     weight_decay_end: NonNegativeFloat = 0.4
     clip_grad: NonNegativeFloat = 3.0  # norm per parameter tensor; 0 switches it off
@@ -160,6 +161,7 @@ class Recipe(Part):
     """Everything a pretraining run depends on, apart from the data's folder, the seed and the run folder."""
 
     method: Method = "pwself"
+    init: str | None = None  # a MODEL whose backbone the student starts from, such as timm:vit_small_patch16_224.dino
     data: str | None = None  # what --data says when it is not given: a set's name such as "textures"
     max_images: PositiveInt | None = None  # train on the first so many images of a seeded shuffle
     model: ModelConfig = ModelConfig()

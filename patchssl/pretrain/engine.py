@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec, VitBackbone, build_vit
+from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD, VitBackbone
+from patchssl.networks import NetworkSpec, build_vit
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.drop_path import use_sampled_drop_path
 from patchssl.pretrain.head import ProjectionHead
@@ -19,6 +20,7 @@ from patchssl.pretrain.methods import Centers, Losses, Network, Targets, student
 from patchssl.pretrain.optim import clip_per_parameter, make_optimizer, set_step_values
 from patchssl.pretrain.photometric import apply_colors, normalize
 from patchssl.pretrain.schedules import StepValues, values_at
+from patchssl.pretrain.start import take_weights
 from patchssl.pretrain.teacher import make_teacher, update_teacher
 from patchssl.pretrain.views import ViewBatch
 
@@ -57,9 +59,10 @@ class StepReport:
 class Engine:
     """Student, teacher, centers and optimizer of one run, and the update that moves them."""
 
-    def __init__(self, recipe: Recipe, seed: int, steps_per_epoch: int, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, seed: int, steps_per_epoch: int, device: torch.device,
+                 start: VitBackbone | None = None) -> None:
         self.recipe, self.device, self.steps_per_epoch = recipe, device, steps_per_epoch
-        student, self.num_drop_path = build_student(recipe, seed)
+        student, self.num_drop_path = build_student(recipe, seed, start)
         self.student = student.to(device).train()
         self.teacher = make_teacher(self.student)
         self.centers = Centers(recipe).to(device)
@@ -85,8 +88,9 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         if values.last_layer_frozen:
-            for parameter in self.student.head.last_layer.parameters():
-                parameter.grad = None
+            drop_gradients(self.student.head.last_layer)
+        if values.backbone_frozen:
+            drop_gradients(self.student.backbone)
         grad_norm = clip_per_parameter(self.student.parameters(), self.recipe.optim.clip_grad)
         self.optimizer.step()
         update_teacher(self.teacher, self.student, values.teacher_momentum)
@@ -122,10 +126,15 @@ def network_spec(recipe: Recipe) -> NetworkSpec:
                        embed_dim=model.embed_dim, depth=model.depth, num_heads=model.num_heads)
 
 
-def build_student(recipe: Recipe, seed: int) -> tuple[Network, int]:
-    """An untrained student and how many places of drop path it has; `seed` alone fixes its weights."""
+def build_student(recipe: Recipe, seed: int, start: VitBackbone | None = None) -> tuple[Network, int]:
+    """A student before its first update and how many places of drop path it has.
+
+    `seed` fixes its weights; with `start` those of the head only.
+    """
     spec = network_spec(recipe)
     backbone = VitBackbone(build_vit(spec, seed=seed), arch=spec.label())
+    if start is not None:
+        take_weights(backbone, start)
     num_drop_path = use_sampled_drop_path(backbone.module, recipe.model.drop_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
@@ -146,6 +155,12 @@ def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple
             flat = normalize(flat, IMAGENET_MEAN, IMAGENET_STD)
         colored.append(flat.unflatten(0, views.shape[:2]))
     return colored[0], colored[1]
+
+
+def drop_gradients(module: torch.nn.Module) -> None:
+    """Keep the optimizer, its weight decay included, from moving `module` in this update."""
+    for parameter in module.parameters():
+        parameter.grad = None
 
 
 def detach(losses: Losses) -> Losses:

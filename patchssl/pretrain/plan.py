@@ -10,6 +10,7 @@ from typing import Any
 
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.run import make_engine, make_loader, peak_memory, training_images
+from patchssl.pretrain.start import starting_backbone
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Plan:
 def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None) -> Plan:
     """What the run would cost, from a few updates on a few of its images; nothing is written."""
     images = training_images(recipe, data, seed)
-    full = make_engine(recipe, images, seed, device)
+    full = make_engine(recipe, images, seed, device, starting_backbone(recipe))
     batch_size = min(recipe.optim.batch_size, 64 if recipe.views.global_size <= 64 else 8)
     small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch_size})})
     weights = peak_memory(full.device)

@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from patchssl.errors import Interrupted, NotFiniteError, UsageError
 from patchssl.pretrain.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from patchssl.pretrain.engine import Engine, StepReport, network_spec
 from patchssl.pretrain.health import collapse_warnings
+from patchssl.pretrain.start import describe_start, starting_backbone
 from patchssl.pretrain.views import EpochSampler, ViewBatch, ViewDataset, collate_views
 
 KnnProbe = Callable[[VitBackbone], float]  # top-1 accuracy in [0, 1] of a backbone, handed in by a workflow
@@ -62,9 +63,8 @@ class Run:
 
     folder: Path
     recipe: Recipe
-    seed: int
     images: ImageSet
-    name: str  # what records and tables call the network
+    facts: Mapping[str, Any]  # what run.json says: seed, name of the network, ...
     engine: Engine
     progress: Progress
     knn: KnnProbe | None = None
@@ -96,15 +96,19 @@ def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: s
     progress = progress or Silent()
     images = training_images(recipe, None, seed)
     progress.say(images.describe())
-    engine = make_engine(recipe, images, seed, device)
+    start = starting_backbone(recipe)
+    if start is not None:
+        progress.say(describe_start(start, recipe.views.global_size))
+    engine = make_engine(recipe, images, seed, device, start)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     facts = {"data": _lasting_name(recipe.data or ""), "dataset": images.name,
              "fingerprint": images.fingerprint, "seed": seed, "name": name or folder.name, "versions": versions(),
-             "device": str(engine.device)}
+             "device": str(engine.device), "init": start.weights_sha256 if start else None,
+             "pretrain_data": f"{start.pretrain_data or start.name} + {images.name}" if start else images.name}
     (folder / "run.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-    return _train(Run(folder, recipe, seed, images, name or folder.name, engine, progress, knn))
+    return _train(Run(folder, recipe, images, facts, engine, progress, knn))
 
 
 def resume(folder: str | Path, *, device: str | None = None, progress: Progress | None = None,
@@ -119,9 +123,14 @@ def resume(folder: str | Path, *, device: str | None = None, progress: Progress 
     if images.fingerprint != facts["fingerprint"]:
         raise UsageError(f"{facts['data']} has changed since {folder} began (fingerprint {images.fingerprint[:12]}, "
                          f"then {facts['fingerprint'][:12]}); bring the old images back or start a new run")
-    engine = make_engine(recipe, images, facts["seed"], device)
-    run = Run(folder, recipe, facts["seed"], images, facts["name"], engine, progress, knn)
-    if any(folder.glob("checkpoint*.pth")):
+    saved = any(folder.glob("checkpoint*.pth"))
+    start = None if saved else starting_backbone(recipe)
+    if start is not None and start.weights_sha256 != facts["init"]:
+        raise UsageError(f"init = {recipe.init} holds other weights ({start.weights_sha256[:8]}) than when {folder} "
+                         f"began ({facts['init'][:8]}); bring those back or start a new run")
+    engine = make_engine(recipe, images, facts["seed"], device, start)
+    run = Run(folder, recipe, images, facts, engine, progress, knn)
+    if saved:
         checkpoint = load_checkpoint(folder)
         engine.load_state_dict(checkpoint)
         run.seconds = checkpoint["seconds"]
@@ -155,15 +164,16 @@ def _lasting_name(data: str | Path) -> str:
     return str(data) if named_set else str(Path(data).expanduser().absolute())
 
 
-def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None) -> Engine:
-    """An untrained engine on `device` (default: the first GPU, else the CPU)."""
+def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None,
+                start: VitBackbone | None = None) -> Engine:
+    """An engine before its first update on `device` (default: the first GPU, else the CPU)."""
     if len(images) < recipe.optim.batch_size:
         raise UsageError(f"optim.batch_size = {recipe.optim.batch_size} is more than the {len(images)} images of "
                          f"{images.name}; lower it")
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Engine(recipe, seed, len(images) // recipe.optim.batch_size, chosen)
+    return Engine(recipe, seed, len(images) // recipe.optim.batch_size, chosen, start)
 
 
 def make_loader(recipe: Recipe, images: ImageSet, seed: int, num_drop_path: int, *, start_step: int = 0,
@@ -203,7 +213,7 @@ def _train(run: Run) -> Path:
 def _updates(run: Run) -> Iterator[StepReport]:
     """Make every update that is left, log and save when it is time, and hand out each report."""
     engine, recipe = run.engine, run.recipe
-    loader = make_loader(recipe, run.images, run.seed, engine.num_drop_path, start_step=engine.steps_done)
+    loader = make_loader(recipe, run.images, run.facts["seed"], engine.num_drop_path, start_step=engine.steps_done)
     began, before = time.perf_counter(), run.seconds
     logged = saved = began
     logged_step = engine.steps_done
@@ -257,8 +267,9 @@ def _require_finite(report: StepReport, run: Run) -> None:
 
 def _save(run: Run, report: StepReport) -> None:
     _require_finite(report, run)
-    origin = Origin(name=run.name, method=run.recipe.method, pretrain_data=run.images.name,
-                    pretrain_epochs=run.engine.steps_done / run.engine.steps_per_epoch, seed=run.seed)
+    origin = Origin(name=run.facts["name"], method=run.recipe.method,
+                    pretrain_data=run.facts.get("pretrain_data", run.images.name),
+                    pretrain_epochs=run.engine.steps_done / run.engine.steps_per_epoch, seed=run.facts["seed"])
     save_checkpoint(run.folder, {**run.engine.state_dict(), "network": asdict(network_spec(run.recipe)),
                                  "origin": asdict(origin), "recipe": dump_recipe(run.recipe),
                                  "seconds": run.seconds})

@@ -20,6 +20,7 @@ class StepValues(NamedTuple):
     teacher_temp: float
     patch_weight: float
     last_layer_frozen: bool
+    backbone_frozen: bool
 
 
 def cosine(step: int, *, steps: int, start: float, end: float) -> float:
@@ -69,6 +70,7 @@ def values_at(step: int, recipe: Recipe, steps_per_epoch: int) -> StepValues:
                             end=loss.teacher_temp),
         patch_weight=_patch_weight(step, recipe, steps_per_epoch),
         last_layer_frozen=step < recipe.head.freeze_last_layer_epochs * steps_per_epoch,
+        backbone_frozen=recipe.init is not None and step < optim.freeze_backbone_epochs * steps_per_epoch,
     )
 
 

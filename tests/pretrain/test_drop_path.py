@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from patchssl.backbone import NetworkSpec, build_vit
+from patchssl.networks import NetworkSpec, build_vit
 from patchssl.pretrain.drop_path import SampledDropPath, drop_path, set_drop_path_draws, use_sampled_drop_path
 
 SPEC = NetworkSpec(arch="vit_tiny_patch16_224", image_size=16, patch_size=8, embed_dim=12, depth=4,

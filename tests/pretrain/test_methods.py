@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from patchssl.backbone import NetworkSpec, VitBackbone, build_vit
+from patchssl.backbone import VitBackbone
+from patchssl.networks import NetworkSpec, build_vit
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.drop_path import set_drop_path_draws, use_sampled_drop_path
 from patchssl.pretrain.head import ProjectionHead
@@ -16,7 +17,7 @@ PATCH, SIZE, LOCAL, K = 8, 24, 16, 7
 SPEC = NetworkSpec(arch="vit_tiny_patch16_224", image_size=SIZE, patch_size=PATCH, embed_dim=12, depth=2,
                    num_heads=3)
 VALUES = StepValues(lr=0.1, weight_decay=0.0, teacher_momentum=0.9, teacher_temp=0.05, patch_weight=0.7,
-                    last_layer_frozen=False)
+                    last_layer_frozen=False, backbone_frozen=False)
 
 
 def make_recipe(num_global=2, num_local=1, method="pwself", **loss):

@@ -226,7 +226,7 @@ def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(whole, data, cap
     newest.write_bytes(newest.read_bytes()[:-100])
     listener = Listener()
     resume("run", progress=listener)
-    assert "run/checkpoint.pth is damaged" in caplog.text
+    assert "run/checkpoint.pth is truncated, damaged" in caplog.text
     assert listener.rows[0]["step"] == 5
     assert same(whole, "run")
 
