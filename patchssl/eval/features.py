@@ -1,25 +1,35 @@
-"""Frozen features: one pass of a network over an image set, in order, in bounded memory.
+"""Frozen features: one pass of a network over an image set gives everything that several benchmarks need.
 
-The pass decodes every image once. What cannot be read is collected to the end and then named, all of it.
+The pass decodes every image once, groups images of one size into batches, and works in blocks: a block that is
+done is cached, so that a killed run goes on from there, and several processes deal the blocks among themselves.
+What cannot be read is collected to the end and then named, all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+import patchssl
 from patchssl.backbone import Backbone, Origin
 from patchssl.data import ImageSet, raise_unreadable
-from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError
+from patchssl.distributed import all_gather_objects, rank, world_size
+from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
+from patchssl.eval.cache import FeatureCache
+from patchssl.eval.pooling import gem, mean_patch
 from patchssl.eval.protocols import Protocol, knn_protocol, normalize_images
 
 Progress = Callable[[int, int], None]  # images done, images in all
-Transform = Callable[[np.ndarray], Tensor]  # (H, W, 3) uint8 -> (3, h, w), of one size within a batch
+Transform = Callable[[np.ndarray], Tensor]  # (H, W, 3) uint8 -> (3, h, w)
+BLOCK = 4096  # images that are cached, and dealt to processes, together
+OUTPUTS = ("features", "class:N", "mean_patch", "gem:P")
 
 
 class RawPixels(Backbone):
@@ -51,31 +61,79 @@ def extract_features(
     workers: int = 0,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
+    cache: FeatureCache | None = None,
 ) -> Tensor:
-    """Features (len(images), D) float32 on the CPU, in the order of `images`.
+    """`backbone.features` of all images, (len(images), D) float32 on the CPU; see `extract_outputs`."""
+    return extract_outputs(backbone, images, transform, ("features",), batch_size=batch_size, workers=workers,
+                           device=device, progress=progress, cache=cache)["features"]
+
+
+def extract_outputs(
+    backbone: Backbone,
+    images: ImageSet,
+    transform: Protocol | Transform,
+    outputs: Sequence[str],
+    *,
+    scales: Sequence[float] = (1.0,),
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+    cache: FeatureCache | None = None,
+) -> dict[str, Tensor]:
+    """Every one of `outputs` for all images by one pass: (len(images), D) float32 on the CPU, in their order.
+
+    All of `iter_outputs` side by side; arguments and errors as there. Memory: the outputs, what `iter_outputs`
+    needs, and the batches that workers hold ready.
+    """
+    found: _Block = {}
+    for part, block in iter_outputs(backbone, images, transform, outputs, scales=scales, batch_size=batch_size,
+                                    workers=workers, device=device, progress=progress, cache=cache):
+        for output, tensor in block.items():
+            if output not in found:
+                found[output] = torch.empty(len(images), tensor.shape[1])
+            found[output][part.start : part.stop] = tensor
+    return found
+
+
+def iter_outputs(
+    backbone: Backbone,
+    images: ImageSet,
+    transform: Protocol | Transform,
+    outputs: Sequence[str],
+    *,
+    scales: Sequence[float] = (1.0,),
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+    cache: FeatureCache | None = None,
+) -> Iterator[tuple[range, dict[str, Tensor]]]:
+    """Block by block and in order, which images they are and every one of `outputs` of them, float32 on the CPU.
+
+    `features` is the network's own vector, `class:4` the class tokens of the last 4 blocks side by side,
+    `mean_patch` the mean and `gem:4` the generalized mean (exponent 4) of the final patch tokens. With several
+    `scales` an output is the mean over the normalized image resized by each (bilinear, without antialiasing, as
+    facebookresearch/dino does).
 
     A `transform` that gives uint8, as a protocol's does, is followed by the network's mean and std; one that
-    gives floats has normalized already. The network runs where it is, or moves to `device`; on a GPU it runs
-    in bfloat16. DataError lists every image that cannot be read; PatchSSLError names images whose features
-    are not finite.
+    gives floats has normalized already. Images of one size share a batch. The network runs where it is, or
+    moves to `device`; on a GPU it runs in bfloat16. Of several processes each computes every so many-th block and
+    all get all of them. Memory: one block of `BLOCK` images for each process.
+
+    DataError lists every image that cannot be read, at the end of the pass; no block comes after such an image.
+    PatchSSLError names images whose outputs are not finite.
     """
     if not len(images):
         raise DataError(f"{images.name} holds no {images.split} images: there is nothing to compute features of")
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} images holds none; 1 is the least")
+    for output in outputs:
+        _parse(output)
     where = backbone.device if device is None else torch.device(device)
-    crops = _Crops(images, transform.transform() if isinstance(transform, Protocol) else transform)
-    loader = _loader(crops, batch_size, workers, pin=where.type == "cuda")
-    training = backbone.training
-    backbone.to(where).eval()
-    try:
-        features, bad = _pass(backbone, loader, len(images), where, progress)
-    finally:
-        if training:
-            backbone.train()
-    raise_unreadable(bad, len(images))
-    _require_finite(features, images, backbone.name)
-    return features
+    step = transform.transform() if isinstance(transform, Protocol) else transform
+    return _blocks(_Work(backbone, images, step, tuple(outputs), tuple(scales), batch_size, workers, where),
+                   cache, progress)
 
 
 def pixel_features(images: ImageSet, size: int) -> Tensor:
@@ -91,28 +149,151 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type}, {threads} thread{'s' * (threads != 1)}"
 
 
-def _pass(
-    backbone: Backbone, loader: Iterable[_Batch], total: int, device: torch.device, progress: Progress | None
-) -> tuple[Tensor, list[UnreadableImage]]:
-    """Features (total, D) and the images that cannot be read; past one of those, images are only decoded."""
-    features, done = torch.empty(0, 0), 0
+class _Work(NamedTuple):
+    """One pass over an image set."""
+
+    backbone: Backbone
+    images: ImageSet
+    transform: Transform
+    outputs: tuple[str, ...]
+    scales: tuple[float, ...]
+    batch_size: int
+    workers: int
+    device: torch.device
+
+    def facts(self) -> dict[str, Any] | None:
+        """Everything the outputs depend on, for the cache; None for a transform that cannot be described."""
+        settings = getattr(self.transform, "settings", None)
+        if settings is None:
+            return None
+        order = hashlib.sha256()
+        for index in range(len(self.images)):
+            order.update(f"{self.images.item_name(index)}\n".encode("utf-8", "surrogateescape"))
+        net = self.backbone
+        return {"weights": net.weights_sha256, "arch": net.arch, "kind": type(net).__name__, "mean": list(net.mean),
+                "std": list(net.std), "dino_positions": getattr(net, "dino_positions", None),
+                "transform": settings, "images": self.images.fingerprint, "order": order.hexdigest(),
+                "scales": list(self.scales), "device": self.device.type, "torch": torch.__version__,
+                "dtype": "bfloat16" if self.device.type == "cuda" else "float32", "patchssl": patchssl.__version__}
+
+
+_Block = dict[str, Tensor]  # output -> (images of the block, D)
+
+
+class _Kept:
+    """The blocks of one pass in the cache; without a cache, or facts to file them under, there are none."""
+
+    def __init__(self, work: _Work, cache: FeatureCache | None) -> None:
+        self._facts = work.facts() if cache is not None else None
+        self._cache = cache if self._facts is not None else None
+        self._outputs = work.outputs
+
+    def holds(self, part: range) -> bool:
+        """Whether the block of the images in `part` is there, perhaps damaged."""
+        cache = self._cache
+        return cache is not None and all(cache.holds(self._about(output, part)) for output in self._outputs)
+
+    def load(self, part: range) -> _Block | None:
+        """The block of the images in `part`, None unless every output of it is there."""
+        if self._cache is None:
+            return None
+        stored = {output: self._cache.load(self._about(output, part)) for output in self._outputs}
+        found = {output: tensor for output, tensor in stored.items() if tensor is not None}
+        return found if len(found) == len(stored) else None
+
+    def store(self, part: range, block: _Block) -> None:
+        """Keep a block whose numbers are all finite."""
+        if self._cache is None:
+            return
+        for output, tensor in block.items():
+            if torch.isfinite(tensor).all():
+                self._cache.store(self._about(output, part), tensor)
+
+    def _about(self, output: str, part: range) -> dict[str, Any]:
+        return {**(self._facts or {}), "output": output, "block": [part.start, part.stop]}
+
+
+def _blocks(work: _Work, cache: FeatureCache | None, progress: Progress | None) -> Iterator[tuple[range, _Block]]:
+    """Every block in order, from the cache or computed, the network being in evaluation mode meanwhile."""
+    total = len(work.images)
+    parts = [range(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]
+    kept = _Kept(work, cache)
+    shared = all_gather_objects([part for part in parts if kept.holds(part)])
+    everywhere = set.intersection(*(set(held) for held in shared))
+    missing = [part for part in parts if part not in everywhere]
+    if progress is not None and len(missing) <= rank():
+        progress(total, total)  # nothing for this process to compute
+    computed = _computed(work, missing, kept, progress)
+    training = work.backbone.training
+    work.backbone.to(work.device).eval()
+    try:
+        for part in parts:
+            block = (kept.load(part) or _repaired(work, part, kept)) if part in everywhere else next(computed)
+            for features in block.values():
+                _require_finite(features, work, part)
+            yield part, block
+    finally:
+        if training:
+            work.backbone.train()
+
+
+def _computed(work: _Work, missing: Sequence[range], kept: _Kept, progress: Progress | None) -> Iterator[_Block]:
+    """The blocks `missing`, in order and in every process, dealt among the processes a round at a time.
+
+    After an image that cannot be read no block comes, only the error with the list of all, once all are looked at.
+    """
+    own = missing[rank() :: world_size()]
+    windows, total, ready = iter(_loader(work, own)), sum(map(len, own)), 0
     bad: list[UnreadableImage] = []
-    for batch in loader:
-        bad += [UnreadableImage(name, reason) for name, reason in batch.bad]
-        if batch.images is not None and not bad:
-            part = _forward(backbone, batch.images, device)
-            if not done:
-                features = torch.empty(total, part.shape[1])
-            features[done : done + len(part)] = part
-        done += batch.size
+    for start in range(0, len(missing), world_size()):
+        block: _Block | None = None
+        unreadable: list[UnreadableImage] = []
+        for part in missing[start : start + world_size()][rank() : rank() + 1]:  # in the last round perhaps none
+            shown = None if progress is None else shifted(progress, ready, total)
+            block, unreadable = _one_block(work, windows, len(part), shown, skip=bool(bad))
+            ready += len(part)
+            if block is not None and not (bad or unreadable):
+                kept.store(part, block)
+        found = all_gather_objects((block, unreadable))
+        bad += [error for _, errors in found for error in errors]
+        if not bad:
+            yield from (each for each, _ in found if each is not None)
+    raise_unreadable(sorted(bad, key=lambda error: error.name), len(work.images))
+
+
+def _repaired(work: _Work, part: range, kept: _Kept) -> _Block:
+    """A block that is damaged in the cache, computed again by this process alone."""
+    block, bad = _one_block(work, iter(_loader(work, [part])), len(part), None, skip=False)
+    raise_unreadable(bad, len(work.images))
+    kept.store(part, block)
+    return block
+
+
+def _one_block(work: _Work, loader: Iterator[_Window], count: int, progress: Progress | None,
+               skip: bool) -> tuple[_Block, list[UnreadableImage]]:
+    """Outputs of the next `count` images and those that cannot be read; past one, images are only decoded."""
+    block: _Block = {}
+    bad: list[UnreadableImage] = []
+    done = 0
+    while done < count:
+        window = next(loader)
+        bad += [UnreadableImage(name, reason) for name, reason in window.bad]
+        for places, batch in window.groups if not (bad or skip) else ():
+            for output, part in _forward(work, batch).items():
+                if output not in block:
+                    block[output] = torch.empty(count, part.shape[1])
+                block[output][torch.tensor(places) + done] = part
+        done += window.size
         if progress is not None:
-            progress(done, total)
-    return features, bad
+            progress(done, count)
+    return block, bad
 
 
-class _Batch(NamedTuple):
+class _Window(NamedTuple):
+    """Consecutive images: their places among them and pixels by size, and what cannot be read."""
+
     size: int
-    images: Tensor | None  # (size, 3, h, w); None when one of them is bad
+    groups: list[tuple[list[int], Tensor]]
     bad: list[tuple[str, str]]  # name and reason
 
 
@@ -133,45 +314,93 @@ class _Crops(Dataset[Any]):
         return self._transform(pixels)
 
 
-def _collate(items: Sequence[Tensor | tuple[str, str]]) -> _Batch:
-    bad = [item for item in items if not isinstance(item, Tensor)]
-    good = [item for item in items if isinstance(item, Tensor)]
-    return _Batch(len(items), None if bad else torch.stack(good), bad)
+def _collate(items: Sequence[Tensor | tuple[str, str]]) -> _Window:
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for place, item in enumerate(items):
+        if isinstance(item, Tensor):
+            by_size.setdefault(tuple(item.shape), []).append(place)
+    groups = [(places, torch.stack([items[place] for place in places])) for places in by_size.values()]  # type: ignore[misc]
+    return _Window(len(items), groups, [item for item in items if not isinstance(item, Tensor)])
 
 
-def _loader(crops: _Crops, batch_size: int, workers: int, pin: bool) -> DataLoader[Any]:
+def _loader(work: _Work, parts: Sequence[range]) -> DataLoader[Any]:
+    """Windows of at most a batch of the images in `parts`, none of them across the end of a part."""
+    windows = [list(part[at : at + work.batch_size]) for part in parts for at in range(0, len(part), work.batch_size)]
     # its own generator: every iterator draws from one, and training beside this must not notice
     return DataLoader(
-        crops,
-        batch_size=batch_size,
-        num_workers=min(workers, -(-len(crops) // batch_size)),
+        _Crops(work.images, work.transform),
+        batch_sampler=windows,
+        num_workers=min(work.workers, len(windows)),
         collate_fn=_collate,
-        pin_memory=pin,
+        pin_memory=work.device.type == "cuda",
         generator=torch.Generator(),
     )
 
 
 @torch.inference_mode()
-def _forward(backbone: Backbone, images: Tensor, device: torch.device) -> Tensor:
-    """(B, D) float32 on the CPU."""
-    images = images.to(device, non_blocking=True)
+def _forward(work: _Work, images: Tensor) -> _Block:
+    """Every output (B, D) of a batch, float32 on the CPU, averaged over the scales."""
+    net = work.backbone
+    images = images.to(work.device, non_blocking=True)
     if images.dtype == torch.uint8:
-        images = normalize_images(images, backbone.mean, backbone.std)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        features = backbone.features(images)
-    if features.ndim != 2 or len(features) != len(images):
-        raise PatchSSLError(
-            f"{backbone.name} gave features of shape {tuple(features.shape)} for {len(images)} images; one "
-            "vector per image is needed"
-        )
-    return features.float().cpu()
+        images = normalize_images(images, net.mean, net.std)
+    sums: _Block = {}
+    for scale in work.scales:
+        scaled = images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear")
+        with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
+            found = compute_outputs(net, scaled, work.outputs)
+        sums = {output: sums.get(output, 0) + part.float() for output, part in found.items()}
+    for output, part in sums.items():
+        if part.ndim != 2 or len(part) != len(images):
+            raise PatchSSLError(
+                f"{net.name} gave {output} of shape {tuple(part.shape)} for {len(images)} images; one "
+                "vector per image is needed"
+            )
+    return {output: (part / len(work.scales)).cpu() for output, part in sums.items()}
 
 
-def _require_finite(features: Tensor, images: ImageSet, name: str) -> None:
+def compute_outputs(backbone: Backbone, images: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
+    """The named outputs, each (B, D), of normalized images (B, 3, H, W) by one forward pass."""
+    wanted = {output: _parse(output) for output in outputs}
+    found: dict[str, Tensor] = {}
+    if set(outputs) == {"features"}:
+        return {"features": backbone.features(images)}
+    if not backbone.has_class_token and any(kind == "class" for kind, _ in wanted.values()):
+        raise UsageError(f"{backbone.arch} has no class token, {', '.join(outputs)} were asked for")
+    last = max((int(number) for kind, number in wanted.values() if kind == "class"), default=1)
+    class_tokens, patches = backbone.encode(images, last)
+    for output, (kind, number) in wanted.items():
+        if kind == "features":
+            found[output] = class_tokens[:, -1] if backbone.has_class_token else backbone.features(images)
+        elif kind == "class":
+            found[output] = class_tokens[:, -int(number) :].flatten(1)
+        else:
+            found[output] = mean_patch(patches) if kind == "mean_patch" else gem(patches, number)
+    return found
+
+
+def _parse(output: str) -> tuple[str, float]:
+    """The kind and number of an output's name: ("class", 4) of class:4."""
+    kind, _, number = output.partition(":")
+    try:
+        value = float(number) if number else 1.0
+    except ValueError:
+        value = 0.0
+    if kind not in ("features", "class", "mean_patch", "gem") or not value >= 1 or (kind == "class" and value % 1):
+        raise UsageError(one_of("output", output, OUTPUTS))
+    return kind, value
+
+
+def shifted(progress: Progress, before: int, total: int) -> Progress:
+    """`progress` of one part as progress of the whole."""
+    return lambda done, _: progress(before + done, total)
+
+
+def _require_finite(features: Tensor, work: _Work, part: range) -> None:
     bad = (~torch.isfinite(features).all(dim=1)).nonzero().flatten().tolist()
     if bad:
-        named = ", ".join(images.item_name(index) for index in bad[:5]) + (", ..." if len(bad) > 5 else "")
+        named = ", ".join(work.images.item_name(part[at]) for at in bad[:5]) + (", ..." if len(bad) > 5 else "")
         raise PatchSSLError(
-            f"the features that {name} gives for {len(bad):,} of {len(images):,} images hold NaN or infinity "
-            f"({named}): its weights are damaged or its training diverged"
+            f"the features that {work.backbone.name} gives for {len(bad):,} of {len(part):,} images hold NaN or "
+            f"infinity ({named}): its weights are damaged or its training diverged"
         )

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -56,9 +55,36 @@ class Protocol:
         """A copy of the settings as a record holds them: lists, not tuples."""
         return dict(json.loads(_canonical(dict(self.settings))))
 
-    def transform(self) -> Callable[[np.ndarray], Tensor]:
-        """The step from an image's pixels to what the network's normalization gets; see `crop_image`."""
-        return partial(crop_image, settings=dict(self.settings))
+    def transform(self) -> ImageTransform:
+        """The step from an image's pixels to what the network's normalization gets."""
+        plain = self.plain_settings()
+        keys = ("resize", "crop", "square", "interpolation")
+        return ImageTransform({key: plain[key] for key in keys if key in plain})
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """(H, W, 3) uint8 to (3, h, w) uint8 by plain `settings`; tasks of equal settings share one pass.
+
+    `resize` and `crop`: see `crop_image`. `resize` alone: the short side to that many pixels, nothing cut away.
+    `square`: to that many pixels on either side, the aspect lost. None of them: the pixels as they are.
+    """
+
+    settings: Mapping[str, Any]
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        if "crop" in self.settings:
+            return crop_image(pixels, self.settings)
+        if "square" in self.settings:
+            side = self.settings["square"]
+            image = Image.fromarray(pixels)
+            if image.size != (side, side):
+                image = image.resize((side, side), _RESAMPLING[self.settings["interpolation"]])
+            pixels = np.array(image)
+        elif "resize" in self.settings:
+            image = Image.fromarray(pixels)
+            pixels = np.array(_resize_short(image, self.settings["resize"], self.settings["interpolation"]))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _canonical(value: Any) -> str:
@@ -77,10 +103,20 @@ def resolve(task: str, name: str | None, image_size: int) -> Protocol:
     }
     if task not in makers:
         raise UsageError(one_of("task", task, makers))
-    chosen = name or ("dino" if image_size == 224 else "native")
-    if chosen not in makers[task]:
-        raise UsageError(one_of(f"{task} protocol", chosen, makers[task]))
-    return Protocol(task, chosen, 1, makers[task][chosen](image_size))
+    return choose_protocol(task, name, image_size, makers[task])
+
+
+def choose_protocol(task: str, name: str | None, image_size: int,
+                    makers: Mapping[str, Callable[[int], dict[str, Any]]], usual: str = "dino") -> Protocol:
+    """The protocol `name` of `task`, whose settings `makers[name](image_size)` gives.
+
+    None is the default: `native` for networks whose training size is not 224, `usual` otherwise. Raises UsageError
+    for an unknown name.
+    """
+    chosen = name or (usual if image_size == 224 else "native")
+    if chosen not in makers:
+        raise UsageError(one_of(f"{task} protocol", chosen, makers))
+    return Protocol(task, chosen, 1, makers[chosen](image_size))
 
 
 def knn_protocol(name: str | None, image_size: int) -> Protocol:
@@ -133,15 +169,20 @@ def crop_image(pixels: np.ndarray, settings: Mapping[str, Any]) -> Tensor:
     resize, crop = settings["resize"], settings["crop"]
     if resize < crop:
         raise ValueError(f"a crop of {crop} pixels does not fit into a short side of {resize} pixels")
-    image = Image.fromarray(pixels)
-    short, long = min(image.size), max(image.size)
-    if short != resize:
-        long = int(resize * long / short)  # torchvision truncates
-        size = (resize, long) if image.width <= image.height else (long, resize)
-        image = image.resize(size, _RESAMPLING[settings["interpolation"]])
+    image = _resize_short(Image.fromarray(pixels), resize, settings["interpolation"])
     left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
     cut = np.array(image.crop((left, top, left + crop, top + crop)))
     return torch.from_numpy(cut).permute(2, 0, 1).contiguous()
+
+
+def _resize_short(image: Image.Image, side: int, interpolation: str) -> Image.Image:
+    """`image` with a short side of `side` pixels, as torchvision's Resize gives it."""
+    short, long = min(image.size), max(image.size)
+    if short == side:
+        return image
+    long = int(side * long / short)  # torchvision truncates
+    size = (side, long) if image.width <= image.height else (long, side)
+    return image.resize(size, _RESAMPLING[interpolation])
 
 
 def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,54 +1,97 @@
-"""Exact nearest neighbors by inner product, and the only file that names FAISS.
+"""Nearest neighbors by inner product: exact by default, by an approximate index of FAISS where one is asked for.
 
-Three backends give the same neighbors: FAISS on a GPU, FAISS on the CPU, and torch in blocks where FAISS is
-absent. Among neighbors of equal similarity the lower id comes first; which of several equal ones are kept
-when the last place is tied is left to the backend.
+Exact search has three backends that give the same neighbors: FAISS on GPUs, FAISS on the CPU, and torch in blocks
+where FAISS is absent. Among neighbors of equal similarity the lower id comes first; which of several equal ones
+are kept when the last place is tied is left to the backend. An approximate index is never used without its recall
+against exact search being measured.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import logging
-import os
-import platform
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.errors import DataError, UsageError
+from patchssl.eval.backends import Opener, attempts_for, faiss_for
+from patchssl.eval.faiss_index import IndexPlan, import_faiss, make_index, num_gpus, require_plan
 
-BACKENDS = ("auto", "faiss-gpu", "faiss-cpu", "torch")
-MAX_K_FAISS_GPU = 2048
-_GPU_TEMPORARY_BYTES = 256 * 2**20
-_QUERIES_PER_BLOCK, _DATABASE_PER_BLOCK = 128, 65536  # 32 MiB of similarities at a time
-_CPU = torch.device("cpu")
-_ON_GPU = 16  # times as many queries in a block
+RECALL_QUERIES = 1000
+_LOW_RECALL = 0.9
+_PRODUCTS_PER_BATCH = 2**36  # a second or two on one core
+_LEAST_QUERIES = 256  # in a batch: fewer are slower
+_SAME = 1e-6  # similarities that differ by this share, as two ways of summing do, count as equal
 
 log = logging.getLogger(__name__)
 
+Features = Tensor | np.ndarray
+Progress = Callable[[int, int], None]  # done, in all; starts over where one backend fails and the next begins
 
-def search_topk(
-    database: Tensor | np.ndarray,
-    queries: Tensor | np.ndarray,
+
+class Recall(NamedTuple):
+    """How much of exact search an approximate index found, on a sample of the queries."""
+
+    shares: dict[int, float]  # k -> mean share of the k nearest that are among the first k found
+    num_queries: int  # in the sample
+    seed: int
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{share:.1%} of the {k} nearest" for k, share in self.shares.items())
+        return f"{found}, measured against exact search on {self.num_queries:,} queries"
+
+
+class Neighbors(NamedTuple):
+    """What a search found: both (Q, k) on the CPU, and by what; `recall` is None where it was exact."""
+
+    similarities: Tensor  # float32, descending; -infinity where an approximate index found too few
+    ids: Tensor  # int64; -1 there
+    backend: str
+    recall: Recall | None
+
+
+def search_topk(database: Features, queries: Features, k: int, **options: Any) -> tuple[Tensor, Tensor]:
+    """The `k` largest inner products of every query with the database; cosines if both are L2-normalized.
+
+    `database` (N, D), `queries` (Q, D) -> similarities (Q, min(k, N)) float32, descending, and ids of the
+    same shape, int64, both on the CPU. `options` as in `find_neighbors`, which tells more; the log says the recall
+    of an approximate index.
+    """
+    return find_neighbors(database, queries, k, **options)[:2]
+
+
+def find_neighbors(
+    database: Features,
+    queries: Features,
     k: int,
     *,
     device: str | torch.device = "cpu",
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """The `k` largest inner products of every query with the database; cosines if both are L2-normalized.
+    index: str = "Flat",
+    search_params: str = "",
+    gpus: str = "one",
+    seed: int = 0,
+    recall_at: Sequence[int] = (),
+    progress: Progress | None = None,
+) -> Neighbors:
+    """The `k` largest inner products of `queries` (Q, D) with `database` (N, D), in batches of queries.
 
-    `database` (N, D), `queries` (Q, D) -> similarities (Q, min(k, N)) float32, descending, and ids of the
-    same shape, int64, both on the CPU. `auto` takes FAISS on the GPU that `device` names if its build can,
-    else torch there; without a GPU FAISS on the CPU, else torch; where one fails, the log says so and the
-    next is used. DataError for features that are empty, not finite or of two widths, UsageError for a
-    backend that is not there.
+    `auto` takes FAISS on the GPU that `device` names if its build can, else torch there; without a GPU FAISS on the
+    CPU, else torch; where one fails, the log says so and the next is used. `gpus` makes FAISS `shard` the database
+    over all GPUs, or `replicate` it on each.
+
+    `index` is a FAISS factory string (`IVF1024,PQ48`, `HNSW32`) and `search_params` its settings (`nprobe=16`,
+    `efSearch=64`). Similarities are then the index's own, and some neighbors are missed: the recall at every k of
+    `recall_at` (default: `k`) is measured on up to 1,000 queries. `seed` draws those and the vectors that the index
+    is trained on; HNSW built by several threads is not the same twice. Such an index needs FAISS, on a GPU if it
+    has a form for one.
+
+    `progress` counts queries, before them the vectors that an approximate index takes in, after them the queries
+    its recall is measured on. DataError for features that are empty, not finite or of two widths; UsageError for a
+    backend that is not there, and for an index that is unknown or does not suit the database.
     """
     database, queries = as_features(database, "database"), as_features(queries, "queries")
     if database.shape[1] != queries.shape[1]:
@@ -58,20 +101,63 @@ def search_topk(
         )
     if k < 1:
         raise UsageError(f"{k} neighbors were asked for; at least 1 is needed")
+    if min(recall_at, default=k) < 1 or max(recall_at, default=k) > k:
+        raise UsageError(f"recall at {list(recall_at)} cannot be measured on {k} neighbors; 1 to {k} are there")
+    plan = IndexPlan(index, search_params, gpus, seed)
+    require_plan(plan, len(database))
     k = min(k, len(database))
-    attempts = _attempts(torch.device(device), backend, k)
-    for place, (name, run) in enumerate(attempts):
-        try:
-            return _lower_id_first(*run(database, queries, k))
-        except RuntimeError as error:
-            if place + 1 == len(attempts):
-                raise
-            reason = str(error).strip().partition("\n")[0]
-            log.warning("search by %s failed (%s); going on with %s", name, reason, attempts[place + 1][0])
-    raise AssertionError("a search has at least one attempt")
+    sample = 0 if plan.exact else min(len(queries), RECALL_QUERIES)
+    meter = _Meter(progress, len(queries) + (0 if plan.exact else len(database) + sample))
+    attempts = attempts_for(torch.device(device), backend, k, plan, (len(database), database.shape[1]))
+    name, similarities, ids = _first_that_works(attempts, database, queries, k, meter)
+    if plan.exact:
+        return Neighbors(similarities, ids, name, None)
+    wanted = sorted({min(at, k) for at in recall_at or (k,)})
+    recall = measure_recall(database, queries, ids, ks=wanted, seed=seed, device=device, progress=meter.part(sample))
+    _report(plan, ids, recall)
+    return Neighbors(similarities, ids, name, recall)
 
 
-def as_features(features: Tensor | np.ndarray, what: str) -> Tensor:
+def measure_recall(
+    database: Features,
+    queries: Features,
+    ids: Tensor,
+    *,
+    ks: Sequence[int],
+    num_queries: int = RECALL_QUERIES,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> Recall:
+    """The share of the k nearest that are among the first k of `ids` (Q, K), for every k of `ks`, K at most.
+
+    The mean over `num_queries` of the queries, or all if there are fewer, which `seed` draws. A vector as similar
+    as the k-th nearest counts as one of the k nearest, so that copies in the database cost nothing; -1 stands for
+    nothing found.
+    """
+    database, queries = as_features(database, "database").cpu(), as_features(queries, "queries").cpu()
+    order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(seed))
+    sample = order[:num_queries].sort().values
+    exact = find_neighbors(database, queries[sample], max(ks), device=device, backend=backend, progress=progress)
+    totals = dict.fromkeys(sorted(ks), 0.0)
+    for query, found, best, right in zip(queries[sample], ids[sample], exact.similarities, exact.ids, strict=True):
+        own = torch.where(found < 0, -torch.inf, database[found.clamp(min=0)] @ query)
+        for k in totals:
+            last = best[k - 1]
+            hits = torch.isin(found[:k], right[:k]) | (own[:k] >= last - _SAME * last.abs())
+            totals[k] += float(hits.double().mean())
+    return Recall({k: total / len(sample) for k, total in totals.items()}, len(sample), seed)
+
+
+def require_index(plan: IndexPlan, num_vectors: int, dimensions: int) -> None:
+    """UsageError where `find_neighbors` would refuse `plan` for so many vectors: before features are computed."""
+    require_plan(plan, num_vectors)
+    if not plan.exact:
+        make_index(faiss_for(plan), plan, dimensions, num_vectors)
+
+
+def as_features(features: Features, what: str) -> Tensor:
     """`features` as (N, D) float32, contiguous; DataError, naming them `what`, where empty or not finite."""
     tensor = torch.as_tensor(features).detach().to(torch.float32).contiguous()
     if tensor.ndim != 2 or not tensor.numel():
@@ -85,85 +171,79 @@ def as_features(features: Tensor | np.ndarray, what: str) -> Tensor:
 
 def describe_backend(device: str | torch.device = "cpu") -> str:
     """In words: what `auto` searches with on `device`, and why not with something faster."""
-    faiss, reason = _import_faiss()
+    faiss, reason = import_faiss()
     if faiss is None:
-        return f"torch on {device}, because FAISS cannot be imported ({reason})"
-    name = _attempts(torch.device(device), "auto", 1)[0][0]
+        return f"torch on {device}, because FAISS cannot be imported ({reason}); exact search only"
+    name = attempts_for(torch.device(device), "auto", 1, IndexPlan(), (1, 1))[0][0]
     build = "GPU build" if hasattr(faiss, "StandardGpuResources") else "CPU build"
-    return f"{name} (FAISS {faiss.__version__}, {build} that sees {_num_gpus(faiss)} GPUs)"
+    return f"{name} (FAISS {faiss.__version__}, {build} that sees {num_gpus(faiss)} GPUs)"
 
 
 def faiss_version() -> str | None:
     """Version of FAISS, None where it is absent."""
-    faiss, _ = _import_faiss()
+    faiss, _ = import_faiss()
     return None if faiss is None else str(faiss.__version__)
 
 
-_Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+class _Meter:
+    """Counts to `total` and tells `progress`."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+    def part(self, count: int) -> Progress:
+        """A progress that ends `count` further on."""
+        start = self.done
+
+        def shown(done: int, total: int) -> None:
+            self.done = start
+            self.add(count * done // total)
+
+        return shown
 
 
-def _attempts(device: torch.device, backend: str, k: int) -> list[tuple[str, _Search]]:
-    """What to search with, best first; a backend that was asked for by name has no substitute."""
-    if backend not in BACKENDS:
-        raise UsageError(one_of("search backend", backend, BACKENDS))
-    faiss, reason = _import_faiss()
-    by_torch: tuple[str, _Search] = (f"torch on {device}", partial(_search_torch, device=device))
-    if backend == "torch":
-        return [by_torch]
-    if faiss is None:
-        if backend != "auto":
-            raise UsageError(f"search backend '{backend}' needs FAISS, which cannot be imported ({reason})")
-        return [by_torch, *([("torch on cpu", _search_torch)] if device.type != "cpu" else [])]
-    on_cpu: tuple[str, _Search] = ("faiss-cpu", partial(_search_faiss_cpu, faiss))
-    on_gpu: tuple[str, _Search] = ("faiss-gpu", partial(_search_faiss_gpu, faiss, device.index or 0))
-    gpu_can = bool(_num_gpus(faiss)) and k <= MAX_K_FAISS_GPU
-    if backend == "faiss-gpu" and not gpu_can:
-        raise UsageError(
-            f"search backend 'faiss-gpu' cannot find {k} neighbors: FAISS {faiss.__version__} sees "
-            f"{_num_gpus(faiss)} GPUs, and finds {MAX_K_FAISS_GPU} at most; 'auto' takes what is there"
-        )
-    if backend != "auto":
-        return [on_gpu if backend == "faiss-gpu" else on_cpu]
-    faiss_first = [on_gpu] if gpu_can and device.type == "cuda" else []
-    return [*faiss_first, *([by_torch] if device.type != "cpu" else []), on_cpu]
+def _first_that_works(
+    attempts: list[tuple[str, Opener]], database: Tensor, queries: Tensor, k: int, meter: _Meter
+) -> tuple[str, Tensor, Tensor]:
+    """The first attempt that does not fail, its similarities and its ids; the log says which failed and why."""
+    for place, (name, opener) in enumerate(attempts):
+        meter.done = 0
+        try:
+            search, found = opener(database, k, meter.add), []
+            for batch in _batches(queries, database.numel()):
+                found.append(_lower_id_first(*search(batch)))
+                meter.add(len(batch))
+            return name, torch.cat([part for part, _ in found]), torch.cat([part for _, part in found])
+        except RuntimeError as error:
+            if place + 1 == len(attempts):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("search by %s failed (%s); going on with %s", name, reason, attempts[place + 1][0])
+    raise AssertionError("a search has at least one attempt")
 
 
-def _search_torch(database: Tensor, queries: Tensor, k: int, device: torch.device = _CPU) -> tuple[Tensor, Tensor]:
-    """Blocks of queries against blocks of the database, so that memory does not grow with either."""
-    rows = _QUERIES_PER_BLOCK * (1 if device.type == "cpu" else _ON_GPU)
-    found = []
-    database = database.to(device)
-    for some in queries.split(rows):
-        block = some.to(device)
-        best, ids = block.new_empty(len(block), 0), block.new_empty(len(block), 0, dtype=torch.int64)
-        for start in range(0, len(database), _DATABASE_PER_BLOCK):
-            part = block @ database[start : start + _DATABASE_PER_BLOCK].T
-            values, places = part.topk(min(k, part.shape[1]), dim=1)
-            candidates = torch.cat([best, values], dim=1)
-            best, chosen = candidates.topk(min(k, candidates.shape[1]), dim=1)
-            ids = torch.cat([ids, places + start], dim=1).gather(1, chosen)
-        found.append((best.cpu(), ids.cpu()))
-    return torch.cat([best for best, _ in found]), torch.cat([ids for _, ids in found])
+def _batches(queries: Tensor, num_values: int) -> Sequence[Tensor]:
+    """`queries` in equal parts that take a second or two each against a database of `num_values` numbers."""
+    rows = max(_LEAST_QUERIES, _PRODUCTS_PER_BATCH // num_values)
+    return queries.tensor_split(-(-len(queries) // rows))
 
 
-def _search_faiss_cpu(faiss: Any, database: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The search of IndexFlatIP without the index's copy of the database."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(torch.get_num_threads())  # its own OpenMP does not know torch's limit
-    try:
-        found = faiss.knn(queries.cpu().numpy(), database.cpu().numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
-    finally:
-        faiss.omp_set_num_threads(before)
-    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
-
-
-def _search_faiss_gpu(faiss: Any, gpu: int, database: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(_GPU_TEMPORARY_BYTES)
-    index = faiss.index_cpu_to_gpu(resources, gpu, faiss.IndexFlatIP(database.shape[1]))
-    index.add(database.cpu().numpy())
-    similarities, ids = index.search(queries.cpu().numpy(), k)
-    return torch.from_numpy(similarities), torch.from_numpy(ids)
+def _report(plan: IndexPlan, ids: Tensor, recall: Recall) -> None:
+    """The log says what was found, and what would find more."""
+    settings = f" with {plan.search_params}" if plan.search_params else ""
+    missing = int((ids < 0).any(dim=1).sum())
+    if missing:
+        log.warning("the index %s%s found fewer than %d neighbors for %d of %d queries; a higher nprobe or efSearch "
+                    "finds more", plan.index, settings, ids.shape[1], missing, len(ids))
+    low = min(recall.shares.values()) < _LOW_RECALL
+    advice = "; more is found by a higher nprobe (IVF) or efSearch (HNSW), a longer code (PQ), ',RFlat' at the end"
+    log.log(logging.WARNING if low else logging.INFO, "the index %s%s found %s%s", plan.index, settings, recall,
+            advice if low else "")
 
 
 def _lower_id_first(similarities: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,49 +254,3 @@ def _lower_id_first(similarities: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         values, again = similarities[tied].gather(1, order).sort(dim=1, descending=True, stable=True)
         similarities[tied], ids[tied] = values, by_id.gather(1, again)
     return similarities, ids
-
-
-def _num_gpus(faiss: Any) -> int:
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
-
-
-def _import_faiss() -> tuple[Any, str]:
-    """FAISS and "", or None and the reason why it cannot be imported."""
-    try:
-        with _openblas_core():
-            return importlib.import_module("faiss"), ""
-    except ImportError as error:
-        return None, str(error)
-
-
-@contextlib.contextmanager
-def _openblas_core() -> Iterator[None]:
-    """Tell the OpenBLAS inside FAISS's wheels which kernels this processor can run, while it is loaded.
-
-    That OpenBLAS (0.3.15) takes processors newer than itself for a Prescott of 2004, and multiplies at a
-    third of the speed that they have.
-    """
-    name = "OPENBLAS_CORETYPE"
-    core = None if "faiss" in sys.modules or name in os.environ else _core_of_processor()
-    if core is not None:
-        os.environ[name] = core
-    try:
-        yield
-    finally:
-        if core is not None:
-            os.environ.pop(name, None)
-
-
-def _core_of_processor() -> str | None:
-    """OpenBLAS's name for the best kernels that are safe here; None where it must look itself."""
-    if platform.machine() != "x86_64":
-        return None
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    flags = set(line.partition(":")[2].split())
-    if {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "fma"} <= flags:
-        return "SkylakeX"
-    return "Haswell" if {"avx2", "fma"} <= flags else None

@@ -6,12 +6,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patchssl.backbone import Backbone, load_backbone
+from patchssl.backbone import Backbone
 from patchssl.data import open_images
 from patchssl.errors import DataError, PatchSSLError, UsageError
 from patchssl.eval.features import RawPixels, extract_features, pixel_features
 from patchssl.eval.protocols import knn_protocol, transform_image
 from patchssl.imageset import ArrayImages
+from patchssl.loading import load_backbone
 
 
 def images_of(array):

@@ -1,4 +1,3 @@
-import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from patchssl.errors import DataError, UsageError
-from patchssl.eval import search
-from patchssl.eval.search import describe_backend, faiss_version, search_topk
+from patchssl.eval import backends, faiss_index, search
+from patchssl.eval.search import describe_backend, faiss_version, find_neighbors, search_topk
 
 BACKENDS = ("faiss-cpu", "torch")
 
@@ -40,8 +39,8 @@ def test_neighbors_equal_those_of_a_full_sort_in_double_precision(backend, k):
 def test_the_torch_search_is_the_same_when_database_and_queries_span_several_blocks(monkeypatch):
     database, queries = some_features(500), some_features(70, seed=1)
     whole = search_topk(database, queries, 30, backend="torch")
-    monkeypatch.setattr(search, "_QUERIES_PER_BLOCK", 16)
-    monkeypatch.setattr(search, "_DATABASE_PER_BLOCK", 12)  # fewer than k: the first blocks give less than k
+    monkeypatch.setattr(backends, "_QUERIES_PER_BLOCK", 16)
+    monkeypatch.setattr(backends, "_DATABASE_PER_BLOCK", 12)  # fewer than k: the first blocks give less than k
     blocks = search_topk(database, queries, 30, backend="torch")
     assert torch.equal(whole[1], blocks[1])
     torch.testing.assert_close(whole[0], blocks[0])
@@ -98,91 +97,34 @@ def test_with_faiss_it_is_used_on_the_cpu():
     assert faiss_version()
 
 
-class FakeGpuFaiss:
-    """FAISS as a GPU build on a machine with one GPU; searches with torch, and fails when told to."""
-
-    __version__ = "9.9"
-    METRIC_INNER_PRODUCT = 0
-    log: list
-
-    def __init__(self, broken=False):
-        self.broken, self.log = broken, []
-
-    def get_num_gpus(self):
-        return 1
-
-    class StandardGpuResources:
-        def setTempMemory(self, size):  # noqa: N802
-            self.temporary = size
-
-    class IndexFlatIP:
-        def __init__(self, dimensions):
-            self.parts = []
-
-        def add(self, vectors):
-            self.parts.append(vectors)
-
-        def search(self, queries, k):
-            found = (torch.from_numpy(queries) @ torch.from_numpy(np.concatenate(self.parts)).T).topk(k)
-            return found[0].numpy(), found[1].numpy()
-
-    def index_cpu_to_gpu(self, resources, gpu, index):
-        if self.broken:
-            raise RuntimeError("no kernel image is available\nat somewhere")
-        self.log.append((gpu, resources.temporary))
-        return index
-
-    def omp_get_max_threads(self):
-        return 1
-
-    def omp_set_num_threads(self, count):
-        pass
-
-    def knn(self, queries, database, k, metric):
-        self.log.append("cpu")
-        found = (torch.from_numpy(queries) @ torch.from_numpy(database).T).topk(k)
-        return found[0].numpy(), found[1].numpy()
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_queries_come_in_batches_that_do_not_show_but_in_the_progress(backend, monkeypatch):
+    database, queries = some_features(500), some_features(90, seed=1)
+    whole = find_neighbors(database, queries, 30, backend=backend)
+    monkeypatch.setattr(search, "_LEAST_QUERIES", 16)
+    monkeypatch.setattr(search, "_PRODUCTS_PER_BATCH", database.numel() * 20)
+    calls = []
+    parts = find_neighbors(database, queries, 30, backend=backend, progress=lambda *call: calls.append(call))
+    assert calls == [(18, 90), (36, 90), (54, 90), (72, 90), (90, 90)]
+    assert torch.equal(whole.ids, parts.ids)
+    torch.testing.assert_close(whole.similarities, parts.similarities)
+    assert whole.backend == ("faiss-cpu" if backend == "faiss-cpu" else "torch on cpu")
+    assert whole.recall is parts.recall is None
 
 
-def test_a_gpu_build_that_sees_a_gpu_is_used_only_where_a_gpu_was_asked_for(monkeypatch):
-    faiss = FakeGpuFaiss()
-    monkeypatch.setitem(sys.modules, "faiss", faiss)
-    database = some_features(50)
-    assert search_topk(database, database[:3], 1, device="cuda:1")[1].flatten().tolist() == [0, 1, 2]
-    assert search_topk(database, database[:3], 1, backend="faiss-gpu")[1].flatten().tolist() == [0, 1, 2]
-    assert faiss.log == [(1, 256 * 2**20), (0, 256 * 2**20)]
-    search_topk(database, database[:3], 1, device="cpu")
-    assert faiss.log[2:] == ["cpu"]
-    assert describe_backend("cuda").startswith("faiss-gpu (FAISS 9.9, GPU build that sees 1 GPUs")
+def test_a_search_can_be_interrupted_between_batches(monkeypatch):
+    monkeypatch.setattr(search, "_LEAST_QUERIES", 10)
+    monkeypatch.setattr(search, "_PRODUCTS_PER_BATCH", 1)
+    calls = []
 
+    def interrupt(done, total):
+        calls.append(done)
+        if done == 20:
+            raise KeyboardInterrupt
 
-def test_a_search_that_fails_on_the_gpu_goes_on_elsewhere_and_says_so(monkeypatch, caplog):
-    faiss = FakeGpuFaiss(broken=True)
-    monkeypatch.setitem(sys.modules, "faiss", faiss)
-    monkeypatch.setattr(search, "_search_torch", out_of_memory)
-    database = some_features(50)
-    with caplog.at_level(logging.WARNING):
-        ids = search_topk(database, database[:3], 1, device="cuda")[1]
-    assert ids.flatten().tolist() == [0, 1, 2]
-    assert faiss.log == ["cpu"]
-    assert [record.message for record in caplog.records] == [
-        "search by faiss-gpu failed (no kernel image is available); going on with torch on cuda",
-        "search by torch on cuda failed (out of memory); going on with faiss-cpu",
-    ]
-    with pytest.raises(RuntimeError, match="no kernel image"):
-        search_topk(database, database[:3], 1, device="cuda", backend="faiss-gpu")
-
-
-def out_of_memory(*_, **__):
-    raise RuntimeError("out of memory")
-
-
-def test_more_neighbors_than_faiss_finds_on_a_gpu_are_left_to_torch(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", FakeGpuFaiss())
-    names = [name for name, _ in search._attempts(torch.device("cuda"), "auto", 2049)]
-    assert names == ["torch on cuda", "faiss-cpu"]
-    with pytest.raises(UsageError, match="finds 2048 at most"):
-        search_topk(some_features(3000, 4), some_features(2, 4), 2049, backend="faiss-gpu")
+    with pytest.raises(KeyboardInterrupt):
+        search_topk(some_features(50), some_features(50, seed=1), 3, progress=interrupt)
+    assert calls == [10, 20]
 
 
 def test_a_wrong_search_is_refused_in_words():
@@ -191,6 +133,8 @@ def test_a_wrong_search_is_refused_in_words():
         search_topk(good, good, 1, backend="faiss_cpu")
     with pytest.raises(UsageError, match="at least 1"):
         search_topk(good, good, 0)
+    with pytest.raises(UsageError, match=r"recall at \[6\] cannot be measured on 5"):
+        search_topk(good, good, 5, recall_at=[6])
     with pytest.raises(DataError, match="queries have 7 dimensions, the database has 24"):
         search_topk(good, some_features(5, 7), 1)
     with pytest.raises(DataError, match=r"database features have the shape \(0, 24\)"):
@@ -202,16 +146,16 @@ def test_a_wrong_search_is_refused_in_words():
 
 
 def test_openblas_is_told_the_processor_only_while_faiss_is_loaded(monkeypatch):
-    monkeypatch.setattr(search, "_core_of_processor", lambda: "Haswell")
+    monkeypatch.setattr(faiss_index, "_core_of_processor", lambda: "Haswell")
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     monkeypatch.delitem(sys.modules, "faiss", raising=False)
-    with search._openblas_core():
-        assert search.os.environ["OPENBLAS_CORETYPE"] == "Haswell"
-    assert "OPENBLAS_CORETYPE" not in search.os.environ
+    with faiss_index._openblas_core():
+        assert faiss_index.os.environ["OPENBLAS_CORETYPE"] == "Haswell"
+    assert "OPENBLAS_CORETYPE" not in faiss_index.os.environ
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
-    with search._openblas_core():
-        assert search.os.environ["OPENBLAS_CORETYPE"] == "Zen"
-    assert search.os.environ["OPENBLAS_CORETYPE"] == "Zen"
+    with faiss_index._openblas_core():
+        assert faiss_index.os.environ["OPENBLAS_CORETYPE"] == "Zen"
+    assert faiss_index.os.environ["OPENBLAS_CORETYPE"] == "Zen"
 
 
 def test_faiss_searches_beside_torch_threads_of_another_openmp():
