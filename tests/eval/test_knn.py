@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,13 +8,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from patchssl.backbone import load_backbone
 from patchssl.data import open_pair
 from patchssl.errors import DataError, UsageError
 from patchssl.eval import knn
+from patchssl.eval.faiss_index import IndexPlan
+from patchssl.eval.fewshot import FewShot
 from patchssl.eval.knn import evaluate_knn, evaluate_pixels, knn_accuracy, knn_scores
 from patchssl.eval.protocols import knn_protocol
-from patchssl.eval.results import unpack_bits
+from patchssl.eval.results import read_results, unpack_bits
+from patchssl.eval.search import Neighbors
+from patchssl.loading import load_backbone
 
 
 def clusters(num_train, num_test, num_classes, d=12, spread=1.3, seed=0):
@@ -151,6 +156,34 @@ def test_torch_tensors_numpy_arrays_and_lists_give_the_same():
     assert knn_accuracy(train, train_labels.tolist(), test, list(test_labels), num_neighbors=5) == expected
 
 
+def test_an_index_that_looks_everywhere_gives_the_exact_vote_and_says_its_recall():
+    train, train_labels, test, test_labels = clusters(400, 150, 8)
+    exact = knn_scores(train, train_labels, test, test_labels, ks=(1, 20))
+    scores = knn_scores(train, train_labels, test, test_labels, ks=(20, 1), index="IVF8,Flat",
+                        search_params="nprobe=8")
+    assert scores.metrics == exact.metrics
+    assert scores.neighbors.recall.shares == {1: 1.0, 20: 1.0}
+    assert exact.neighbors.recall is None
+
+
+def test_neighbors_that_were_not_found_have_no_vote(monkeypatch):
+    train, train_labels, test, test_labels = clusters(300, 100, 4)
+    scores = knn_scores(train, train_labels, test, test_labels, ks=(60,), index="IVF20,Flat")
+    found = scores.neighbors
+    assert 0 < (found.ids < 0).float().mean() < 0.9
+    hits = 0
+    for near, ids, label in zip(found.similarities.tolist(), found.ids.tolist(), test_labels, strict=True):
+        votes = [0.0] * 4
+        for similarity, i in zip(near, ids, strict=True):
+            if i >= 0:
+                votes[train_labels[i]] += np.exp(similarity / 0.07)
+        hits += int(np.argmax(votes)) == label
+    assert scores.metrics["top1@60"] == hits / 100
+    nothing = Neighbors(torch.full((100, 60), -torch.inf), torch.full((100, 60), -1), "none", None)
+    monkeypatch.setattr(knn, "find_neighbors", lambda *_, **__: nothing)
+    assert knn_scores(train, train_labels, test, test_labels, ks=(60,)).metrics == {"top1@60": 0, "top5@60": 0}
+
+
 def test_wrong_input_is_refused_in_words():
     train, train_labels, test, test_labels = clusters(20, 10, 3)
     with pytest.raises(DataError, match=r"training labels are .* \(19,\); 20 integers"):
@@ -256,3 +289,54 @@ def test_the_same_pass_twice_gives_the_same_record(folders):
     first, second = (evaluate_knn(tiny(), train, val, batch_size=size, workers=w) for size, w in ((7, 0), (7, 2)))
     assert first.metrics == second.metrics
     assert first.detail == second.detail
+
+
+def test_an_approximate_index_is_in_the_record_and_changes_its_protocol(folders, tmp_path):
+    train, val = open_pair(folders)
+    plain = evaluate_knn(tiny(), train, val)
+    settings = {"index": "IVF3,Flat", "search_params": "nprobe=3", "seed": 5}
+    calls = []
+    result = evaluate_knn(tiny(), train, val, search_progress=lambda *call: calls.append(call), **settings)
+    assert result.metrics == plain.metrics
+    assert result.protocol == "native-IVF3,Flat-nprobe=3"
+    assert result.protocol_settings == {**plain.protocol_settings, "index": "IVF3,Flat", "search_params": "nprobe=3",
+                                        "index_seed": 5}
+    assert result.protocol_fingerprint != plain.protocol_fingerprint
+    search = result.detail.pop("search")
+    assert result.detail == plain.detail
+    # 36 training images: all of them are the 100 and 200 nearest
+    assert search == {"backend": "faiss-cpu", "index": "IVF3,Flat", "search_params": "nprobe=3", "seed": 5,
+                      "recall": {"recall@10": 1.0, "recall@20": 1.0, "recall@36": 1.0}, "recall_queries": 15,
+                      "in_words": "found 100.0% of the 10 nearest, 100.0% of the 20 nearest, 100.0% of the 36 nearest, "
+                                  "measured against exact search on 15 queries"}
+    assert calls == [(36, 66), (51, 66), (66, 66)]
+    assert plain.write(tmp_path) != result.write(tmp_path)
+    assert read_results(tmp_path)[1] == []
+
+
+def test_an_index_that_does_not_suit_is_refused_before_any_image_is_read(folders, monkeypatch):
+    train, val = open_pair(folders)
+    monkeypatch.setattr(type(train), "pixels", None)
+    for index, words in (("IVF40,Flat", "40 clusters, and 36 are there"), ("IVF2,PQ7x4", "48 dimensions"),
+                         ("nonsense", "could not parse")):
+        with pytest.raises(UsageError, match=words):
+            evaluate_knn(tiny(), train, val, index=index)
+
+
+def test_pixels_can_be_scored_by_an_index_too(folders):
+    train, val = open_pair(folders)
+    result = evaluate_pixels(train, val, 16, index="HNSW8", shots=[2])
+    assert result.protocol == "native-fewshot-HNSW8"
+    assert result.detail["search"]["recall"]["recall@20"] > 0.9
+    assert "fewshot2/top1@20" in result.metrics
+
+
+def test_the_plain_protocols_keep_the_fingerprints_of_the_committed_records():
+    records, problems = read_results(Path(__file__).parents[2] / "results")
+    ours = [record for record in records if record.task == "knn"]
+    assert len(ours) > 5
+    assert problems == []
+    for record in ours:
+        plan = knn_protocol(record.protocol, record.protocol_settings["crop"])
+        assert plan.fingerprint == record.protocol_fingerprint
+        assert knn.variant(plan, FewShot(), IndexPlan(gpus="shard", seed=3)) is plan

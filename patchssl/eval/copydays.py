@@ -1,0 +1,237 @@
+"""Copy detection as on Copydays: every picture of twenty blocks is searched among the originals and distractors.
+
+Protocols: `dino` and its runs without distractors, without whitening or without both (facebookresearch/dino,
+eval_copy_detection.py); `sscd` and `sscd-224` (facebookresearch/sscd-copy-detection, copydays_eval.py); `native`,
+at the size the network was trained at, which needs nothing but the blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchssl.backbone import Backbone
+from patchssl.data import ImageSet, find_unreadable, raise_unreadable
+from patchssl.errors import DataError, UnreadableImage, UsageError
+from patchssl.eval.cache import FeatureCache
+from patchssl.eval.copies import CopyScores, score_neighbors
+from patchssl.eval.copydays_set import CopydaysSet, open_copydays
+from patchssl.eval.features import Progress, RawPixels, describe_device, extract_outputs, shifted
+from patchssl.eval.protocols import Protocol, choose_protocol, native_resize
+from patchssl.eval.record import make_record
+from patchssl.eval.results import Result
+from patchssl.eval.search import search_topk
+from patchssl.eval.whitening import Whitening
+from patchssl.imageset import ArrayImages, FileImages, Names
+
+TASK = "copydays"
+_DIGITS = 6  # of an AP in a record
+
+
+def copydays_protocol(name: str | None, backbone: Backbone) -> Protocol:
+    """The Copydays protocol `name` (None: the default) for `backbone`, all sizes and outputs being settled.
+
+    UsageError for an unknown name, and for any but `native` with raw pixels, which have no tokens.
+    """
+    pixels = isinstance(backbone, RawPixels)
+    if pixels and name not in (None, "native"):
+        raise UsageError(f"raw pixels are scored under the protocol native, not {name}")
+    makers: dict[str, Callable[[int], dict[str, Any]]] = {
+        "dino": partial(_dino, backbone),
+        "dino-nodistractors": partial(_dino, backbone, distractors=False),
+        "dino-nowhitening": partial(_dino, backbone, whitening=None),
+        "dino-plain": partial(_dino, backbone, distractors=False, whitening=None),
+        "sscd": partial(_sscd, backbone, resize=288),
+        "sscd-224": partial(_sscd, backbone, square=224),
+        "native": _native,
+    }
+    return choose_protocol(TASK, "native" if pixels else name, backbone.image_size, makers)
+
+
+def evaluate_copydays(
+    backbone: Backbone,
+    root: str | Path,
+    protocol: str | None = None,
+    *,
+    distractors: str | Path | None = None,
+    whitening: str | Path | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: Progress | None = None,
+    cache: FeatureCache | None = None,
+    allow_truncated: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """The copy detection record of `backbone` on the set below `root` under `protocol` (None: the default).
+
+    `root` has Copydays' layout; `distractors` and `whitening` are folders of photographs, by default those beside
+    its blocks (see `open_copydays`). The network runs where it is, or moves to `device`. `progress` counts all
+    images, `say` gets one line on what was found. Metrics: BLOCK/map for all blocks, overall/muap; detail: the
+    queries' APs in the order of their names.
+
+    UsageError for an unknown protocol or a folder it has no use for. DataError, before an image is read, for
+    what is missing and for too few whitening images; later with all unreadable images of all folders.
+    """
+    began = time.monotonic()
+    plan = copydays_protocol(protocol, backbone)
+    found = open_copydays(root, distractors=distractors, whitening=whitening, allow_truncated=allow_truncated,
+                          needs_distractors=plan.settings["distractors"],
+                          needs_whitening=plan.settings["whitening"] is not None)
+    if say is not None:
+        say(found.describe())
+    where = backbone.device if device is None else torch.device(device)
+    run = _Run(backbone, plan, batch_size, workers, where, cache)
+    if found.whitening is not None:
+        _require_enough(run, found.whitening)
+    parts = {"copies": _copies(found), "distractors": found.distractors, "whitening": found.whitening}
+    images = {name: part for name, part in parts.items() if part is not None}
+    scores = _score(run, found, _all_features(run, images, progress))
+    return make_record(backbone, plan, dataset=dataset_name(found), fingerprints=(found.fingerprint,),
+                       metrics=scores.metrics, detail=_detail(found, images, scores), device=describe_device(where),
+                       duration=time.monotonic() - began)
+
+
+def dataset_name(found: CopydaysSet) -> str:
+    """What records call the set: `copydays` for Copydays itself and for no other, else the name of its folder."""
+    if found.official:
+        return TASK
+    name = found.root.resolve().name
+    return f"own {name}".strip() if name in (TASK, "") else name
+
+
+def _dino(
+    backbone: Backbone, _image_size: int, *, distractors: bool = True, whitening: str | None = "dino"
+) -> dict[str, Any]:
+    """As the published numbers: 224 px, but 320 for patches of 8 px. DINO's code knows transformers only.
+
+    A network without class token gives its own vector (the mean over places for a ResNet) in its stead.
+    """
+    return {
+        "square": 320 if backbone.patch_size == 8 else 224,
+        "interpolation": "bicubic",
+        "outputs": ["class:1" if backbone.has_class_token else "features", "gem:4"],
+        "whitening": whitening,
+        "distractors": distractors,
+        **_search(20, "strong/map"),
+    }
+
+
+def _sscd(backbone: Backbone, _image_size: int, **size: int) -> dict[str, Any]:
+    """As SSCD's code resizes, whitens and scores; its own networks, all convolutional, pool by GeM with p = 3."""
+    return {
+        **size,
+        "interpolation": "bilinear",
+        "outputs": ["class:1", "gem:4"] if backbone.has_class_token else ["gem:3"],
+        "whitening": "pca",
+        "distractors": True,
+        **_search(100, "overall/muap"),
+    }
+
+
+def _native(image_size: int) -> dict[str, Any]:
+    """The network's own vector of a center crop at its training size, compared as it is."""
+    return {
+        "resize": native_resize(image_size),
+        "crop": image_size,
+        "interpolation": "bicubic",
+        "outputs": ["features"],
+        "whitening": None,
+        "distractors": False,
+        **_search(20, "strong/map"),
+    }
+
+
+def _search(num_ranks: int, headline: str) -> dict[str, Any]:
+    return {"normalization": "l2", "similarity": "cosine", "num_ranks": num_ranks, "headline": headline}
+
+
+class _Run(NamedTuple):
+    """What every pass over images shares."""
+
+    backbone: Backbone
+    plan: Protocol
+    batch_size: int
+    workers: int
+    device: torch.device
+    cache: FeatureCache | None
+
+    def features(self, images: ImageSet, progress: Progress | None) -> Tensor:
+        """The protocol's outputs side by side, (len(images), D)."""
+        outputs: Sequence[str] = self.plan.settings["outputs"]
+        parts = extract_outputs(self.backbone, images, self.plan, outputs, batch_size=self.batch_size,
+                                workers=self.workers, device=self.device, progress=progress, cache=self.cache)
+        return torch.cat([parts[output] for output in outputs], dim=1)
+
+
+def _copies(found: CopydaysSet) -> FileImages:
+    """The images of all blocks one after the other, so that one pass serves them."""
+    names = (f"{block.name}/{name}" for block in found.blocks for name in block.images.names)
+    return FileImages(name=TASK, split="all", source=f"blocks in {found.root}", root=found.root, names=Names(names),
+                      allow_truncated=found.originals.allow_truncated)
+
+
+def _require_enough(run: _Run, whitening: FileImages) -> None:
+    """DataError unless there is a whitening image for every dimension; what they are, one made image tells."""
+    rows, columns = np.mgrid[:64, :64].astype(np.uint8)
+    made = np.stack([4 * rows, 4 * columns, 2 * (rows + columns)], axis=-1)[None]
+    image = ArrayImages(name="gradient", split="all", source="an image made here", array=made, ids=np.arange(1))
+    width = run._replace(workers=0, cache=None).features(image, None).shape[1]
+    if len(whitening) < width:
+        raise DataError(
+            f"{whitening.root} holds {len(whitening):,} whitening images, too few for features of {width:,} "
+            f"dimensions: at least {width:,} are needed, ten times as many are better; or choose the protocol "
+            "dino-nowhitening (dino-plain: without distractors too), whose numbers cannot be compared with "
+            "published ones"
+        )
+
+
+def _all_features(run: _Run, images: Mapping[str, FileImages], progress: Progress | None) -> dict[str, Tensor]:
+    """Features of every part, with progress over the whole; DataError with the unreadable images of all parts."""
+    total = sum(map(len, images.values()))
+    before = dict(zip(images, np.cumsum([0, *map(len, images.values())]).tolist(), strict=False))
+    shown = {name: None if progress is None else shifted(progress, before[name], total) for name in images}
+    try:
+        features = {name: run.features(part, shown[name]) for name, part in images.items()}
+    except DataError:
+        bad = [error for name, part in images.items() for error in find_unreadable(part, run.workers, shown[name])]
+        raise_unreadable([UnreadableImage(name, reason) for name, reason in bad], total)
+        raise
+    return features
+
+
+def _score(run: _Run, found: CopydaysSet, features: Mapping[str, Tensor]) -> CopyScores:
+    """The queries are all copies, the database their first block and the distractors."""
+    queries = features["copies"]
+    parts = {"queries": queries, "originals": queries[: len(found.originals)]}
+    if "distractors" in features:
+        parts["distractors"] = features["distractors"]
+    if (rule := run.plan.settings["whitening"]) is not None:
+        learnt = Whitening.fit(features["whitening"], rule)
+        parts = {name: learnt.apply(part) for name, part in parts.items()}
+    unit = {name: F.normalize(part) for name, part in parts.items()}
+    asked = unit.pop("queries")
+    similarities, ids = search_topk(torch.cat(list(unit.values())), asked, run.plan.settings["num_ranks"],
+                                    device=run.device)
+    originals = np.concatenate([block.originals for block in found.blocks])
+    return score_neighbors(similarities, ids, originals, {block.name: len(block.images) for block in found.blocks})
+
+
+def _detail(found: CopydaysSet, images: Mapping[str, FileImages], scores: CopyScores) -> dict[str, Any]:
+    return {
+        "official": found.official,
+        "num_originals": len(found.originals),
+        "num_queries": len(images["copies"]),
+        "num_distractors": len(images.get("distractors", ())),
+        "num_whitening": len(images.get("whitening", ())),
+        "fingerprints": {name: part.fingerprint for name, part in images.items()},
+        "aps": {name: np.round(values, _DIGITS).tolist() for name, values in scores.aps.items()},
+    }
