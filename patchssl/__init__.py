@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 # names of the public interface and where they live; resolved on first use, so that `import patchssl` stays light
-_PUBLIC = {"load_backbone": "patchssl.backbone", "Backbone": "patchssl.backbone", "evaluate": "patchssl.workflows"}
+_PUBLIC = {"load_backbone": "patchssl.loading", "Backbone": "patchssl.backbone", "evaluate": "patchssl.scoring"}
 _PACKAGES = ("pretrain", "eval", "geometry", "matching", "data", "report")
 
 __all__ = ["Backbone", "__version__", "evaluate", "load_backbone", "pretrain"]

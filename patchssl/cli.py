@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from patchssl import __version__
-from patchssl.errors import PatchSSLError, UsageError
+from patchssl.errors import DataError, PatchSSLError, UsageError
+
+if TYPE_CHECKING:
+    from patchssl.eval.results import Result
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Pretrain Vision Transformers patch-wise on unlabeled images, and say how good a backbone is.")
 eval_app = typer.Typer(no_args_is_help=True, help="Score a backbone under a named protocol.")
+data_app = typer.Typer(no_args_is_help=True, help="Get, check and make data sets.")
 plot_app = typer.Typer(no_args_is_help=True, help="Draw attention, matches, views and training curves.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed against a peer or a floor, in one run.")
 app.add_typer(eval_app, name="eval")
+app.add_typer(data_app, name="data")
 app.add_typer(plot_app, name="plot")
 app.add_typer(bench_app, name="bench")
 
@@ -34,17 +40,28 @@ def _not_empty(data: str | None) -> str | None:
 
 
 ModelArg = Annotated[str, typer.Argument(
-    metavar="MODEL", help="timm:NAME, random:NAME?img_size=..., a run folder, a checkpoint (PATH#student), or "
-                          "pixels?img_size=...")]
+    metavar="MODEL", help="A run folder, a file of weights (PATH#student for the other network), timm:NAME, "
+                          "hf-hub:ORG/NAME, random:NAME?img_size=..., py:MODULE:FACTORY, or pixels?img_size=...; see "
+                          "'patchssl models'.")]
+WeightsArg = Annotated[str, typer.Argument(
+    metavar="MODEL", help="A run folder, a file of weights (PATH#student), an exported folder, timm:NAME or "
+                          "hf-hub:ORG/NAME.")]
 DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty, help="Folder of images (train/ and val/ inside), "
                                                                           "or a set's name: textures, textures-64.")]
 ResultsOpt = Annotated[Path, typer.Option("--results", help="Folder that gets the record.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
+BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+WorkersOpt = Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")]
+CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep features, see 'patchssl cache'.")]
+FolderOpt = Annotated[Path, typer.Option("--data", help="Folder of the set.")]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Fixes every random draw.")]
 OutFileOpt = Annotated[Path, typer.Option("--out", help="Figure to write: .png, .svg or .pdf.")]
 ImagesArg = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, or SET:INDEX as in textures:7.")]
 RecipeOpt = Annotated[str, typer.Option("--recipe", help="Recipe, YAML file or run folder whose views are drawn.")]
+PhotosArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of photographs, at any depth.")]
+MadeArg = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; it must not be there yet.")]
+SideOpt = Annotated[int, typer.Option("--size", min=128, help="Longest side of an image in pixels.")]
 OverridesArg = Annotated[list[str] | None, typer.Argument(
     metavar="KEY=VALUE", help="Changes to the recipe, such as optim.epochs=20.")]
 ViewsOfOpt = Annotated[str | None, typer.Option("--model", help="Take patch and view size from this MODEL.")]
@@ -125,26 +142,209 @@ def knn(
     data: DataOpt,
     protocol: Annotated[str | None, typer.Option("--protocol", help="dino or native; default: dino for models "
                                                                        "trained at 224 px, else native.")] = None,
+    shots: Annotated[list[int] | None, typer.Option("--shots", min=1, help="Also score with so many training images "
+                                                                             "per class; may be given several times."
+                                                    )] = None,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="How often --shots draws its images.")] = 5,
+    seed: SeedOpt = 0,
+    index: Annotated[str, typer.Option("--index", help="FAISS index, such as IVF256,PQ48 or HNSW32; what it misses is "
+                                                         "measured. Flat is exact.")] = "Flat",
+    search_params: Annotated[str, typer.Option("--search-params", help="Of the index, such as nprobe=16.")] = "",
+    gpus: Annotated[str, typer.Option("--gpus", help="Search on one GPU, or on all: shard or replicate.")] = "one",
     results: ResultsOpt = Path("results"),
     device: DeviceOpt = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")] = 64,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")] = 2,
+    batch_size: BatchOpt = 64,
+    workers: WorkersOpt = 2,
+    cached: CacheOpt = True,
     as_json: JsonOpt = False,
 ) -> None:
     """k-NN classification on frozen features: vote of the nearest training images."""
     from patchssl.console import Console
+    from patchssl.scoring import make_options
     from patchssl.workflows import score_knn
 
     with Console() as console:
+        options = make_options(device, batch_size, workers, cached=cached)
         result = score_knn(model, data, protocol, device=device, batch_size=batch_size, workers=workers,
-                           console=console)
-    path = result.write(results)
-    if as_json:
-        typer.echo(path.read_text(), nl=False)
-    else:
-        top1, top5 = (result.metrics[name] for name in ("top1@20", "top5@20"))
-        typer.echo(f"{result.model} on {result.dataset}, protocol {result.protocol}: 20-NN top-1 {top1:.1%}, "
-                   f"top-5 {top5:.1%}\nwritten to {path}")
+                           console=console, cache=options.cache, shots=tuple(shots or ()), draws=draws, seed=seed,
+                           index=index, search_params=search_params, gpus=gpus)
+    _print_record(result, results, as_json)
+
+
+@eval_app.command()
+def linear(
+    model: ModelArg,
+    data: DataOpt,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="cached, native, dino (100 epochs, as DINO trains) "
+                                                                       "or logreg; default: cached for models trained "
+                                                                       "at 224 px, else native.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the protocol's own number.")] = None,
+    seed: SeedOpt = 0,
+    results: ResultsOpt = Path("results"),
+    device: DeviceOpt = None,
+    batch_size: BatchOpt = 64,
+    workers: WorkersOpt = 2,
+    cached: CacheOpt = True,
+    as_json: JsonOpt = False,
+) -> None:
+    """Linear classifiers on frozen features, with a 95 % interval."""
+    from patchssl import scoring
+    from patchssl.console import Console
+
+    with Console() as console:
+        options = scoring.make_options(device, batch_size, workers, cached=cached)
+        result = scoring.score_linear(model, data, protocol, options, epochs=epochs, seed=seed, results=results,
+                                      console=console)
+    _print_record(result, results, as_json)
+
+
+@eval_app.command()
+def copydays(
+    model: ModelArg,
+    data: FolderOpt,
+    protocol: Annotated[str | None, typer.Option("--protocol", help="dino, dino-nodistractors, dino-nowhitening, "
+                                                                       "dino-plain, sscd, sscd-224 or native; default: "
+                                                                       "dino for models trained at 224 px.")] = None,
+    distractors: Annotated[Path | None, typer.Option("--distractors", help="Folder of photographs that join the "
+                                                                              "database; default: DATA/distractors."
+                                                     )] = None,
+    whitening: Annotated[Path | None, typer.Option("--whitening", help="Folder of photographs to fit the whitening "
+                                                                          "on; default: DATA/whitening.")] = None,
+    results: ResultsOpt = Path("results"),
+    device: DeviceOpt = None,
+    batch_size: BatchOpt = 64,
+    workers: WorkersOpt = 2,
+    cached: CacheOpt = True,
+    as_json: JsonOpt = False,
+) -> None:
+    """Copy detection on Copydays, or a set in its layout: mAP of all 20 blocks."""
+    from patchssl import scoring
+    from patchssl.console import Console
+
+    with Console() as console:
+        options = scoring.make_options(device, batch_size, workers, cached=cached)
+        result = scoring.score_copydays(model, data, protocol, options, distractors=distractors, whitening=whitening,
+                                        console=console)
+    _print_record(result, results, as_json)
+
+
+@eval_app.command()
+def revisited(
+    model: ModelArg,
+    data: FolderOpt,
+    set_name: Annotated[str, typer.Option("--set", help="roxford5k, rparis6k, or the NAME of gnd_NAME.pkl.")],
+    protocol: Annotated[str | None, typer.Option("--protocol", help="revisitop, dino, ibot or native; default: dino "
+                                                                       "for models trained at 224 px.")] = None,
+    distractors: Annotated[Path | None, typer.Option("--distractors", help="Folder of images that join the database, "
+                                                                              "such as revisitop1m.")] = None,
+    allow_truncated: Annotated[bool, typer.Option("--allow-truncated", help="Read files that end early, as the "
+                                                                              "official code does.")] = False,
+    results: ResultsOpt = Path("results"),
+    device: DeviceOpt = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images of one size per pass.")] = 16,
+    workers: WorkersOpt = 2,
+    cached: CacheOpt = True,
+    as_json: JsonOpt = False,
+) -> None:
+    """Retrieval on revisited Oxford and Paris, or a set in their layout: easy, medium, hard."""
+    from patchssl import scoring
+    from patchssl.console import Console
+
+    with Console() as console:
+        options = scoring.make_options(device, batch_size, workers, cached=cached)
+        result = scoring.score_revisited(model, data, set_name, protocol, options, distractors=distractors,
+                                         allow_truncated=allow_truncated, console=console)
+    _print_record(result, results, as_json)
+
+
+@eval_app.command("all")
+def eval_all(
+    model: ModelArg,
+    data: Annotated[str, typer.Option("--data", callback=_not_empty, help="A set, or a folder of sets side by side.")],
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="knn, linear, copydays or revisited; may be given "
+                                                                     "several times. Default: all.")] = None,
+    results: ResultsOpt = Path("results"),
+    overwrite: Annotated[bool, typer.Option("--overwrite/--skip-existing", help="Run again what has a record, or only "
+                                                                                  "what is missing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, images, time; run nothing.")] = False,
+    device: DeviceOpt = None,
+    batch_size: BatchOpt = 64,
+    workers: WorkersOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Every benchmark that the data there allows and that has no record yet; one table at the end."""
+    from patchssl import scoring
+    from patchssl.console import Console
+    from patchssl.distributed import rank
+
+    with Console() as console:
+        options = scoring.make_options(device, batch_size, workers)
+        if dry_run:
+            _, plan = scoring.plan_all(model, data, tuple(tasks or ()), results, options, overwrite=overwrite,
+                                       say=console.say)
+            typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
+            return
+        plan, found, failed = scoring.score_all(model, data, tuple(tasks or ()), results, options,
+                                                overwrite=overwrite, console=console)
+    if rank():
+        return
+    summary = scoring.Summary(plan, found, failed, results)
+    typer.echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def models(
+    pattern: Annotated[str | None, typer.Argument(metavar="[PATTERN]", help="Part of a name, or a glob such as "
+                                                                             "'*dinov2*'.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """What can be named as MODEL: size, pretraining data, license, published scores."""
+    from patchssl import catalog
+
+    found = catalog.known_models(pattern)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    typer.echo(catalog.as_json(found) if as_json else catalog.as_text(found, width))
+
+
+@app.command()
+def inspect(model: WeightsArg, as_json: JsonOpt = False) -> None:
+    """What a file of weights is: framework, architecture, networks inside, signs of trouble, how to evaluate it."""
+    from patchssl.console import Console
+    from patchssl.inspection import inspect_model
+
+    with Console() as console:
+        found = inspect_model(model, console.counter("tensors"))
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+    if not found.loads:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    model: WeightsArg,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not be there yet.")],
+    formats: Annotated[list[str] | None, typer.Option(
+        "--format", help="timm, dino or onnx; may be given several times. Default: all that are possible.")] = None,
+    license_name: Annotated[str | None, typer.Option("--license", help="License of the weights, such as "
+                                                                        "apache-2.0, for the model card.")] = None,
+    results: Annotated[Path, typer.Option("--results", help="Folder of records; those of these weights go into the "
+                                                            "model card.")] = Path("results"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in --to.")] = False,
+    push: Annotated[str | None, typer.Option("--push", metavar="ORG/NAME", help="Upload the folder to this "
+                                                                                "repository on the hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: a private repository.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Write a backbone for timm, for DINO's code and as ONNX, each checked against the original, with a model card."""
+    from patchssl.console import Console
+    from patchssl.workflows import export_and_push
+
+    with Console() as console:
+        report = export_and_push(model, to, tuple(formats or ()), license_name=license_name, results=results,
+                                 overwrite=overwrite, push=push, private=private, console=console)
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
 
 
 @app.command()
@@ -162,6 +362,100 @@ def tables(
         typer.echo(f"left out: {problem}", err=True)
     if problems:
         raise typer.Exit(1)
+
+
+@data_app.command("get")
+def get_data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="cifar10, fashion-mnist, copydays, roxford5k, rparis6k or "
+                                                              "revisitop1m.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder that gets the set, as ROOT/NAME.")],
+    archives: Annotated[list[Path] | None, typer.Option("--from", help="Archives, or folders of them, that are "
+                                                                         "here already.")] = None,
+    mirror: Annotated[str | None, typer.Option("--mirror", help="Address to try first.")] = None,
+    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Do not remove what was downloaded.")] = False,
+) -> None:
+    """Fetch a named set, going on where an earlier attempt broke off, and check it."""
+    from patchssl.console import Console
+    from patchssl.fetch_sets import get_set
+
+    with Console() as console:
+        place = get_set(name, root, archives=archives or None, mirror=mirror, keep_archives=keep_archives,
+                        progress=lambda what, done, total: console.update(done, total, what=what), say=console.say)
+    typer.echo(place)
+
+
+@data_app.command("check")
+def check_data(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a data set.")],
+    name: Annotated[str | None, typer.Option("--set", help="What it should be; default: what it looks like.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Count and verify a data set on the disk; says what is missing and how to get it."""
+    from patchssl.check_sets import check_set
+    from patchssl.console import Console
+
+    with Console() as console:
+        report = check_set(path, name, progress=console.counter("checking"))
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
+    if not report.ok:
+        raise typer.Exit(DataError.exit_code)
+
+
+@data_app.command("imagenet100")
+def imagenet100(
+    out: MadeArg,
+    imagenet: Annotated[Path, typer.Option("--from", help="ImageNet-1K, with train/ and val/ in class folders.")],
+    classes: Annotated[str, typer.Option("--classes", help="cmc (the usual 100), kaggle (those PW-Self's authors "
+                                                             "point to), or a file of synsets.")] = "cmc",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the images instead of linking to their folders.")] = False,
+) -> None:
+    """ImageNet-100 as links to 100 class folders of ImageNet-1K."""
+    from patchssl.console import Console
+    from patchssl.imagenet100 import make_imagenet100
+
+    with Console() as console:
+        typer.echo(make_imagenet100(imagenet, out, classes=classes, copy=copy, progress=console.counter("classes")))
+
+
+@data_app.command("make-copydays")
+def make_copydays(
+    folder: PhotosArg,
+    out: MadeArg,
+    seed: SeedOpt = 0,
+    size: SideOpt = 1024,
+    distractors: Annotated[Path | None, typer.Option("--distractors", help="Further photographs, to be told "
+                                                                              "apart from the originals.")] = None,
+    whitening: Annotated[Path | None, typer.Option("--whitening", help="Further photographs to fit the whitening "
+                                                                          "on.")] = None,
+) -> None:
+    """A copy detection set in Copydays' layout from any photographs: JPEG, crops and strong edits."""
+    from patchssl import make_sets
+    from patchssl.console import Console
+
+    with Console() as console:
+        made = make_sets.make_copydays(folder, out, seed=seed, size=size, distractors=distractors,
+                                       whitening=whitening, workers=os.cpu_count() or 1,
+                                       progress=console.counter("images"))
+    typer.echo(f"{made.describe()}\nscore on it: patchssl eval copydays MODEL --data {out}")
+
+
+@data_app.command("make-revisited")
+def make_revisited(
+    folder: PhotosArg,
+    out: MadeArg,
+    name: Annotated[str, typer.Option("--name", help="Name of the set: its ground truth is gnd_NAME.pkl.")] = "made",
+    seed: SeedOpt = 0,
+    num_queries: Annotated[int | None, typer.Option("--num-queries", min=1, help="Default: every photograph.")] = None,
+    size: SideOpt = 640,
+) -> None:
+    """A small retrieval set in the layout of revisited Oxford and Paris from any photographs."""
+    from patchssl import make_sets
+    from patchssl.console import Console
+
+    with Console() as console:
+        made = make_sets.make_revisited(folder, out, name=name, seed=seed, num_queries=num_queries, size=size,
+                                        workers=os.cpu_count() or 1, progress=console.counter("images"))
+    typer.echo(f"{made.describe()}\nscore on it: patchssl eval revisited MODEL --data {out} --set {name}")
 
 
 @plot_app.command()
@@ -229,6 +523,38 @@ def bench_matching() -> None:
     typer.echo(json.dumps(bench.bench_matching(), indent=2))
 
 
+@bench_app.command("eval")
+def bench_eval(
+    model: Annotated[str | None, typer.Option("--model", help="With --data: time 'eval all' of this MODEL.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Data for --model.")] = None,
+) -> None:
+    """k-NN beside the matrix product, scoring beside sorting, a second 'eval all' beside the first; JSON on stdout."""
+    from patchssl import bench_eval as bench
+    from patchssl.console import Console
+
+    with Console() as console:
+        typer.echo(json.dumps(bench.bench_eval(model, data, console=console), indent=2))
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Features that evaluations keep: where, how many, how large (PATCHSSL_CACHE names another folder)."""
+    from patchssl.eval.cache import FeatureCache
+
+    kept = FeatureCache()
+    entries = kept.entries()
+    size = kept.clear() if clear else sum(entry.size for entry in entries)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(kept.folder), "entries": len(entries), "bytes": size,
+                               "limit_bytes": kept.limit, "cleared": clear}))
+    else:
+        typer.echo(f"{kept.folder}: {len(entries):,} entries, {size / 2**20:,.1f} MiB of at most "
+                   f"{kept.limit / 2**30:.0f} GiB" + (", removed" if clear else ""))
+
+
 @app.command()
 def doctor(as_json: JsonOpt = False) -> None:
     """What is installed and what will be used: torch, devices, FAISS, extras, cache folders."""
@@ -238,6 +564,17 @@ def doctor(as_json: JsonOpt = False) -> None:
     typer.echo(examination.as_json(findings) if as_json else examination.as_text(findings))
     if any(finding.verdict == "problem" for finding in findings):
         raise typer.Exit(1)
+
+
+def _print_record(result: Result, results: Path, as_json: bool) -> None:
+    """Write the record and print it whole, or its main numbers."""
+    from patchssl.distributed import rank
+    from patchssl.scoring import headline
+
+    if rank():
+        return  # all processes have the same record, the first one writes it
+    path = result.write(results)
+    typer.echo(path.read_text() if as_json else f"{headline(result)}\nwritten to {path}", nl=not as_json)
 
 
 def _shipped_recipes() -> list[str]:
@@ -263,7 +600,9 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("PATCHSSL_DEBUG") == "1":
             raise
-        print(f"patchssl: {_sentence(error)}", file=sys.stderr)
+        # names come from files, and a terminal obeys what it is sent
+        print("".join(c if c.isprintable() or c == "\n" else "?" for c in f"patchssl: {_sentence(error)}"),
+              file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, PatchSSLError) else 1)
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from patchssl.backbone import Backbone, load_backbone
+from patchssl.backbone import Backbone
 from patchssl.data import open_images
 from patchssl.errors import DataError, UsageError
 from patchssl.geometry import View
 from patchssl.imagefile import decode_image
+from patchssl.loading import load_backbone
 from patchssl.matching import match_patches
 from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
 from patchssl.pretrain.photometric import apply_colors, draw_sample_colors

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from patchssl.backbone import Backbone, NetworkSpec, Origin, VitBackbone, build_vit, load_backbone
+from patchssl.backbone import Backbone, Origin, VitBackbone
 from patchssl.checkpoint import load_checkpoint
 from patchssl.console import Console
 from patchssl.data import open_pair
 from patchssl.drawing import draw_attention, draw_curves, draw_matches, draw_views
 from patchssl.errors import UsageError
 from patchssl.eval.knn import evaluate_knn, evaluate_pixels
+from patchssl.loading import load_backbone
+from patchssl.networks import NetworkSpec, build_vit
 from patchssl.pretrain.config import Recipe, load_recipe
 from patchssl.workflows import (
     default_device,

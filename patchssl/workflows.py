@@ -5,47 +5,83 @@ This is the composition root: nothing below it knows both pretraining and evalua
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from patchssl.backbone import Backbone, VitBackbone, load_backbone
+from patchssl.backbone import Backbone, VitBackbone
 from patchssl.console import Console
 from patchssl.data import open_pair
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.errors import DataError, UsageError
+from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import extract_features
 from patchssl.eval.knn import evaluate_knn, evaluate_pixels, knn_accuracy
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.results import Result, read_results
+from patchssl.loading import load_backbone
 from patchssl.pretrain.config import Recipe, load_recipe
 from patchssl.pretrain.plan import Plan, plan_run
 from patchssl.pretrain.run import KnnProbe, pretrain, read_run, resume, training_images
 
+if TYPE_CHECKING:
+    from patchssl.export import ExportReport
+
 PIXELS = "pixels"
 PROBE_QUERIES, PROBE_BANK = 1000, 5000
-TASKS = ("knn",)
 
 
 def score_knn(model: str | Backbone, data: str, protocol: str | None = None, *, device: str | None = None,
-              batch_size: int = 64, workers: int = 2, console: Console | None = None) -> Result:
-    """k-NN of the backbone `model`, or of raw pixels (`pixels`, `pixels?img_size=32`), on train and val of `data`."""
+              batch_size: int = 64, workers: int = 2, console: Console | None = None,
+              cache: FeatureCache | None = None, **variant: Any) -> Result:
+    """k-NN of the backbone `model`, or of raw pixels (`pixels`, `pixels?img_size=32`), on train and val of `data`.
+
+    `variant` are the shots, draws, seed, index, search_params and gpus of `evaluate_knn`.
+    """
     chosen = default_device(device)
-    of_pixels = isinstance(model, str) and model.partition("?")[0] == PIXELS
+    of_pixels = is_pixels(model)
     if of_pixels and protocol not in (None, "native"):
         raise UsageError(f"raw pixels are scored under the protocol native, not {protocol}")
     image_size = pixels_size(str(model)) if of_pixels else None
-    backbone = load_backbone(model, chosen) if isinstance(model, str) and not of_pixels else model
-    train, val = open_pair(data)
     say = console.say if console else (lambda sentence: None)
+    backbone = open_model(model, chosen, say) if isinstance(model, str) and not of_pixels else model
+    train, val = open_pair(data)
     say(train.describe())
     say(val.describe())
     progress = console.counter("features") if console else None
     if isinstance(backbone, str):
-        return evaluate_pixels(train, val, image_size, progress=progress)
-    return evaluate_knn(backbone, train, val, protocol, batch_size=batch_size, workers=workers, progress=progress)
+        return evaluate_pixels(train, val, image_size, progress=progress, **variant)
+    return evaluate_knn(backbone, train, val, protocol, batch_size=batch_size, workers=workers, progress=progress,
+                        search_progress=console.counter("search") if console else None, cache=cache, **variant)
+
+
+def open_model(model: str, device: torch.device, say: Callable[[str], None]) -> Backbone:
+    """`load_backbone`, saying what was decided on the way and how images will be normalized."""
+    backbone = load_backbone(model, device)
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (backbone.mean, backbone.std))
+    for note in (*backbone.notes, f"images are normalized by mean {mean} and std {std}"):
+        say(f"{backbone.name}: {note}")
+    return backbone
+
+
+def export_and_push(model: str, to: Path, formats: tuple[str, ...], *, license_name: str | None, results: Path,
+                    overwrite: bool, push: str | None, private: bool, console: Console) -> ExportReport:
+    """Export `model` to the folder `to` and, where `push` names a repository of the hub, upload the folder."""
+    from patchssl.export import export_model, push_model
+
+    report = export_model(model, to, formats=formats, license=license_name, results=results, overwrite=overwrite,
+                          progress=console.counter("export"))
+    if push is not None:
+        console.say(f"uploading {to} to {push}")
+        console.say(f"uploaded to {push_model(to, push, private=private)}")
+    return report
+
+
+def is_pixels(model: str | Backbone) -> bool:
+    """Does `model` mean raw pixels: `pixels`, or `pixels?img_size=32`?"""
+    return isinstance(model, str) and model.partition("?")[0] == PIXELS
 
 
 def pixels_size(model: str) -> int | None:
@@ -67,23 +103,6 @@ def default_device(device: str | None) -> torch.device:
         raise UsageError(f"device {device} cannot be used ({str(error).splitlines()[0]}); 'patchssl doctor' lists "
                          "what is there") from None
     return chosen
-
-
-def evaluate(model: str | Backbone, data: str | Path, tasks: Sequence[str] = TASKS) -> Any:
-    """Score `model` (a URI or a backbone) on `data` by each of `tasks`: a pandas DataFrame, one row per metric.
-
-    Columns: model, task, dataset, protocol, metric, value (a fraction). Raises UsageError for an unknown task.
-    """
-    import pandas as pd
-
-    rows = []
-    for task in tasks:
-        if task not in TASKS:
-            raise UsageError(one_of("task", task, TASKS))
-        result = score_knn(model, str(data))
-        rows += [{"model": result.model, "task": task, "dataset": result.dataset, "protocol": result.protocol,
-                  "metric": metric, "value": value} for metric, value in result.metrics.items()]
-    return pd.DataFrame(rows)
 
 
 def pretrain_with_probe(recipe: str, data: str | None, out: Path | None, seed: int, overrides: tuple[str, ...], *,
@@ -144,11 +163,12 @@ def make_tables(results: Path, out: Path) -> tuple[str, list[Path], list[str]]:
 
     Returns the Markdown, the files written, and a sentence for every record that had to be left out.
     """
-    from patchssl.report.tables import comparison_table, to_markdown, write_tables
+    from patchssl.report.tables import write_tables
 
     records, problems = read_results(results)
     if not records:
         raise DataError(f"{results} holds no result records; make one with: patchssl eval knn MODEL --data DIR "
                         f"--results {results}")
     out.mkdir(parents=True, exist_ok=True)
-    return to_markdown(comparison_table(records)), write_tables(records, out, "table"), problems
+    paths = write_tables(records, out, "table")
+    return paths[0].read_text("utf-8"), paths, problems

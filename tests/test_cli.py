@@ -17,9 +17,12 @@ from patchssl.cli import app
 
 ROOT = Path(package.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-COMMANDS = [[], ["quickstart"], ["pretrain"], ["eval"], ["eval", "knn"], ["tables"], ["plot"], ["plot", "attention"],
-            ["plot", "matches"], ["plot", "views"], ["plot", "curves"], ["bench"], ["bench", "views"],
-            ["bench", "matching"], ["doctor"]]
+COMMANDS = [[], ["quickstart"], ["pretrain"], ["eval"], *(["eval", name] for name in (
+                "knn", "linear", "copydays", "revisited", "all")),
+            ["models"], ["inspect"], ["export"], ["tables"],
+            ["data"], *(["data", name] for name in ("get", "check", "imagenet100", "make-copydays", "make-revisited")),
+            ["plot"], *(["plot", name] for name in ("attention", "matches", "views", "curves")),
+            ["bench"], *(["bench", name] for name in ("views", "matching", "eval")), ["cache"], ["doctor"]]
 
 
 def start(*arguments, cwd):
@@ -72,7 +75,7 @@ def test_version(patchssl):
     assert (answer.code, answer.out) == (0, f"patchssl {package.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["eval"], ["plot"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["eval"], ["data"], ["plot"], ["bench"]])
 def test_a_bare_group_shows_its_commands(patchssl, command):
     answer = patchssl(*command)
     assert answer.code == 2
@@ -102,7 +105,7 @@ WRONG = {
     "no data": (["pretrain", "cifar10"], "give --data FOLDER"),
     "quickstart without data": (["quickstart", "data="], "add data=FOLDER"),
     "set": (["eval", "knn", "pixels", "--data", "texture"], "did you mean 'textures'?"),
-    "model": (["eval", "knn", "runs/none", "--data", "textures"], "neither a run folder nor a file"),
+    "model": (["eval", "knn", "runs/none", "--data", "textures"], "does not exist, and nothing else is loaded"),
     "timm model": (["eval", "knn", "timm:vit_tiny_patch16_244", "--data", "textures"], "'vit_tiny_patch16_224'?"),
     "option of random": (["eval", "knn", "random:vit_tiny_patch16_224?size=32", "--data", "textures"], "'img_size'?"),
     "option of pixels": (["eval", "knn", "pixels?size=32", "--data", "textures"], "pixels?img_size=32"),

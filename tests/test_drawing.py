@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from patchssl import drawing
-from patchssl.backbone import load_backbone
 from patchssl.drawing import (
     attention_rows,
     draw_attention,
@@ -18,6 +17,7 @@ from patchssl.drawing import (
     views_of,
 )
 from patchssl.errors import DataError, UsageError
+from patchssl.loading import load_backbone
 from patchssl.pretrain.config import dump_recipe, load_recipe, parse_recipe
 from patchssl.workflows import run_facts
 

@@ -16,12 +16,16 @@ TESTS = Path(__file__).parent
 
 # a module imports from its own layer and from those before it; a package stands for all its modules
 LAYERS = [
-    ["errors", "distributed"],
+    ["errors", "distributed", "hub"],
     ["geometry", "data", "textures", "imageset", "imagefile", "arrayfile", "plainpickle"],
-    ["matching", "backbone", "checkpoint"],
+    ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
-    ["report"],
-    ["workflows", "quickstart", "drawing", "console", "make_sets", "bench", "doctor"],
+    ["report", "catalog", "inspection"],
+    ["export"],
+    ["workflows", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
+     "suite", "scoring", "bench_eval",
+     "photo_edits", "photo_intake", "strong_edits", "landmark_views",
+     "download", "unpack", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
     ["cli", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
@@ -29,9 +33,12 @@ LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in laye
 # what is named in few files only, nested imports included
 HOMES = {
     "torch.distributed": {"distributed.py"},
-    "faiss": {"eval/search.py"},
+    "faiss": {"eval/faiss_index.py"},
     "matplotlib": {"report/plots.py"},
-    "timm": {"backbone.py", "data.py"},
+    "timm": {"networks.py", "data.py", "export/timm_folder.py"},
+    "onnx": {"export/onnx_file.py"},
+    "onnxruntime": {"export/onnx_file.py"},
+    "huggingface_hub": {"hub.py"},
 }
 
 

@@ -4,18 +4,17 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import torch
 
 import patchssl as package
+from patchssl import scoring
 from patchssl.console import Console
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.results import read_results
 from patchssl.pretrain.config import load_recipe
 from patchssl.workflows import (
     default_device,
-    evaluate,
     make_probe,
     make_tables,
     pixels_size,
@@ -45,7 +44,7 @@ def test_the_names_that_others_call_are_reached_from_the_package(tiny_run):
     assert teacher.tolist() == student.tolist() == list(range(16))
     one = package.eval.knn.knn_accuracy(torch.eye(3), [0, 1, 2], torch.eye(3), [0, 1, 1], num_neighbors=1)
     assert one["top1"] == pytest.approx(2 / 3)
-    assert package.evaluate is evaluate
+    assert package.evaluate is scoring.evaluate
     with pytest.raises(AttributeError, match="no attribute 'pretend'"):
         _ = package.pretend
 
@@ -56,21 +55,6 @@ def test_the_package_pretrain_can_be_called(colors, tmp_path, tiny):
     recipe, data, seed = run_facts(folder)
     assert recipe == load_recipe("quickstart", (*tiny, f"data={colors}"))
     assert (data, seed) == (str(colors), 2)
-
-
-def test_evaluate_gives_a_row_for_every_metric(colors, tiny_run):
-    table = evaluate(str(tiny_run), colors)
-    assert isinstance(table, pd.DataFrame)
-    assert list(table.columns) == ["model", "task", "dataset", "protocol", "metric", "value"]
-    assert set(table.task) == {"knn"} and set(table.dataset) == {"colors"} and set(table.protocol) == {"native"}
-    assert "top1@20" in set(table.metric) and table.value.between(0, 1).all()
-    same = evaluate(package.load_backbone(str(tiny_run)), str(colors), ["knn"])
-    pd.testing.assert_frame_equal(table, same)
-
-
-def test_evaluate_names_the_tasks_there_are(colors):
-    with pytest.raises(UsageError, match=r"'linear'.*knn"):
-        evaluate("pixels", colors, ["linear"])
 
 
 # one score

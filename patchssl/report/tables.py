@@ -18,7 +18,7 @@ METRIC_LABELS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact": "exact
                  "within1": "within one patch"}
 TASK_TITLES = {"knn": "k-NN on frozen features", "linear": "Linear probe",
                "copydays": "Copydays copy detection", "roxford5k": "Revisited Oxford",
-               "rparis6k": "Revisited Paris", "patches": "Patch correspondence"}
+               "rparis6k": "Revisited Paris", "revisited": "Retrieval on made sets", "patches": "Patch correspondence"}
 NOT_RUN, NOT_PUBLISHED, NOT_AVAILABLE = "not run", "not published", "not available"
 SEED_MARK = "†"
 

@@ -1,0 +1,151 @@
+"""One benchmark or all of them for a MODEL: from strings to records, the functions behind `patchssl eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from patchssl.backbone import Backbone
+from patchssl.console import Console
+from patchssl.data import open_pair
+from patchssl.distributed import join_launched, local_rank, rank
+from patchssl.eval.cache import FeatureCache
+from patchssl.eval.copydays import evaluate_copydays
+from patchssl.eval.features import RawPixels
+from patchssl.eval.linear import evaluate_linear
+from patchssl.eval.results import Result, read_results
+from patchssl.eval.retrieval import evaluate_revisited
+from patchssl.suite import TASKS, Options, SuitePlan, plan_suite, run_suite
+from patchssl.workflows import default_device, is_pixels, open_model, pixels_size
+
+PIXEL_SIDE = 32  # of raw pixels whose size was not said
+PERCENT_OF = {"top1@20": "20-NN top-1", "top5@20": "top-5", "top1": "top-1", "top5": "top-5",
+              "strong/map": "strong mAP", "overall/muap": "pooled µAP",
+              "easy/map": "easy mAP", "medium/map": "medium mAP", "hard/map": "hard mAP"}
+
+
+def make_options(device: str | None, batch_size: int, workers: int, *, cached: bool = True) -> Options:
+    """How features are computed, from what the command line says; UsageError for a device that is not there.
+
+    Started by torchrun, the processes find each other here and deal the images among themselves.
+    """
+    chosen = default_device(device)
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", local_rank())  # every process its own GPU
+    join_launched(chosen.type)
+    return Options(chosen, batch_size, workers, FeatureCache() if cached else None)
+
+
+def open_scored(model: str | Backbone, options: Options, say: Callable[[str], None]) -> Backbone:
+    """The backbone that `model` names, or raw pixels."""
+    if isinstance(model, Backbone):
+        return model
+    return RawPixels(pixels_size(model) or PIXEL_SIDE) if is_pixels(model) else open_model(model, options.device, say)
+
+
+def score_linear(model: str, data: str, protocol: str | None, options: Options, *, epochs: int | None = None,
+                 seed: int = 0, results: Path, console: Console) -> Result:
+    """The linear probe; `dino` keeps a checkpoint per epoch below `results` and goes on from it."""
+    backbone = open_scored(model, options, console.say)
+    train, val = open_pair(data)
+    for images in (train, val):
+        console.say(images.describe())
+    return evaluate_linear(backbone, train, val, protocol, epochs=epochs, seed=seed, device=options.device,
+                           batch_size=options.batch_size, workers=options.workers, cache=options.cache,
+                           progress=console.counter("linear"), checkpoint_folder=results / "linear-checkpoints")
+
+
+def score_copydays(model: str, data: Path, protocol: str | None, options: Options, *, distractors: Path | None,
+                   whitening: Path | None, console: Console) -> Result:
+    """Copy detection on the set below `data`."""
+    backbone = open_scored(model, options, console.say)
+    return evaluate_copydays(backbone, data, protocol, distractors=distractors, whitening=whitening,
+                             device=options.device, batch_size=options.batch_size, workers=options.workers,
+                             cache=options.cache, progress=console.counter("features"), say=console.say)
+
+
+def score_revisited(model: str, data: Path, set_name: str, protocol: str | None, options: Options, *,
+                    distractors: Path | None, allow_truncated: bool, console: Console) -> Result:
+    """Retrieval on the revisited set `set_name` below `data`."""
+    backbone = open_scored(model, options, console.say)
+    return evaluate_revisited(backbone, data, set_name, protocol, distractors=distractors,
+                              allow_truncated=allow_truncated, device=options.device,
+                              batch_size=options.batch_size, workers=options.workers, cache=options.cache,
+                              progress=console.counter("features"), say=console.say)
+
+
+def plan_all(model: str | Backbone, data: str, tasks: Sequence[str], results: Path | None, options: Options, *,
+             overwrite: bool, say: Callable[[str], None]) -> tuple[Backbone, SuitePlan]:
+    """The backbone and what `eval all` would do with it; see `plan_suite`."""
+    backbone = open_scored(model, options, say)
+    return backbone, plan_suite(backbone, data, tasks or TASKS, results, options, overwrite=overwrite)
+
+
+def score_all(model: str, data: str, tasks: Sequence[str], results: Path, options: Options, *, overwrite: bool,
+              console: Console) -> tuple[SuitePlan, list[Result], dict[str, str]]:
+    """Everything that can be run and has no record yet, each record written as soon as it is there."""
+    backbone, plan = plan_all(model, data, tasks, results, options, overwrite=overwrite, say=console.say)
+    found, failed = run_suite(backbone, plan, options, console=console,
+                              keep=lambda result: None if rank() else result.write(results))
+    return plan, found, failed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `eval all` did: records of this run and of earlier ones, and what failed."""
+
+    plan: SuitePlan
+    found: Sequence[Result]
+    failed: Mapping[str, str]
+    results: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines: every record of these weights under the plan's protocols, and what failed."""
+        return {**self.plan.as_dict(), "records": [result.as_dict() for result in self.records()],
+                "failed": dict(self.failed)}
+
+    def records(self) -> list[Result]:
+        """Records of this run, and those that were there already."""
+        kept, _ = read_results(self.results) if self.results.is_dir() else ([], [])
+        wanted = {cell.protocol.fingerprint for cell in (*self.plan.run, *self.plan.done)}
+        known = {result.weights_sha256 for result in self.found} or {cell.weights for cell in self.plan.done}
+        return [record for record in kept if record.weights_sha256 in known and record.protocol_fingerprint in wanted]
+
+    def text(self) -> str:
+        """A table of the main numbers, what was left out, and what failed."""
+        rows = [(record.task, record.dataset, record.protocol, label, f"{record.metrics[name]:.1%}")
+                for record in self.records() for name, label in PERCENT_OF.items() if name in record.metrics]
+        table = pd.DataFrame(rows, columns=["task", "data set", "protocol", "metric", "value"]).to_string(index=False)
+        notes = [f"left out: {what}: {why}" for what, why in self.plan.left_out.items()]
+        notes += [f"failed: {what}: {why}" for what, why in self.failed.items()]
+        return "\n".join([table, *notes])
+
+
+def evaluate(model: str | Backbone, data: str | Path, tasks: Sequence[str] = ("knn",), *, device: str | None = None,
+             cached: bool = True) -> Any:
+    """Score `model` (a URI or a backbone) on `data` by each of `tasks`: a pandas DataFrame, one row per metric.
+
+    Columns: model, task, dataset, protocol, metric, value (a fraction). `data` is a set, or a folder of sets; tasks
+    are knn, linear, copydays, revisited. Raises UsageError for an unknown task, DataError where nothing can be run,
+    and the first error of a task that fails.
+    """
+    options = make_options(device, 64, 0, cached=cached)
+    backbone, plan = plan_all(model, str(data), tuple(tasks), None, options, overwrite=True, say=lambda sentence: None)
+    results, _ = run_suite(backbone, plan, options, stop_at_errors=True)
+    rows = [{"model": result.model, "task": result.task, "dataset": result.dataset, "protocol": result.protocol,
+             "metric": metric, "value": value} for result in results for metric, value in result.metrics.items()]
+    return pd.DataFrame(rows, columns=["model", "task", "dataset", "protocol", "metric", "value"])
+
+
+def headline(result: Result) -> str:
+    """The main numbers of a record in percent: mine on textures, protocol native: 20-NN top-1 22.3%, top-5 67.0%."""
+    shown = [f"{label} {result.metrics[name]:.1%}" for name, label in PERCENT_OF.items() if name in result.metrics]
+    for name, facts in result.detail.get("fewshot", {}).items():
+        spread = f" ± {facts['deviation']:.1%}" if facts["deviation"] is not None else ""
+        shown.append(f"{name} {result.metrics[name]:.1%}{spread} ({facts['draws']} draws)")
+    return f"{result.model} on {result.dataset}, protocol {result.protocol}: {', '.join(shown)}"

@@ -1,0 +1,326 @@
+"""All benchmarks at once: what is found, what is run, what is left alone; and what the command line adds."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import patchssl as package
+from patchssl import suite
+from patchssl.errors import DataError, UsageError
+from patchssl.eval.cache import FeatureCache
+from patchssl.eval.results import read_results
+from patchssl.loading import load_backbone
+from patchssl.make_sets import make_copydays, make_revisited
+from patchssl.scoring import evaluate, headline, make_options
+from patchssl.suite import TASKS, Options, plan_suite, run_suite
+
+CPU = torch.device("cpu")
+SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=24&depth=2&num_heads=3"
+
+
+def save_photographs(folder, count):
+    """Images of smooth random colors, all different."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        coarse.resize((160, 128), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory, colors):
+    """A folder with a classification set, a Copydays set, a revisited set, and something else."""
+    root = tmp_path_factory.mktemp("everything")
+    photographs = save_photographs(root / "photographs", 3)
+    make_copydays(photographs, root / "copies", size=128)
+    make_revisited(photographs, root / "landmarks", size=128)
+    shutil.copytree(colors, root / "colors")
+    (root / "notes").mkdir()
+    (root / "notes" / "todo.txt").write_text("nothing to see")
+    return root
+
+
+@pytest.fixture
+def options(tmp_path):
+    return Options(CPU, batch_size=16, workers=0, cache=FeatureCache(tmp_path / "cache"))
+
+
+def labels(cells):
+    return [cell.label() for cell in cells]
+
+
+def test_everything_that_can_be_run_is_found(everything, options):
+    plan = plan_suite(load_backbone(SMALL), str(everything), TASKS, None, options)
+    assert sorted(labels(plan.run)) == ["copydays on copies (native)", "knn on colors (native)",
+                                        "linear on colors (native)", "revisited on made (native)"]
+    assert plan.done == ()
+    blocks = 3 * 19 + len(list((everything / "copies" / "strong").iterdir()))
+    landmarks = len(list((everything / "landmarks" / "jpg").iterdir()))
+    assert plan.images == 60 + blocks + landmarks  # the 60 of colors once: k-NN and the probe share them
+    assert plan.seconds > 0
+    assert f"{plan.images:,} images to compute features of" in plan.text()
+    assert json.loads(json.dumps(plan.as_dict()))["images"] == plan.images
+
+
+@pytest.mark.parametrize(("place", "found"), [("copies", ["copydays on copies (native)"]),
+                                              ("landmarks", ["revisited on made (native)"]),
+                                              ("colors", ["knn on colors (native)", "linear on colors (native)"])])
+def test_a_set_by_itself_is_enough(everything, options, place, found):
+    assert labels(plan_suite(load_backbone(SMALL), str(everything / place), TASKS, None, options).run) == found
+
+
+def test_a_named_set(options):
+    plan = plan_suite(load_backbone(SMALL), "textures", ["knn"], None, options)
+    assert labels(plan.run) == ["knn on textures (native)"]
+    assert plan.images == 7500
+
+
+def test_copydays_without_distractors_is_run_under_the_protocol_that_needs_none(everything, options):
+    backbone = load_backbone("random:vit_tiny_patch16_224?depth=1&embed_dim=24&num_heads=3")  # of 224 pixels
+    plan = plan_suite(backbone, str(everything / "copies"), TASKS, None, options)
+    assert labels(plan.run) == ["copydays on copies (dino-plain)"]
+
+
+def test_nothing_to_run_says_why(everything, options):
+    with pytest.raises(DataError, match=r"notes holds nothing that copydays can be run on .*Copydays' blocks"):
+        plan_suite(load_backbone(SMALL), str(everything / "notes"), ["copydays"], None, options)
+    with pytest.raises(UsageError, match=r"'retrieval'.*revisited"):
+        plan_suite(load_backbone(SMALL), str(everything), ["retrieval"], None, options)
+
+
+def test_a_broken_set_is_left_out_by_name_and_the_rest_is_run(everything, options, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(everything / "copies", root / "copies")
+    shutil.copytree(everything / "colors", root / "colors")
+    next((root / "copies" / "crops" / "50").iterdir()).unlink()
+    plan = plan_suite(load_backbone(SMALL), str(root), ["copydays", "knn"], None, options)
+    assert labels(plan.run) == ["knn on colors (native)"]
+    (why,) = plan.left_out.values()
+    assert "crops/50" in why
+
+
+def test_records_are_those_of_the_single_benchmarks_and_come_one_by_one(everything, options, tmp_path):
+    backbone, kept = load_backbone(SMALL), []
+    plan = plan_suite(backbone, str(everything), TASKS, None, options)
+    results, failed = run_suite(backbone, plan, options, keep=kept.append)
+    assert failed == {} and kept == results
+    alone = {cell.task: suite.run_cell(backbone, cell, Options(CPU, batch_size=16, workers=0)) for cell in plan.run}
+    for cell, result in zip(plan.run, results, strict=True):
+        assert result.metrics == pytest.approx(alone[cell.task].metrics)
+        assert result.dataset_fingerprint == alone[cell.task].dataset_fingerprint
+
+
+def test_knn_and_the_probe_decode_every_image_once(everything, options, monkeypatch):
+    backbone = load_backbone(SMALL)
+    plan = plan_suite(backbone, str(everything / "colors"), TASKS, None, options)
+    decoded = []
+    original = suite.extract_outputs.__globals__["_Crops"].__getitem__
+    monkeypatch.setattr(suite.extract_outputs.__globals__["_Crops"], "__getitem__",
+                        lambda crops, index: decoded.append(index) or original(crops, index))
+    run_suite(backbone, plan, options)
+    assert len(decoded) == 60
+    run_suite(backbone, plan, options)
+    assert len(decoded) == 60
+
+
+def test_what_has_a_record_is_not_run_again(everything, options, tmp_path):
+    backbone, data, results = load_backbone(SMALL), str(everything / "colors"), tmp_path / "results"
+    plan = plan_suite(backbone, data, TASKS, results, options)
+    first, _ = run_suite(backbone, plan, options, keep=lambda result: result.write(results))
+    again = plan_suite(backbone, data, TASKS, results, options)
+    assert (again.run, labels(again.done)) == ((), labels(plan.run))
+    assert labels(plan_suite(backbone, data, TASKS, results, options, overwrite=True).run) == labels(plan.run)
+    other = plan_suite(load_backbone(SMALL + "&seed=1"), data, TASKS, results, options)
+    assert len(other.run) == 2  # other weights
+    first[0].path(results).unlink()
+    assert labels(plan_suite(backbone, data, TASKS, results, options).run) == labels(plan.run)[:1]
+
+
+def test_one_failure_does_not_stop_the_rest(everything, options, monkeypatch):
+    def fail(*_args, **_options):
+        raise DataError("planted")
+
+    backbone = load_backbone(SMALL)
+    plan = plan_suite(backbone, str(everything / "colors"), TASKS, None, options)
+    monkeypatch.setattr(suite, "evaluate_knn", fail)
+    results, failed = run_suite(backbone, plan, options)
+    assert [result.task for result in results] == ["linear"]
+    assert failed == {"knn on colors (native)": "planted"}
+    with pytest.raises(DataError, match="planted"):
+        run_suite(backbone, plan, options, stop_at_errors=True)
+
+
+# from Python
+
+def test_evaluate_gives_a_row_for_every_metric(colors, tiny_run):
+    table = evaluate(str(tiny_run), colors)
+    assert isinstance(table, pd.DataFrame)
+    assert list(table.columns) == ["model", "task", "dataset", "protocol", "metric", "value"]
+    assert set(table.task) == {"knn"} and set(table.dataset) == {"colors"} and set(table.protocol) == {"native"}
+    assert "top1@20" in set(table.metric) and table.value.between(0, 1).all()
+    same = evaluate(package.load_backbone(str(tiny_run)), str(colors), ["knn"], cached=False)
+    pd.testing.assert_frame_equal(table, same)
+
+
+def test_evaluate_runs_several_tasks(everything, tiny_run):
+    table = package.evaluate(str(tiny_run), everything, ["knn", "copydays", "revisited"])
+    assert set(table.task) == {"knn", "copydays", "revisited"}
+    assert {"top1@20", "strong/map", "crops/80/map", "hard/map"} <= set(table.metric)
+
+
+def test_evaluate_names_the_tasks_there_are(colors):
+    with pytest.raises(UsageError, match=r"'retrieval'.*knn, linear, revisited"):
+        evaluate("pixels", colors, ["retrieval"])
+
+
+def test_convolutional_networks_and_pixels_are_scored_too(everything, options):
+    for model in ("random:resnet18", "pixels?img_size=16"):
+        table = evaluate(model, everything, TASKS)
+        assert set(table.task) == set(TASKS), model
+
+
+# from the command line
+
+def test_eval_all_plans_runs_and_then_has_nothing_left(patchssl, everything, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("eval", "all", SMALL, "--data", everything, "--workers", "0")
+    plan = patchssl(*arguments, "--dry-run")
+    assert plan.code == 0, plan.err
+    assert "to run: knn on colors (native), 60 images" in plan.out
+    assert not (tmp_path / "results").exists()
+    first = patchssl(*arguments)
+    assert first.code == 0, first.err
+    assert {"copydays", "knn", "linear", "revisited"} <= {line.split()[0] for line in first.out.splitlines()}
+    records, problems = read_results(tmp_path / "results")
+    assert (len(records), problems) == (4, [])
+    again = patchssl(*arguments, "--json")
+    summary = json.loads(again.out)
+    assert (summary["run"], len(summary["done"]), len(summary["records"])) == ([], 4, 4)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+    patchssl(*arguments, "--overwrite", "--task", "knn")
+    assert [path.name for path, time in times.items() if path.stat().st_mtime_ns != time] == ["knn-colors@native.json"]
+
+
+@pytest.mark.parametrize(("task", "options", "numbers"), [
+    ("linear", ("--data", "colors", "--epochs", "2"), ["top-1", "top-5"]),
+    ("copydays", ("--data", "copies"), ["strong mAP", "pooled µAP"]),
+    ("revisited", ("--data", "landmarks", "--set", "made"), ["easy mAP", "medium mAP", "hard mAP"]),
+])
+def test_every_benchmark_prints_its_numbers_and_writes_its_record(patchssl, everything, tmp_path, task, options,
+                                                                  numbers):
+    options = [everything / option if option in ("colors", "copies", "landmarks") else option for option in options]
+    arguments = ("eval", task, SMALL, *options, "--workers", "0", "--results", tmp_path / "results")
+    answer = patchssl(*arguments)
+    assert answer.code == 0, answer.err
+    assert [number for number in numbers if number not in answer.out] == []
+    record = json.loads(patchssl(*arguments, "--json").out)
+    assert record["task"] == task
+    tables = patchssl("tables", "--results", tmp_path / "results")
+    assert tables.code == 0, tables.err
+    assert "Random network" in tables.out
+
+
+def test_the_cache_says_what_it_holds_and_is_cleared(patchssl, everything, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "cache"))
+    assert json.loads(patchssl("cache", "--json").out)["entries"] == 0
+    scored = ("eval", "knn", SMALL, "--data", everything / "colors", "--workers", "0", "--results", tmp_path / "out")
+    patchssl(*scored, "--no-cache")
+    assert json.loads(patchssl("cache", "--json").out)["entries"] == 0
+    patchssl(*scored)
+    held = json.loads(patchssl("cache", "--json").out)
+    assert (held["entries"], held["bytes"]) == (2, 60 * 24 * 4)
+    assert "2 entries" in patchssl("cache", "--clear").out
+    assert json.loads(patchssl("cache", "--json").out)["bytes"] == 0
+
+
+def test_export_then_inspect_then_score(patchssl, tiny_run, colors, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record = json.loads(patchssl("eval", "knn", tiny_run, "--data", colors, "--workers", "0", "--json").out)
+    made = patchssl("export", tiny_run, "--to", "out", "--format", "timm", "--format", "dino", "--license", "cc0-1.0",
+                    "--json")
+    assert made.code == 0, made.err
+    assert json.loads(made.out)["weights_sha256"] == record["weights_sha256"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc0-1.0" in card and "colors" in card
+    refused = patchssl("export", tiny_run, "--to", "out")
+    assert refused.code == 2 and "--overwrite" in refused.err
+    for model in ("out", "out/dino.pth?heads=3"):
+        again = json.loads(patchssl("eval", "knn", model, "--data", colors, "--workers", "0", "--json").out)
+        assert again["metrics"] == record["metrics"]
+        assert again["weights_sha256"] == record["weights_sha256"]
+    seen = json.loads(patchssl("inspect", tiny_run, "--json").out)
+    assert record["weights_sha256"] in json.dumps(seen)
+
+
+def test_what_cannot_be_loaded_is_inspected_with_exit_code_1(patchssl, tiny_run, tmp_path):
+    checkpoint = torch.load(tiny_run / "checkpoint.pth", weights_only=True)
+    del checkpoint["teacher"]["backbone.norm.bias"]
+    torch.save(checkpoint, tmp_path / "cut.pth")
+    answer = patchssl("inspect", tmp_path / "cut.pth")
+    assert answer.code == 1
+    assert "norm.bias" in answer.out
+    refused = patchssl("eval", "knn", tmp_path / "cut.pth", "--data", "textures")
+    assert refused.code == 1
+    assert "1 missing: norm.bias" in refused.err
+
+
+def test_models_are_listed_and_filtered(patchssl):
+    everything = json.loads(patchssl("models", "--json").out)
+    dino = patchssl("models", "*dino*")
+    assert len(everything) > 50
+    assert "timm:vit_small_patch16_224.dino" in dino.out and "74.5" in dino.out
+    assert patchssl("models", "nothing-like-it").code == 2
+
+
+def test_data_sets_are_made_and_checked(patchssl, tmp_path):
+    photographs = save_photographs(tmp_path / "photographs", 2)
+    made = patchssl("data", "make-copydays", photographs, tmp_path / "copies", "--size", "128")
+    assert made.code == 0, made.err
+    assert f"eval copydays MODEL --data {tmp_path / 'copies'}" in made.out
+    assert patchssl("data", "check", tmp_path / "copies").code == 0
+    next((tmp_path / "copies" / "jpegqual" / "5").iterdir()).unlink()
+    broken = patchssl("data", "check", tmp_path / "copies")
+    assert broken.code == 4 and "jpegqual/5" in broken.out
+    landmarks = patchssl("data", "make-revisited", photographs, tmp_path / "landmarks", "--size", "128", "--name",
+                         "mine")
+    assert landmarks.code == 0 and (tmp_path / "landmarks" / "gnd_mine.pkl").is_file()
+    assert patchssl("data", "get", "cifar11", tmp_path).code == 2
+
+
+def test_options_and_headline(colors, tiny_run):
+    assert make_options("cpu", 3, 0, cached=False) == Options(CPU, 3, 0, None)
+    result = suite.run_cell(load_backbone(str(tiny_run)), plan_suite(
+        load_backbone(str(tiny_run)), str(colors), ["knn"], None, make_options("cpu", 8, 0)).run[0], Options(CPU, 8, 0))
+    assert headline(result).startswith("tiny on colors, protocol native: 20-NN top-1 ")
+
+
+def test_few_shots_are_printed_with_their_spread(patchssl, colors, tmp_path):
+    answer = patchssl("eval", "knn", "pixels?img_size=8", "--data", colors, "--shots", "2", "--draws", "3", "--results",
+                      tmp_path)
+    assert answer.code == 0, answer.err
+    assert "fewshot2/top1@20 100.0% ± 0.0% (3 draws)" in answer.out
+    (record,) = read_results(tmp_path)[0]
+    assert (record.protocol, record.detail["fewshot"]["fewshot2/top1@20"]["draws"]) == ("native-fewshot", 3)
+
+
+def test_two_processes_write_the_record_of_one(everything, tmp_path):
+    def scored(*launcher, folder):
+        command = [sys.executable, *launcher, "-m", "patchssl", "eval", "copydays", SMALL, "--data",
+                   str(everything / "copies"), "--workers", "0", "--no-cache", "--results", str(tmp_path / folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (record,) = read_results(tmp_path / folder)[0]
+        return record, done.stdout
+
+    alone, _ = scored(folder="one")
+    together, printed = scored("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", folder="two")
+    assert (together.metrics, together.detail) == (alone.metrics, alone.detail)
+    assert printed.count("strong mAP") == 1
