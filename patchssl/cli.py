@@ -54,6 +54,16 @@ DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda
 BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
 WorkersOpt = Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")]
 CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep features, see 'patchssl cache'.")]
+IndexOpt = Annotated[str, typer.Option("--index", help="FAISS index of k-NN, such as IVF256,PQ48 or HNSW32; what it "
+                                                       "misses is measured. Flat is exact.")]
+SearchParamsOpt = Annotated[str, typer.Option("--search-params", help="Of the index, such as nprobe=16.")]
+GpusOpt = Annotated[str, typer.Option("--gpus", help="k-NN searches on one GPU, or on all: shard or replicate.")]
+DistractorsOpt = Annotated[Path | None, typer.Option("--distractors", help="Folder of photographs that join the "
+                                                                             "database of Copydays; default: "
+                                                                             "distractors/ beside its blocks.")]
+WhiteningOpt = Annotated[Path | None, typer.Option("--whitening", help="Folder of photographs to fit Copydays' "
+                                                                         "whitening on; default: whitening/ beside its "
+                                                                         "blocks.")]
 FolderOpt = Annotated[Path, typer.Option("--data", help="Folder of the set.")]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Fixes every random draw.")]
 OutFileOpt = Annotated[Path, typer.Option("--out", help="Figure to write: .png, .svg or .pdf.")]
@@ -147,10 +157,9 @@ def knn(
                                                     )] = None,
     draws: Annotated[int, typer.Option("--draws", min=1, help="How often --shots draws its images.")] = 5,
     seed: SeedOpt = 0,
-    index: Annotated[str, typer.Option("--index", help="FAISS index, such as IVF256,PQ48 or HNSW32; what it misses is "
-                                                         "measured. Flat is exact.")] = "Flat",
-    search_params: Annotated[str, typer.Option("--search-params", help="Of the index, such as nprobe=16.")] = "",
-    gpus: Annotated[str, typer.Option("--gpus", help="Search on one GPU, or on all: shard or replicate.")] = "one",
+    index: IndexOpt = "Flat",
+    search_params: SearchParamsOpt = "",
+    gpus: GpusOpt = "one",
     results: ResultsOpt = Path("results"),
     device: DeviceOpt = None,
     batch_size: BatchOpt = 64,
@@ -205,11 +214,8 @@ def copydays(
     protocol: Annotated[str | None, typer.Option("--protocol", help="dino, dino-nodistractors, dino-nowhitening, "
                                                                        "dino-plain, sscd, sscd-224 or native; default: "
                                                                        "dino for models trained at 224 px.")] = None,
-    distractors: Annotated[Path | None, typer.Option("--distractors", help="Folder of photographs that join the "
-                                                                              "database; default: DATA/distractors."
-                                                     )] = None,
-    whitening: Annotated[Path | None, typer.Option("--whitening", help="Folder of photographs to fit the whitening "
-                                                                          "on; default: DATA/whitening.")] = None,
+    distractors: DistractorsOpt = None,
+    whitening: WhiteningOpt = None,
     results: ResultsOpt = Path("results"),
     device: DeviceOpt = None,
     batch_size: BatchOpt = 64,
@@ -267,6 +273,15 @@ def eval_all(
     overwrite: Annotated[bool, typer.Option("--overwrite/--skip-existing", help="Run again what has a record, or only "
                                                                                   "what is missing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, images, time; run nothing.")] = False,
+    distractors: DistractorsOpt = None,
+    whitening: WhiteningOpt = None,
+    revisited_distractors: Annotated[Path | None, typer.Option(
+        "--revisited-distractors", help="Folder of images, such as revisitop1m, that join the database of every "
+                                        "revisited set, for records of their own beside those without; 'eval "
+                                        "revisited --distractors' for all sets.")] = None,
+    index: IndexOpt = "Flat",
+    search_params: SearchParamsOpt = "",
+    gpus: GpusOpt = "one",
     device: DeviceOpt = None,
     batch_size: BatchOpt = 64,
     workers: WorkersOpt = 2,
@@ -279,12 +294,14 @@ def eval_all(
 
     with Console() as console:
         options = scoring.make_options(device, batch_size, workers)
+        choices = scoring.make_choices(distractors, whitening, revisited_distractors, index=index,
+                                       search_params=search_params, gpus=gpus)
         if dry_run:
-            _, plan = scoring.plan_all(model, data, tuple(tasks or ()), results, options, overwrite=overwrite,
-                                       say=console.say)
+            _, plan = scoring.plan_all(model, data, tuple(tasks or ()), results, options, choices=choices,
+                                       overwrite=overwrite, say=console.say)
             typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
             return
-        plan, found, failed = scoring.score_all(model, data, tuple(tasks or ()), results, options,
+        plan, found, failed = scoring.score_all(model, data, tuple(tasks or ()), results, options, choices=choices,
                                                 overwrite=overwrite, console=console)
     if rank():
         return
