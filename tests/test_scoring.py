@@ -422,6 +422,8 @@ def test_few_shots_are_printed_with_their_spread(patchssl, colors, tmp_path):
     assert "fewshot2/top1@20 100.0% ± 0.0% (3 draws)" in answer.out
     (record,) = read_results(tmp_path)[0]
     assert (record.protocol, record.detail["fewshot"]["fewshot2/top1@20"]["draws"]) == ("native-fewshot", 3)
+    tables = patchssl("tables", "--results", tmp_path)
+    assert "20-NN 2-shot top-1, % (native-fewshot)" in tables.out and "100.0 ± 0.0 (3 draws)" in tables.out
 
 
 def test_two_processes_write_the_record_of_one(everything, tmp_path):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from patchssl.eval.results import Result
 from patchssl.report.published import PAPER_DATASETS, Published, plain_name, published
-from patchssl.report.scores import HEADLINES, NONE, Column, Row, Score, collect_scores
+from patchssl.report.scores import HEADLINES, NONE, Column, Row, Score, collect_scores, column_order, few_shots
 
 METRIC_LABELS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact": "exact matches",
                  "within1": "within one patch"}
@@ -88,8 +88,7 @@ def write_tables(results: Sequence[Result], out_dir: Path, stem: str = "table") 
 
 
 def _ordered_columns(scores: Iterable[Score], task: str) -> list[Column]:
-    order = HEADLINES[task].index
-    return sorted({score.column for score in scores}, key=lambda c: (c._replace(metric=""), order(c.metric)))
+    return sorted({score.column for score in scores}, key=lambda column: column_order(column, task))
 
 
 def _headers(columns: Sequence[Column]) -> list[str]:
@@ -104,9 +103,11 @@ def _mark(column: Column) -> str:
 
 
 def _metric_label(metric: str) -> str:
-    """Words for a metric's key: top1@20 is 20-NN top-1, strong/map is strong mAP."""
+    """Words for a metric's key: top1@20 is 20-NN top-1, fewshot5/top1@20 20-NN 5-shot top-1, strong/map strong mAP."""
     name, _, neighbors = metric.partition("@")
     *level, name = name.split("/")
+    if (shots := few_shots(metric)) is not None:
+        level = [f"{shots}-shot"]
     words = [*level, METRIC_LABELS.get(name, name)]
     return " ".join([f"{neighbors}-NN", *words] if neighbors else words)
 
@@ -115,6 +116,8 @@ def _cell(score: Score) -> str:
     if score.interval == "seeds" and score.high is not None:
         mark = "" if score.seeds_differ else f" {SEED_MARK}"
         return f"{100 * score.mean:.1f} ± {100 * (score.high - score.mean):.1f} (n = {score.n}){mark}"
+    if score.interval == "draws" and score.high is not None:
+        return f"{100 * score.mean:.1f} ± {100 * (score.high - score.mean):.1f} ({score.draws} draws)"
     if score.low is not None and score.high is not None:
         return f"{100 * score.mean:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
     return f"{100 * score.mean:.1f}"
@@ -124,6 +127,9 @@ def _interval_notes(scores: Sequence[Score]) -> list[str]:
     notes = []
     if any(score.interval == "seeds" for score in scores):
         notes.append("± is half of the 95 % t-interval of the mean over n training seeds.")
+    if any(score.interval == "draws" for score in scores):
+        notes.append("± (draws) is the standard deviation over draws of the training images, of a single network: it "
+                     "knows nothing of other seeds.")
     if any(score.interval == "images" for score in scores):
         notes.append("[low, high] is the 95 % Wilson interval over the test images of a single network: "
                      "it knows nothing of other seeds.")

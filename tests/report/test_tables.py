@@ -120,6 +120,23 @@ def test_shared_seeds_carry_a_mark_and_a_footnote():
     assert any(note.startswith("†") for note in table.attrs["notes"])
 
 
+def test_few_shots_have_columns_by_their_number_and_say_what_the_spread_is(tmp_path):
+    metrics = {"top1@20": 0.3, "fewshot10/top1@20": 0.25, "fewshot2/top1@20": 0.2}
+    few = {"fewshot2/top1@20": {"deviation": 0.0123, "draws": 5}, "fewshot10/top1@20": {"deviation": 0.01, "draws": 5}}
+    records = [record(protocol="native-fewshot", protocol_fingerprint="3" * 16, metrics=metrics,
+                      detail={"fewshot": few}), record()]
+    table = comparison_table(records)
+    columns = [f"textures, 20-NN {shots}-shot top-1, % (native-fewshot)" for shots in (2, 10)]
+    assert [name for name in table.columns if "shot top" in name] == columns
+    assert table[columns].to_numpy().tolist() == [["20.0 ± 1.2 (5 draws)", "25.0 ± 1.0 (5 draws)"]]
+    assert any("standard deviation over draws" in note for note in table.attrs["notes"])
+    numbers = score_table(records).set_index("metric")[["percent", "low", "high", "interval"]]
+    assert numbers.loc["fewshot2/top1@20"].tolist() == [20.0, 18.77, 21.23, "draws"]
+    written = [[path.read_bytes() for path in write_tables(order, tmp_path / name)]
+               for name, order in (("one", records), ("two", records[::-1]))]
+    assert written[0] == written[1]
+
+
 def imagenet(protocol: str = "dino") -> Result:
     return record(
         method="dino",
