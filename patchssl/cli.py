@@ -545,7 +545,7 @@ def bench_eval(
     model: Annotated[str | None, typer.Option("--model", help="With --data: time 'eval all' of this MODEL.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Data for --model.")] = None,
 ) -> None:
-    """k-NN beside the matrix product, scoring beside sorting, a second 'eval all' beside the first; JSON on stdout."""
+    """k-NN, scoring and linear probes, a second 'eval all' beside the first, each against a floor; JSON on stdout."""
     from patchssl import bench_eval as bench
     from patchssl.console import Console
 

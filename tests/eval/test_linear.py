@@ -270,10 +270,17 @@ def test_two_processes_give_the_same_records_as_one(pair, colors, tmp_path):
 
 def test_probes_are_timed_side_by_side_as_plain_json(pair):
     calls = []
-    report = time_probes(load_backbone(NETWORK), *pair, epochs=1, num_classes=7, progress=lambda *c: calls.append(c))
+    report = time_probes(load_backbone(NETWORK), *pair, epochs=2, num_classes=7, progress=lambda *c: calls.append(c))
     assert json.loads(json.dumps(report)) == report
-    assert list(report["seconds"]) == ["features", "48 cached probes", "dino, 1 epochs"]
+    assert list(report["seconds"]) == ["features", "48 cached probes", "dino, 2 epochs"]
     assert all(seconds > 0 for seconds in report["seconds"].values())
     assert report["times faster"]["probes"] == pytest.approx(
-        report["seconds"]["dino, 1 epochs"] / report["seconds"]["48 cached probes"])
-    assert (report["classes"], calls) == (7, [(1, 3), (2, 3), (3, 3)])
+        report["seconds"]["dino, 2 epochs"] / report["seconds"]["48 cached probes"])
+    assert report["classes"] == 7
+    phases = {what: [(done, total) for name, done, total in calls if name == what] for what in report["seconds"]}
+    assert [what for what, _, _ in calls] == [what for what, counts in phases.items() for _ in counts]
+    updates = 2 * linear_protocol("cached", load_backbone(NETWORK)).settings["epochs"]  # the grid, then the chosen one
+    for (what, counts), total in zip(phases.items(), (60, updates, 96), strict=True):
+        assert {of for _, of in counts} == {total}, what
+        assert [done for done, _ in counts] == sorted({done for done, _ in counts})
+        assert counts[-1][0] == total
