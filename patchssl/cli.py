@@ -187,7 +187,9 @@ def linear(
     protocol: Annotated[str | None, typer.Option("--protocol", help="cached, native, dino (100 epochs, as DINO trains) "
                                                                        "or logreg; default: cached for models trained "
                                                                        "at 224 px, else native.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the protocol's own number.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the protocol's own number; "
+                                                                              "another protocol, such as "
+                                                                              "dino-10-epochs.")] = None,
     seed: SeedOpt = 0,
     results: ResultsOpt = Path("results"),
     device: DeviceOpt = None,
