@@ -39,6 +39,14 @@ def _not_empty(data: str | None) -> str | None:
     return data
 
 
+def _can_be_folder(results: Path) -> Path:
+    """A record that cannot be written is known before hours of work, not after."""
+    there = next(place for place in (results, *results.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise DataError(f"--results {results}: {there} is no folder")
+    return results
+
+
 ModelArg = Annotated[str, typer.Argument(
     metavar="MODEL", help="A run folder, a file of weights (PATH#student for the other network), timm:NAME, "
                           "hf-hub:ORG/NAME, random:NAME?img_size=..., py:MODULE:FACTORY, or pixels?img_size=...; see "
@@ -48,7 +56,7 @@ WeightsArg = Annotated[str, typer.Argument(
                           "hf-hub:ORG/NAME.")]
 DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty, help="Folder of images (train/ and val/ inside), "
                                                                           "or a set's name: textures, textures-64.")]
-ResultsOpt = Annotated[Path, typer.Option("--results", help="Folder that gets the record.")]
+ResultsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder that gets the record.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
 BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]

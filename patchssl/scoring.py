@@ -158,4 +158,7 @@ def headline(result: Result) -> str:
     for name, facts in result.detail.get("fewshot", {}).items():
         spread = f" ± {facts['deviation']:.1%}" if facts["deviation"] is not None else ""
         shown.append(f"{name} {result.metrics[name]:.1%}{spread} ({facts['draws']} draws)")
+    chosen = result.detail.get("selection", {})
+    if "best_epoch" in chosen:
+        shown.append(f"{chosen['by']} {chosen['best_epoch']} of {chosen['epochs']}")
     return f"{result.model} on {result.dataset}, protocol {result.protocol}: {', '.join(shown)}"

@@ -1,6 +1,7 @@
 """All benchmarks at once: what is found, what is run, what is left alone; and what the command line adds."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -413,6 +414,22 @@ def test_options_and_headline(colors, tiny_run):
     result = suite.run_cell(load_backbone(str(tiny_run)), plan_suite(
         load_backbone(str(tiny_run)), str(colors), ["knn"], None, make_options("cpu", 8, 0)).run[0], Options(CPU, 8, 0))
     assert headline(result).startswith("tiny on colors, protocol native: 20-NN top-1 ")
+
+
+def test_the_best_test_epoch_is_called_so(patchssl, colors, tmp_path):
+    arguments = ("--data", colors, "--epochs", "2", "--workers", "0", "--results", tmp_path)
+    dino = patchssl("eval", "linear", SMALL, *arguments, "--protocol", "dino")
+    assert re.search(r"protocol dino-2-epochs: top-1 .*, best test epoch [12] of 2\n", dino.out), dino.err
+    assert "best test epoch" not in patchssl("eval", "linear", SMALL, *arguments).out
+
+
+@pytest.mark.parametrize("task", ["knn", "linear", "copydays", "revisited", "all"])
+def test_a_place_for_results_that_is_none_is_refused_at_once(patchssl, tmp_path, task):
+    (tmp_path / "file").touch()
+    more = ("--set", "made") if task == "revisited" else ()
+    answer = patchssl("eval", task, "pixels", "--data", "nothing", *more, "--results", tmp_path / "file" / "deep")
+    assert (answer.code, answer.out) == (4, "")
+    assert f"{tmp_path / 'file'} is no folder" in answer.err
 
 
 def test_few_shots_are_printed_with_their_spread(patchssl, colors, tmp_path):

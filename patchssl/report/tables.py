@@ -21,6 +21,7 @@ TASK_TITLES = {"knn": "k-NN on frozen features", "linear": "Linear probe",
                "rparis6k": "Revisited Paris", "revisited": "Retrieval on made sets", "patches": "Patch correspondence"}
 NOT_RUN, NOT_PUBLISHED, NOT_AVAILABLE = "not run", "not published", "not available"
 SEED_MARK = "†"
+TEST_CHOICE = "best test epoch"  # as the protocol's settings say it
 
 
 def comparison_table(results: Sequence[Result], task: str = "knn") -> pd.DataFrame:
@@ -38,7 +39,8 @@ def comparison_table(results: Sequence[Result], task: str = "knn") -> pd.DataFra
     printed, sources = _published_rows(columns, task)
     names = ["Method", "Architecture", "Pretraining", *headers]
     frame = pd.DataFrame(rows + printed, columns=names, dtype=object)
-    frame.attrs["notes"] = [*_interval_notes(scores), *_fingerprint_notes(results, columns, task), *sources]
+    frame.attrs["notes"] = [*_interval_notes(scores), *_selection_notes(results, columns, task),
+                            *_fingerprint_notes(results, columns, task), *sources]
     return frame
 
 
@@ -137,6 +139,15 @@ def _interval_notes(scores: Sequence[Score]) -> list[str]:
         notes.append(f"{SEED_MARK} records that share a seed or state none were averaged: "
                      "they may differ in more than the seed.")
     return notes
+
+
+def _selection_notes(results: Sequence[Result], columns: Sequence[Column], task: str) -> list[str]:
+    """Which protocols choose by the test images."""
+    shown = {column.protocol_fingerprint for column in columns}
+    names = {record.protocol for record in results if record.task == task and record.protocol_fingerprint in shown
+             and record.protocol_settings.get("selection") == TEST_CHOICE}
+    return [f"{name}: the {TEST_CHOICE}, as its authors report; intervals do not cover that the test images chose it."
+            for name in sorted(names)]
 
 
 def _fingerprint_notes(results: Sequence[Result], columns: Sequence[Column], task: str) -> list[str]:

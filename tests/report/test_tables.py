@@ -5,7 +5,9 @@ import random
 import pandas as pd
 import pytest
 
+from patchssl.eval.linear import linear_protocol
 from patchssl.eval.results import Result
+from patchssl.loading import load_backbone
 from patchssl.report.tables import comparison_table, score_table, to_csv, to_markdown, write_tables
 
 BASE = Result(
@@ -135,6 +137,19 @@ def test_few_shots_have_columns_by_their_number_and_say_what_the_spread_is(tmp_p
     written = [[path.read_bytes() for path in write_tables(order, tmp_path / name)]
                for name, order in (("one", records), ("two", records[::-1]))]
     assert written[0] == written[1]
+
+
+def test_a_choice_made_by_the_test_images_is_labelled():
+    def linear(name: str, selection: str) -> Result:
+        return record(task="linear", metrics={"top1": 0.5}, protocol=name, protocol_fingerprint=name.encode().hex() * 2,
+                      protocol_settings={"selection": selection})
+
+    records = [linear("dino", "best test epoch"), linear("cached", "accuracy on held-out training images")]
+    labelled = [note for note in comparison_table(records, "linear").attrs["notes"] if "test epoch" in note]
+    assert [note.partition(":")[0] for note in labelled] == ["dino"]
+    assert not any("test epoch" in note for note in comparison_table(records[1:], "linear").attrs["notes"])
+    settings = linear_protocol("dino", load_backbone("random:resnet10t")).settings
+    assert settings["selection"] in labelled[0]
 
 
 def imagenet(protocol: str = "dino") -> Result:
