@@ -378,17 +378,38 @@ def export(
 def tables(
     results: ResultsOpt = Path("results"),
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the table files; default: --results.")] = None,
+    paper: Annotated[bool, typer.Option("--paper/--no-paper", help="Also paper.md, .csv and .tex: the paper's "
+                                                                     "benchmarks, measured and published.")] = True,
 ) -> None:
-    """Comparison tables (Markdown and CSV) from the records in a folder."""
+    """Comparison tables (Markdown, CSV, LaTeX) from the records in a folder; prints those of all data sets found."""
     from patchssl.workflows import make_tables
 
-    text, paths, problems = make_tables(results, out or results)
+    text, paths, problems = make_tables(results, out or results, paper=paper)
     typer.echo(text)
     typer.echo("written to " + ", ".join(str(path) for path in paths), err=True)
     for problem in problems:
         typer.echo(f"left out: {problem}", err=True)
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A model with records in --results, by its name or its "
+                                                            "folder's, or a record file or folder.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    results: Annotated[Path, typer.Option("--results", help="Folder of records.")] = Path("results"),
+    seed: SeedOpt = 0,
+    num_moved: Annotated[int, typer.Option("--moved", min=0, help="How many queries or classes to name.")] = 5,
+    as_json: JsonOpt = False,
+) -> None:
+    """How much B is better than A in every task both were scored on, how surely, and where it moved most."""
+    from patchssl.report import compare as comparing
+
+    found = comparing.compare(comparing.find_records(first, results), comparing.find_records(second, results),
+                              seed=seed, num_moved=num_moved)
+    text = json.dumps(found.as_dict(), indent=2) if as_json else found.as_text()
+    typer.echo("".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text))
 
 
 @data_app.command("get")

@@ -158,11 +158,13 @@ def plan_pretraining(recipe: str, data: str | None, seed: int, overrides: tuple[
     return plan_run(load_recipe(recipe, overrides), data, seed, str(default_device(device)))
 
 
-def make_tables(results: Path, out: Path) -> tuple[str, list[Path], list[str]]:
-    """Write the comparison tables of the records under `results` to `out`.
+def make_tables(results: Path, out: Path, *, paper: bool = False) -> tuple[str, list[Path], list[str]]:
+    """Write the comparison tables of the records under `results` to `out`, with `paper` also the paper's tables.
 
-    Returns the Markdown, the files written, and a sentence for every record that had to be left out.
+    Returns the Markdown of the comparison tables, the files written, and a sentence for every record that had to be
+    left out.
     """
+    from patchssl.report.paper import write_paper
     from patchssl.report.tables import write_tables
 
     records, problems = read_results(results)
@@ -170,5 +172,5 @@ def make_tables(results: Path, out: Path) -> tuple[str, list[Path], list[str]]:
         raise DataError(f"{results} holds no result records; make one with: patchssl eval knn MODEL --data DIR "
                         f"--results {results}")
     out.mkdir(parents=True, exist_ok=True)
-    paths = write_tables(records, out, "table")
+    paths = write_tables(records, out, "table") + (write_paper(records, out, "paper") if paper else [])
     return paths[0].read_text("utf-8"), paths, problems

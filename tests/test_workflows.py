@@ -145,7 +145,7 @@ def test_tables_are_a_function_of_the_records(colors, tmp_path):
     (tmp_path / "results" / "broken.json").write_text("{")
     text, paths, problems = make_tables(tmp_path / "results", tmp_path / "out")
     assert "Raw pixels" in text and "Random network" in text
-    assert [path.name for path in paths] == ["table.md", "table.csv"]
+    assert [path.name for path in paths] == ["table.md", "table.csv", "table.tex"]
     assert len(problems) == 1 and "broken.json" in problems[0]
     before = [path.read_bytes() for path in paths]
     again = make_tables(tmp_path / "results", tmp_path / "out")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import ndtri  # type: ignore[import-untyped]
 from torch import Tensor
 
 from patchssl.errors import DataError, UsageError
@@ -68,17 +70,18 @@ def micro_average_precision(scores: np.ndarray, correct: np.ndarray, num_positiv
 
 
 def wilson_interval(num_correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for an accuracy of `num_correct` out of `total` independent images.
+    """Wilson's score interval (JASA 1927) for an accuracy of `num_correct` out of `total` independent images.
 
     >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
     [0.4902, 0.9433]
     """
-    from scipy.stats import binomtest  # type: ignore[import-untyped]  # takes almost a second
-
-    if not 0 <= num_correct <= total or total < 1:
+    if total < 1 or not 0 <= num_correct <= total:
         raise UsageError(f"{num_correct} of {total} images is no accuracy")
-    interval = binomtest(num_correct, total).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    # scipy's binomtest gives the same bounds, after an exact test that takes 0.5 ms
+    share, z = num_correct / total, float(ndtri((1 + confidence) / 2))
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))  # rounding at 0 and 1
 
 
 def as_table(values: np.ndarray | Tensor, shape: str) -> np.ndarray:

@@ -8,8 +8,13 @@ from functools import cache
 from importlib import resources
 
 # data sets of the PW-Self paper whose numbers we could not get hold of
-PAPER_DATASETS = ("cifar10", "imagenet100", "imagenet1k")
-_METRICS = {("knn", "top1@20"): "top1", ("linear", "top1"): "top1"}
+PAPER_DATASETS = ("cifar10", "imagenet100", "imagenet1k", "copydays", "roxford5k", "rparis6k")
+# task and metric of our records -> benchmark (behind the data set's name) and metric as `published.csv` has them
+_METRICS = {("knn", "top1@20"): ("{}-knn", "top1"), ("linear", "top1"): ("{}-linear", "top1"),
+            ("copydays", "strong/map"): ("{}-strong", "mAP"),
+            **{(task, f"{level}/map"): ("{}-" + level[0].upper(), "mAP")
+               for task in ("roxford5k", "rparis6k") for level in ("easy", "medium", "hard")}}
+_OTHER_PROTOCOL = ("TRANSFER", "THIRD PARTY", "USER REPORT", "DINOv2 authors")  # how the notes of such rows begin
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,15 @@ class Published:
     benchmark: str
     metric: str
     value: float
-    protocol: str
+    protocol: str  # in words
     source: str
+
+    @property
+    def protocol_name(self) -> str | None:
+        """Our name of the protocol the number was printed under: `dino`, `ibot`, or None where it is neither's."""
+        if self.protocol.startswith(_OTHER_PROTOCOL):
+            return None
+        return "ibot" if self.method == "iBOT" and self.benchmark.startswith(("roxford5k", "rparis6k")) else "dino"
 
 
 def published(task: str, dataset: str, metric: str,
@@ -33,9 +45,9 @@ def published(task: str, dataset: str, metric: str,
     Empty where nothing is printed for that data set; names of data sets are compared without case and
     punctuation.
     """
-    printed = _METRICS.get((task, metric))
-    benchmark = f"{plain_name(dataset)}-{task}"
-    return [row for row in read_published() if (row.benchmark, row.metric) == (benchmark, printed)
+    benchmark, printed = _METRICS.get((task, metric), ("", ""))
+    sought = benchmark.format(plain_name(dataset)), printed
+    return [row for row in read_published() if (row.benchmark, row.metric) == sought
             and row.method in methods and row.arch.startswith("ViT")]
 
 

@@ -11,12 +11,14 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
-from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped]
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from patchssl.errors import UsageError, one_of
+from patchssl.eval.metrics import wilson_interval
 from patchssl.eval.results import Result
 
 # metrics shown per task, in this order; keys as in the records
@@ -54,6 +56,7 @@ class Row(NamedTuple):
 class Column(NamedTuple):
     """What it was scored on, how, and which metric."""
 
+    task: str
     dataset: str
     protocol: str
     metric: str
@@ -77,6 +80,7 @@ class Score:
     interval: str = ""  # "seeds": Student's t over records; "images": Wilson over one record's test images; "draws"
     seeds_differ: bool = True  # False where records share a seed or do not state it
     draws: int = 0  # of the training images, in one few-shot record
+    records: tuple[Result, ...] = field(default=(), repr=False, compare=False)  # one per weights, by ascending value
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -94,20 +98,6 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return mean - half, mean + half
 
 
-def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a `share` in [0, 1] of `count` independent trials.
-
-    >>> [round(bound, 3) for bound in wilson_interval(0.5, 100)]
-    [0.404, 0.596]
-    """
-    if count < 1 or not 0 <= share <= 1:
-        raise ValueError(f"a share of {share} of {count} trials has no interval")
-    z = float(ndtri((1 + level) / 2))
-    center = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))  # rounding at 0 and 1
-
-
 def collect_scores(results: Iterable[Result], task: str) -> list[Score]:
     """Scores of all records of `task`, in the order of the tables; UsageError for an unknown task."""
     if task not in HEADLINES:
@@ -118,7 +108,7 @@ def collect_scores(results: Iterable[Result], task: str) -> list[Score]:
             if metric_place(task, metric) is not None:
                 cells[row_of(result), column_of(result, metric)].append(result)
     scores = [_score(row, column, records) for (row, column), records in cells.items()]
-    return sorted(scores, key=lambda s: (s.row, column_order(s.column, task)))
+    return sorted(scores, key=lambda s: (s.row, column_order(s.column)))
 
 
 def metric_place(task: str, metric: str) -> int | None:
@@ -140,9 +130,9 @@ def few_shots(metric: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def column_order(column: Column, task: str) -> tuple[Any, ...]:
-    """What columns are sorted by: data set and protocol, then the metric's place, then its name."""
-    return (*column._replace(metric=""), metric_place(task, column.metric), column.metric)
+def column_order(column: Column) -> tuple[Any, ...]:
+    """What columns are sorted by: task, data set and protocol, then the metric's place, then its name."""
+    return (*column._replace(metric=""), metric_place(column.task, column.metric), column.metric)
 
 
 def row_of(result: Result) -> Row:
@@ -156,7 +146,7 @@ def row_of(result: Result) -> Row:
 
 def column_of(result: Result, metric: str) -> Column:
     """The column that `metric` of a record belongs to."""
-    return Column(result.dataset, result.protocol, metric, result.dataset_fingerprint,
+    return Column(result.task, result.dataset, result.protocol, metric, result.dataset_fingerprint,
                   result.protocol_fingerprint)
 
 
@@ -176,19 +166,23 @@ def _pretraining(result: Result) -> str:
 def _score(row: Row, column: Column, records: Sequence[Result]) -> Score:
     """One cell; the same weights scored twice, perhaps under two names, count once."""
     distinct = list({record.weights_sha256: record for record in reversed(records)}.values())
-    values = sorted(r.metrics[column.metric] for r in distinct)
+    distinct.sort(key=lambda record: (record.metrics[column.metric], record.weights_sha256))
+    score = partial(Score, row, column, n=len(distinct), records=tuple(distinct))
+    values = [record.metrics[column.metric] for record in distinct]
     mean = math.fsum(values) / len(values)
     if len(values) > 1:
         seeds = [r.seed for r in distinct]
         known = None not in seeds and len(set(seeds)) == len(seeds)
-        return Score(row, column, mean, len(values), *t_interval(values), "seeds", known)
+        low, high = t_interval(values)
+        return score(mean=mean, low=low, high=high, interval="seeds", seeds_differ=known)
     if (spread := _draws(distinct[0], column.metric)) is not None:
         deviation, draws = spread
-        return Score(row, column, mean, 1, mean - deviation, mean + deviation, "draws", draws=draws)
+        return score(mean=mean, low=mean - deviation, high=mean + deviation, interval="draws", draws=draws)
     count = num_test_images(distinct[0])
     if count and column.metric.startswith("top"):
-        return Score(row, column, mean, 1, *wilson_interval(mean, count), "images")
-    return Score(row, column, mean, 1)
+        low, high = wilson_interval(round(mean * count), count)
+        return score(mean=mean, low=low, high=high, interval="images")
+    return score(mean=mean)
 
 
 def num_test_images(result: Result) -> int | None:

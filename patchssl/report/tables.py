@@ -5,13 +5,15 @@ Fractions in the records become percent here. A frame's footnotes are in `frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from patchssl.eval.results import Result
+from patchssl.report.best import BOLD_NOTE, best_cells
 from patchssl.report.published import PAPER_DATASETS, Published, plain_name, published
+from patchssl.report.render import NAMED, to_csv, to_latex, to_markdown
 from patchssl.report.scores import HEADLINES, NONE, Column, Row, Score, collect_scores, column_order, few_shots
 
 METRIC_LABELS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact": "exact matches",
@@ -19,9 +21,11 @@ METRIC_LABELS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact": "exact
 TASK_TITLES = {"knn": "k-NN on frozen features", "linear": "Linear probe",
                "copydays": "Copydays copy detection", "roxford5k": "Revisited Oxford",
                "rparis6k": "Revisited Paris", "revisited": "Retrieval on made sets", "patches": "Patch correspondence"}
-NOT_RUN, NOT_PUBLISHED, NOT_AVAILABLE = "not run", "not published", "not available"
-SEED_MARK = "†"
+NOT_RUN, NOT_PUBLISHED, NOT_AVAILABLE, OTHER_PROTOCOL = "not run", "not published", "not available", "other protocol"
+SEED_MARK, PRETRAINING_MARK = "†", "‡"
 TEST_CHOICE = "best test epoch"  # as the protocol's settings say it
+UNTRAINED = {NONE, "untrained"}  # what stands for the pretraining of pixels and random networks
+MOST_LISTED = 4  # kinds of pretraining that a note names
 
 
 def comparison_table(results: Sequence[Result], task: str = "knn") -> pd.DataFrame:
@@ -31,71 +35,131 @@ def comparison_table(results: Sequence[Result], task: str = "knn") -> pd.DataFra
     UsageError for an unknown task.
     """
     scores = collect_scores(results, task)
-    columns = _ordered_columns(scores, task)
-    headers = _headers(columns)
-    cells = {(score.row, score.column): _cell(score) for score in scores}
-    rows = [[row.label, row.arch, row.pretraining, *(cells.get((row, column), NOT_RUN) for column in columns)]
-            for row in sorted({score.row for score in scores})]
-    printed, sources = _published_rows(columns, task)
-    names = ["Method", "Architecture", "Pretraining", *headers]
-    frame = pd.DataFrame(rows + printed, columns=names, dtype=object)
-    frame.attrs["notes"] = [*_interval_notes(scores), *_selection_notes(results, columns, task),
-                            *_fingerprint_notes(results, columns, task), *sources]
+    columns = sorted({score.column for score in scores}, key=column_order)
+    return table_frame(scores, columns, sorted({score.row for score in scores}), results)
+
+
+def table_frame(scores: Sequence[Score], columns: Sequence[Column], rows: Sequence[Row],
+                results: Sequence[Result]) -> pd.DataFrame:
+    """The table of `rows` by `columns` filled from `scores`, with the published numbers of these columns below."""
+    measured = {(score.row, score.column): score for score in scores}
+    printed, sources = published_cells(columns)
+    mixed = _mixed_pretraining(columns, [*measured, *((row, column) for row, found in printed.items()
+                                                       for column, text in found.items() if text[0].isdigit())])
+    body = [_cells(row, columns, lambda place: _cell(measured[place]) if place in measured else NOT_RUN)
+            for row in rows]
+    body += [_cells(row, columns, lambda place: printed[place[0]].get(place[1], NOT_PUBLISHED)) for row in printed]
+    headers = [f"{title} {PRETRAINING_MARK}" if column in mixed else title
+               for title, column in zip(_headers(columns), columns, strict=True)]
+    frame = pd.DataFrame(body, columns=["Method", "Architecture", "Pretraining", *headers], dtype=object)
+    best = best_cells(scores)
+    frame.attrs["bold"] = [(i, j) for i, row in enumerate(rows) for j, column in enumerate(columns, NAMED)
+                           if (row, column) in best]
+    frame.attrs["notes"] = [*_interval_notes(scores), *_bold_notes(scores), *_pretraining_notes(mixed),
+                            *_selection_notes(results, columns), *_fingerprint_notes(results, columns), *sources]
     return frame
 
 
 def score_table(results: Sequence[Result], task: str = "knn") -> pd.DataFrame:
-    """The numbers behind `comparison_table`, one row per cell: percent, interval, n and both fingerprints."""
-    records = []
-    for score in collect_scores(results, task):
+    """The numbers behind `comparison_table`, one row per cell: percent, interval, n, source and both fingerprints."""
+    scores = collect_scores(results, task)
+    return number_table(scores, sorted({score.column for score in scores}, key=column_order))
+
+
+def number_table(scores: Sequence[Score], columns: Sequence[Column]) -> pd.DataFrame:
+    """`scores` and what is published for `columns`, one row per number; `best` as `best_cells` has it."""
+    best, records = best_cells(scores), []
+    for score in scores:
         bounds = [None if bound is None else round(100 * bound, 4) for bound in (score.low, score.high)]
         words = ["" if word == NONE else word for word in score.row[1:]]
-        records.append([*words, task, *score.column,
-                        round(100 * score.mean, 4), *bounds, score.interval, score.n, score.seeds_differ])
-    names = ["method", "arch", "pretraining", "task", *Column._fields,
-             "percent", "low", "high", "interval", "n", "seeds_differ"]
+        records.append([*words, *score.column, round(100 * score.mean, 4), *bounds, score.interval, score.n,
+                        score.seeds_differ, (score.row, score.column) in best, "measured"])
+    for column in columns:
+        for number in _comparable(column):
+            records.append([f"{number.method} (published)", number.arch, number.pretraining, *column,
+                            round(100 * number.value, 4), None, None, "", "", "", False, number.source])
+    names = ["method", "arch", "pretraining", *Column._fields,
+             "percent", "low", "high", "interval", "n", "seeds_differ", "best", "source"]
     return pd.DataFrame(records, columns=names)
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
-    """A padded pipe table, numbers to the right, and the frame's notes below it."""
-    header = [_escape(str(name)) for name in frame.columns]
-    body = [[_escape(str(cell)) for cell in row] for row in frame.itertuples(index=False)]
-    widths = [max(3, *(len(row[i]) for row in [header, *body])) for i in range(len(header))]
-    named = min(3, len(header))  # method, architecture, pretraining are words
-    rule = ["-" * width if i < named else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    lines = [_line(header, widths, named), "| " + " | ".join(rule) + " |",
-             *(_line(row, widths, named) for row in body)]
-    notes = [f"- {_escape(note)}" for note in frame.attrs.get("notes", [])]
-    return "\n".join(lines + (["", *notes] if notes else [])) + "\n"
-
-
-def to_csv(frame: pd.DataFrame) -> str:
-    """The frame as CSV with a header and line feeds; numbers have four decimals at most."""
-    return str(frame.to_csv(index=False, lineterminator="\n", na_rep=""))
-
-
 def write_tables(results: Sequence[Result], out_dir: Path, stem: str = "table") -> list[Path]:
-    """Write STEM.md (a comparison table per task) and STEM.csv (the numbers behind them) to `out_dir`."""
+    """Write STEM.md and STEM.tex (a table per task) and STEM.csv (the numbers behind them) to `out_dir`."""
     tasks = [task for task in HEADLINES if any(result.task == task for result in results)]
-    sections = [f"## {TASK_TITLES[task]}\n\n{to_markdown(comparison_table(results, task))}" for task in tasks]
-    numbers = [to_csv(score_table(results, task)) for task in tasks] or [to_csv(score_table([], "knn"))]
-    header, _, _ = numbers[0].partition("\n")
-    rows = "".join(text.partition("\n")[2] for text in numbers)
+    frames = {TASK_TITLES[task]: comparison_table(results, task) for task in tasks}
+    return write_frames(frames, [score_table(results, task) for task in tasks or ["knn"]], out_dir, stem)
+
+
+def write_frames(frames: dict[str, pd.DataFrame], numbers: Sequence[pd.DataFrame], out_dir: Path,
+                 stem: str) -> list[Path]:
+    """Write `frames` (title -> table) to STEM.md and STEM.tex, `numbers` one after the other to STEM.csv."""
+    texts = {
+        "md": "\n".join(f"## {title}\n\n{to_markdown(frame)}" for title, frame in frames.items()),
+        "csv": to_csv(numbers[0]) + "".join(to_csv(more).partition("\n")[2] for more in numbers[1:]),
+        "tex": "% needs \\usepackage{booktabs}\n"
+               + "\n".join(to_latex(frame, title) for title, frame in frames.items()),
+    }
     out_dir.mkdir(parents=True, exist_ok=True)
-    paths = [out_dir / f"{stem}.md", out_dir / f"{stem}.csv"]
-    for path, text in zip(paths, ("\n".join(sections), f"{header}\n{rows}"), strict=True):
+    paths = [out_dir / f"{stem}.{suffix}" for suffix in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
         path.write_text(text, encoding="utf-8", newline="\n")
     return paths
 
 
-def _ordered_columns(scores: Iterable[Score], task: str) -> list[Column]:
-    return sorted({score.column for score in scores}, key=lambda column: column_order(column, task))
+def published_cells(columns: Sequence[Column]) -> tuple[dict[Row, dict[Column, str]], list[str]]:
+    """Rows of printed numbers for the `columns` that have any, and notes with the sources they cite."""
+    sources: list[str] = []
+    cells: dict[Row, dict[Column, str]] = {}
+    for column in columns:
+        for row, found in _by_row(published(column.task, column.dataset, column.metric)).items():
+            same = [number for number in found if number.protocol_name == column.protocol]
+            cells.setdefault(row, {})[column] = _printed_cell(same, sources) if same else OTHER_PROTOCOL
+        if plain_name(column.dataset) in PAPER_DATASETS:
+            row = Row(2, "PW-Self (published)", NONE, NONE)
+            cells.setdefault(row, {})[column] = NOT_AVAILABLE
+    notes = ["Rows marked (published) are printed elsewhere, not measured here; data sets are matched by name, and a "
+             f"number stands only under the protocol it was printed for ({OTHER_PROTOCOL}: under another).",
+             f"PW-Self (published), {NOT_AVAILABLE}: its authors' numbers could not be had."]
+    return dict(sorted(cells.items())), [*notes, *(f"[{i}] {source}" for i, source in enumerate(sources, 1))
+                                         ] if cells else []
+
+
+def _comparable(column: Column) -> list[Published]:
+    """What is published for `column` under its own protocol."""
+    return [number for number in published(column.task, column.dataset, column.metric)
+            if number.protocol_name == column.protocol]
+
+
+def _cells(row: Row, columns: Sequence[Column], text: Callable[[tuple[Row, Column]], str]) -> list[str]:
+    return [row.label, row.arch, row.pretraining, *(text((row, column)) for column in columns)]
+
+
+def _mixed_pretraining(columns: Sequence[Column], places: Iterable[tuple[Row, Column]]) -> dict[Column, list[str]]:
+    """The columns whose numbers come from different pretraining, with all that is in them."""
+    kinds: dict[Column, set[str]] = {column: set() for column in columns}
+    for row, column in places:
+        if column in kinds:
+            kinds[column] |= {row.pretraining} - UNTRAINED
+    return {column: sorted(found) for column, found in kinds.items() if len(found) > 1}
+
+
+def _pretraining_notes(mixed: dict[Column, list[str]]) -> list[str]:
+    if not mixed:
+        return []
+    kinds = sorted({kind for found in mixed.values() for kind in found})
+    listed = f" ({'; '.join(kinds)})" if len(kinds) <= MOST_LISTED else ""
+    return [f"{PRETRAINING_MARK} rows of this column differ in pretraining data or epochs, as the column Pretraining "
+            f"says{listed}: their differences are not those of the methods alone."]
+
+
+def _bold_notes(scores: Sequence[Score]) -> list[str]:
+    columns = [score.column for score in scores]
+    return [BOLD_NOTE] if len(set(columns)) < len(columns) else []
 
 
 def _headers(columns: Sequence[Column]) -> list[str]:
     """Column titles; one that would stand twice gets the fingerprints it differs in."""
-    plain = [f"{c.dataset}, {_metric_label(c.metric)}, % ({c.protocol})" for c in columns]
+    plain = [f"{c.dataset}, {_metric_label(c)}, % ({c.protocol})" for c in columns]
     return [f"{title} #{_mark(column)}" if plain.count(title) > 1 else title
             for title, column in zip(plain, columns, strict=True)]
 
@@ -104,14 +168,15 @@ def _mark(column: Column) -> str:
     return f"{column.dataset_fingerprint[:6]}/{column.protocol_fingerprint[:6]}"
 
 
-def _metric_label(metric: str) -> str:
+def _metric_label(column: Column) -> str:
     """Words for a metric's key: top1@20 is 20-NN top-1, fewshot5/top1@20 20-NN 5-shot top-1, strong/map strong mAP."""
-    name, _, neighbors = metric.partition("@")
+    name, _, neighbors = column.metric.partition("@")
     *level, name = name.split("/")
-    if (shots := few_shots(metric)) is not None:
+    if (shots := few_shots(column.metric)) is not None:
         level = [f"{shots}-shot"]
     words = [*level, METRIC_LABELS.get(name, name)]
-    return " ".join([f"{neighbors}-NN", *words] if neighbors else words)
+    kind = [f"{neighbors}-NN"] if neighbors else ["linear"] if column.task == "linear" else []
+    return " ".join([*kind, *words])
 
 
 def _cell(score: Score) -> str:
@@ -141,57 +206,40 @@ def _interval_notes(scores: Sequence[Score]) -> list[str]:
     return notes
 
 
-def _selection_notes(results: Sequence[Result], columns: Sequence[Column], task: str) -> list[str]:
+def _selection_notes(results: Sequence[Result], columns: Sequence[Column]) -> list[str]:
     """Which protocols choose by the test images."""
-    shown = {column.protocol_fingerprint for column in columns}
-    names = {record.protocol for record in results if record.task == task and record.protocol_fingerprint in shown
+    shown = {(column.task, column.protocol_fingerprint) for column in columns}
+    names = {record.protocol for record in results if (record.task, record.protocol_fingerprint) in shown
              and record.protocol_settings.get("selection") == TEST_CHOICE}
     return [f"{name}: the {TEST_CHOICE}, as its authors report; intervals do not cover that the test images chose it."
             for name in sorted(names)]
 
 
-def _fingerprint_notes(results: Sequence[Result], columns: Sequence[Column], task: str) -> list[str]:
+def _fingerprint_notes(results: Sequence[Result], columns: Sequence[Column]) -> list[str]:
     """Why a data set has several columns under one protocol's name."""
     notes = []
-    for dataset, protocol in sorted({(c.dataset, c.protocol) for c in columns}):
-        same = [c for c in columns if (c.dataset, c.protocol) == (dataset, protocol)]
+    for cell in sorted({(c.task, c.dataset, c.protocol) for c in columns}):
+        same = [c for c in columns if (c.task, c.dataset, c.protocol) == cell]
+        _, dataset, protocol = cell
         images = {c.dataset_fingerprint for c in same}
         settings = {c.protocol_fingerprint for c in same}
         if len(images) > 1:
             notes.append(f"{dataset} names {len(images)} different sets of images, a column each; "
                          "# gives the first digits of the fingerprints of images/protocol.")
         if len(settings) > 1:
-            found = [r for r in results if (r.task, r.dataset, r.protocol) == (task, dataset, protocol)]
+            found = [r for r in results if (r.task, r.dataset, r.protocol) == cell]
             notes.append(f"{protocol} on {dataset} was run with {len(settings)} settings, a column each that "
-                         f"cannot be compared with another; they differ in {_differing(found)}.")
+                         f"cannot be compared with another; they differ in {differing_settings(found)}.")
     return notes
 
 
-def _differing(results: Sequence[Result]) -> str:
+def differing_settings(results: Sequence[Result]) -> str:
     """Names and values of the protocol settings that are not the same in all `results`."""
     names = sorted({name for result in results for name in result.protocol_settings})
     values = {name: sorted({str(result.protocol_settings.get(name, "not set")) for result in results})
               for name in names}
     parts = [f"{name} ({', '.join(found)})" for name, found in values.items() if len(found) > 1]
     return "; ".join(parts) or "settings that the records do not list"
-
-
-def _published_rows(columns: Sequence[Column], task: str) -> tuple[list[list[str]], list[str]]:
-    """Rows of printed numbers for the columns that have any, and the sources they cite."""
-    sources: list[str] = []
-    cells: dict[Row, dict[Column, str]] = {}
-    for column in columns:
-        for row, found in _by_row(published(task, column.dataset, column.metric)).items():
-            text = _printed_cell(found, sources) if column.protocol == "dino" else "other protocol"
-            cells.setdefault(row, {})[column] = text
-        if plain_name(column.dataset) in PAPER_DATASETS:
-            row = Row(2, "PW-Self (published)", NONE, NONE)
-            cells.setdefault(row, {})[column] = NOT_AVAILABLE
-    rows = [[row.label, row.arch, row.pretraining, *(cells[row].get(c, NOT_PUBLISHED) for c in columns)]
-            for row in sorted(cells)]
-    notes = ["Rows marked (published) are printed elsewhere, not measured here; data sets are matched by "
-             "name."]
-    return rows, [*notes, *(f"[{i}] {source}" for i, source in enumerate(sources, 1))] if rows else []
 
 
 def _by_row(found: Sequence[Published]) -> dict[Row, list[Published]]:
@@ -212,15 +260,3 @@ def _printed_cell(found: Sequence[Published], sources: list[str]) -> str:
             sources.append(first[number.value])
     values = dict.fromkeys(number.value for number in found)
     return ", ".join(f"{100 * value:.1f} [{sources.index(first[value]) + 1}]" for value in values)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], named: int) -> str:
-    padded = [cell.ljust(width) if i < named else cell.rjust(width)
-              for i, (cell, width) in enumerate(zip(cells, widths, strict=True))]
-    return "| " + " | ".join(padded) + " |"
-
-
-def _escape(text: str) -> str:
-    """Text that cannot break out of a Markdown cell."""
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").split())
-

@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.metrics import average_precision, micro_average_precision, precision_at, wilson_interval
@@ -107,6 +108,16 @@ def test_wilsons_bounds_are_where_the_score_test_turns(num_correct, total):
         if bound not in (0, 1):
             assert abs(share - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / total), rel=1e-5)
     assert wilson_interval(num_correct, total, confidence=0.99)[1] >= high
+
+
+@settings(max_examples=60, deadline=None)
+@given(total=st.integers(1, 5000), data=st.data())
+def test_wilsons_bounds_are_scipys(total, data):
+    num_correct = data.draw(st.integers(0, total))
+    expected = binomtest(num_correct, total).proportion_ci(0.9, method="wilson")
+    low, high = wilson_interval(num_correct, total, confidence=0.9)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert 0 <= low <= num_correct / total <= high <= 1
 
 
 @pytest.mark.parametrize(("num_correct", "total"), [(0, 0), (3, 2), (-1, 2)])

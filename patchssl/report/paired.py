@@ -1,0 +1,121 @@
+"""Two networks on the same queries or test images: the difference, how sure it is, and by what chance it arises."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from patchssl.errors import DataError
+from patchssl.eval.results import Result, unpack_bits
+
+RESAMPLES = 9_999
+SIGNIFICANT = 0.05
+_CLOSE = 1e-5  # APs stand in records with six digits
+_NOISE = 1e-12  # sums in another order are not quite equal
+_CELLS = 4_000_000  # drawn numbers in memory at a time
+_FEW = 10  # different gaps whose numbers are drawn instead of the gaps
+_FAR = 4.95  # standard deviations of the sum under sign flips
+
+
+class Difference(NamedTuple):
+    """Mean of `num` paired differences, second minus first, with its 95 % interval and two-sided p-value."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    num: int
+
+    @property
+    def significant(self) -> bool:
+        """Is no difference ruled out, by the p-value and by the interval?"""
+        return self.p < SIGNIFICANT and not self.low <= 0 <= self.high
+
+
+def per_query(result: Result, metric: str) -> np.ndarray | None:
+    """The values (Q,) whose mean is `metric`: 0 or 1 per test image, or an AP per query (NaN: no positives).
+
+    None where the record holds none, and where what it holds contradicts the metric.
+    """
+    try:
+        values = _values(result, metric)
+    except (ValueError, TypeError, OverflowError):  # a record is a file that anyone may have written
+        return None
+    if values is None or values.ndim != 1 or np.isnan(values).all():
+        return None
+    inside = (values[~np.isnan(values)] >= 0).all() and (values[~np.isnan(values)] <= 1).all()
+    return values if inside and abs(np.nanmean(values) - result.metrics[metric]) < _CLOSE else None
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray, *, seed: int = 0,
+                      resamples: int = RESAMPLES) -> Difference:
+    """`second` minus `first`, both (Q,) of the same queries in the same order; NaN in both: left out.
+
+    The interval is the percentile bootstrap's over queries (Efron and Tibshirani 1993, chapter 13), the p-value that
+    of random sign flips of the differences (Fisher's paired randomization test, which of 0 and 1 is McNemar's).
+    DataError for other shapes and other queries left out.
+    """
+    if first.shape != second.shape or (np.isnan(first) != np.isnan(second)).any():
+        raise DataError(f"values of {_count(first)} and {_count(second)} queries are not of the same queries")
+    gaps = (second - first)[~np.isnan(first)]
+    if not len(gaps):
+        raise DataError("no query has a value, so there is no difference")
+    rng = np.random.default_rng(seed)
+    low, high = np.quantile(_bootstrap_means(gaps, rng, resamples), (0.025, 0.975))
+    return Difference(float(gaps.mean()), float(low), float(high), _sign_flips_p(gaps, rng, resamples), len(gaps))
+
+
+def clearly_better(first: np.ndarray, second: np.ndarray) -> bool:
+    """Is the mean of `second` higher by so much that no resampling is needed to say so?
+
+    Of random sign flips of the gaps g, P(|sum| >= s) <= 2 exp(-s^2 / (2 sum g^2)) (Hoeffding 1963): 1e-5 here.
+    """
+    gaps = (second - first)[~np.isnan(first)]
+    return bool(gaps.sum() > _FAR * np.sqrt((gaps**2).sum()))
+
+
+def _bootstrap_means(gaps: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Means (resamples,) of as many values drawn from `gaps` with replacement."""
+    values, counts = np.unique(gaps, return_counts=True)
+    if len(values) <= _FEW:  # right and wrong: scipy would draw every one of 50,000 images in every resample
+        return rng.multinomial(len(gaps), counts / len(gaps), size=resamples) @ values / len(gaps)
+    from scipy.stats import bootstrap  # type: ignore[import-untyped]  # takes almost a second
+
+    drawn = bootstrap((gaps,), np.mean, n_resamples=resamples, batch=max(1, _CELLS // len(gaps)), method="percentile",
+                      random_state=rng)
+    return np.asarray(drawn.bootstrap_distribution)
+
+
+def _sign_flips_p(gaps: np.ndarray, rng: np.random.Generator, resamples: int) -> float:
+    """Share of sign flips, the observed one counted, whose sum lies as far from 0 as that of `gaps`.
+
+    As `scipy.stats.permutation_test` of samples, but drawing how many of the gaps of one size are flipped.
+    """
+    sizes, counts = np.unique(np.abs(gaps), return_counts=True)
+    observed = abs(gaps.sum()) - _NOISE
+    hits = 0
+    for size in _blocks(resamples, len(sizes)):
+        sums = (2 * rng.binomial(counts, 0.5, size=(size, len(counts))) - counts) @ sizes
+        hits += int((np.abs(sums) >= observed).sum())
+    return (hits + 1) / (resamples + 1)
+
+
+def _blocks(resamples: int, width: int) -> list[int]:
+    """`resamples` in parts, so that a part of rows of `width` numbers fits into memory."""
+    step = max(1, _CELLS // width)
+    return [min(step, resamples - start) for start in range(0, resamples, step)]
+
+
+def _values(result: Result, metric: str) -> np.ndarray | None:
+    correct, aps = (result.detail.get(name) for name in ("correct", "aps"))
+    if isinstance(correct, dict) and metric in correct:
+        return unpack_bits(correct[metric], result.detail["num_test"]).astype(float)
+    level, _, name = metric.rpartition("/")
+    if name == "map" and isinstance(aps, dict) and level in aps:
+        return np.array(aps[level], dtype=float)  # None, a query without positives, becomes NaN
+    return None
+
+
+def _count(values: np.ndarray) -> str:
+    return f"{(~np.isnan(values)).sum()} of {len(values)}"

@@ -1,0 +1,67 @@
+"""The tables of the PW-Self paper (arXiv:2310.18651): its benchmarks, measured here and published, whole or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from patchssl.eval.results import Result
+from patchssl.report.published import plain_name
+from patchssl.report.scores import METHODS, NONE, Column, Row, Score, collect_scores
+from patchssl.report.tables import NOT_RUN, number_table, table_frame, write_frames
+
+# title -> (task, data set, protocol, metric) of its columns
+PAPER: dict[str, list[tuple[str, str, str, str]]] = {
+    "Classification of frozen features": [
+        (task, dataset, "dino", metric) for dataset in ("cifar10", "imagenet100", "imagenet1k")
+        for task, metric in (("knn", "top1@20"), ("linear", "top1"))],
+    "Copy detection on Copydays": [("copydays", "copydays", "dino", "strong/map")],
+    "Retrieval on revisited Oxford and Paris": [
+        (task, task, protocol, f"{level}/map") for task in ("roxford5k", "rparis6k") for protocol in ("dino", "ibot")
+        for level in ("medium", "hard")],
+}
+PAPER_METHODS = ("pwself", "dino", "ibot")
+
+
+def paper_frames(results: Sequence[Result]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Title -> table with rows PW-Self, DINO, iBOT as measured and as published, and the numbers behind all of them.
+
+    A column that no record fills stands there all the same, under the protocol the published numbers have.
+    """
+    scores = [score for task in sorted({key[0] for keys in PAPER.values() for key in keys})
+              for score in collect_scores(results, task) if score.records[0].method in PAPER_METHODS]
+    frames, numbers = {}, []
+    for title, keys in PAPER.items():
+        columns = [column for key in keys for column in _columns(key, scores)]
+        shown = [score for score in scores if score.column in columns]
+        frame = table_frame(shown, columns, _rows(shown), results)
+        frame.attrs["notes"].insert(0, f"{NOT_RUN}: there is no such record among those read.")
+        frames[title] = frame
+        numbers.append(number_table(shown, columns))
+    return frames, pd.concat([table.astype(object) for table in numbers], ignore_index=True)
+
+
+def write_paper(results: Sequence[Result], out_dir: Path, stem: str = "paper") -> list[Path]:
+    """Write STEM.md, STEM.csv and STEM.tex to `out_dir`."""
+    frames, numbers = paper_frames(results)
+    return write_frames(frames, [numbers], out_dir, stem)
+
+
+def _columns(key: tuple[str, str, str, str], scores: Sequence[Score]) -> list[Column]:
+    """The columns of the records that `key` means, one per fingerprint, or one without any."""
+    task, dataset, protocol, metric = key
+    found = {c for c in (score.column for score in scores)
+             if (c.task, plain_name(c.dataset), c.protocol, c.metric) == key}
+    return sorted(found) or [Column(task, dataset, protocol, metric, "", "")]
+
+
+def _rows(scores: Sequence[Score]) -> list[Row]:
+    """The measured rows, and one for every method of the paper without any."""
+    rows = {score.row for score in scores}
+    labels = {row.label for row in rows}
+    known = list(METHODS)
+    missing = {Row(known.index(name), METHODS[name], NONE, NONE) for name in PAPER_METHODS
+               if METHODS[name] not in labels}
+    return sorted(rows | missing)
