@@ -24,7 +24,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Pretrain Vision Transformers patch-wise on unlabeled images, and say how good a backbone is.")
 eval_app = typer.Typer(no_args_is_help=True, help="Score a backbone under a named protocol.")
 data_app = typer.Typer(no_args_is_help=True, help="Get, check and make data sets.")
-plot_app = typer.Typer(no_args_is_help=True, help="Draw attention, matches, views and training curves.")
+plot_app = typer.Typer(no_args_is_help=True, help="Draw attention, patch tokens, matches, views and training curves.")
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed against a peer or a floor, in one run.")
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
@@ -273,12 +273,38 @@ def revisited(
     _print_record(result, results, as_json)
 
 
+@eval_app.command()
+def patches(
+    model: ModelArg,
+    data: Annotated[str, typer.Option("--data", callback=_not_empty, help="Folder of images, labels not needed, or a "
+                                                                          "set's name; its val images if it has "
+                                                                          "them.")],
+    protocol: Annotated[str | None, typer.Option("--protocol", help="native, the only one.")] = None,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="Pairs of views per image.")] = 1,
+    seed: SeedOpt = 0,
+    results: ResultsOpt = Path("results"),
+    device: DeviceOpt = None,
+    batch_size: BatchOpt = 64,
+    workers: WorkersOpt = 2,
+    as_json: JsonOpt = False,
+) -> None:
+    """Patch correspondence: how often a patch finds its place in another view, beside raw pixels and chance."""
+    from patchssl import scoring
+    from patchssl.console import Console
+
+    with Console() as console:
+        options = scoring.make_options(device, batch_size, workers, cached=False)
+        result = scoring.score_patches(model, data, protocol, options, pairs=pairs, seed=seed, console=console)
+    _print_record(result, results, as_json)
+
+
 @eval_app.command("all")
 def eval_all(
     model: ModelArg,
     data: Annotated[str, typer.Option("--data", callback=_not_empty, help="A set, or a folder of sets side by side.")],
-    tasks: Annotated[list[str] | None, typer.Option("--task", help="knn, linear, copydays or revisited; may be given "
-                                                                     "several times. Default: all.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help="knn, linear, copydays, revisited or patches; may "
+                                                                     "be given several times. Default: all but "
+                                                                     "patches.")] = None,
     results: ResultsOpt = Path("results"),
     overwrite: Annotated[bool, typer.Option("--overwrite/--skip-existing", help="Run again what has a record, or only "
                                                                                   "what is missing.")] = False,
@@ -519,6 +545,21 @@ def attention(
     from patchssl.workflows import default_device
 
     typer.echo(draw_attention(model, images, out, size=size, device=default_device(device)))
+
+
+@plot_app.command()
+def pca(
+    model: ModelArg,
+    images: ImagesArg,
+    size: Annotated[int | None, typer.Option("--size", min=8, help="Short side in pixels.")] = None,
+    out: OutFileOpt = Path("pca.png"),
+    device: DeviceOpt = None,
+) -> None:
+    """Patch tokens of all images together as colors, by their three main components: alike tokens look alike."""
+    from patchssl.drawing import draw_pca
+    from patchssl.workflows import default_device
+
+    typer.echo(draw_pca(model, images, out, size=size, device=default_device(device)))
 
 
 @plot_app.command()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from patchssl.backbone import Backbone
+from patchssl.backbone import Backbone, whole_patches
 from patchssl.data import open_images
 from patchssl.errors import DataError, UsageError
 from patchssl.geometry import View
@@ -86,10 +86,52 @@ def attention_rows(backbone: Backbone, images: Sequence[Pixels], size: int) -> l
         height, width = (side // backbone.patch_size for side in x.shape[-2:])
         x = x[..., : height * backbone.patch_size, : width * backbone.patch_size]
         attention = backbone.class_attention(x.to(backbone.device))[0].float().cpu()
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
-        seen = ((x[0] * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        rows.append((seen, attention.unflatten(-1, (height, width)).numpy()))
+        rows.append((_pixels_of(x, backbone), attention.unflatten(-1, (height, width)).numpy()))
     return rows
+
+
+@torch.inference_mode()
+def token_maps(backbone: Backbone, images: Sequence[Pixels], size: int) -> list[tuple[Pixels, np.ndarray]]:
+    """For each image what the network saw of it (H, W, 3), and its patch tokens (rows, columns, D) float32."""
+    maps = []
+    for pixels in images:
+        check_size(pixels, backbone.patch_size, size)
+        x = whole_patches(normalized(pixels, backbone, size), backbone.patch_size)
+        height, width = (side // backbone.patch_size for side in x.shape[-2:])
+        tokens = backbone.patch_tokens(x.to(backbone.device))[0].float().cpu()
+        if len(tokens) != height * width:
+            raise UsageError(f"{backbone.name} gave {len(tokens)} patch tokens for {height} x {width} patches")
+        maps.append((_pixels_of(x, backbone), tokens.unflatten(0, (height, width)).numpy()))
+    return maps
+
+
+def component_colors(maps: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Colors (rows, columns, 3) in [0, 1] of token maps (rows, columns, D), and the shares of variance they show.
+
+    Red, green and blue are the first three principal components of the tokens of all maps together, each stretched
+    from its 1st to its 99th percentile: one color means one thing in all of them. Fewer components than three: the
+    colors of those that lack stay in the middle. UsageError for tokens that do not differ, or are not finite.
+    """
+    from sklearn.decomposition import PCA
+
+    tokens = np.concatenate([one.reshape(-1, one.shape[-1]) for one in maps]).astype(np.float64)
+    if not np.isfinite(tokens).all() or np.allclose(tokens, tokens[0]):
+        raise UsageError(f"{len(tokens)} patch tokens that are all the same, or not finite, have no components to draw")
+    pca = PCA(min(3, *tokens.shape), svd_solver="full").fit(tokens)
+    places = pca.transform(tokens)
+    low, high = np.percentile(places, (1, 99), axis=0)
+    stretched = ((places - low) / np.maximum(high - low, np.finfo(float).tiny)).clip(0, 1)
+    colors = np.full((len(tokens), 3), 0.5)
+    colors[:, : stretched.shape[1]] = stretched
+    ends = np.cumsum([one.shape[0] * one.shape[1] for one in maps])[:-1]
+    parts = zip(np.split(colors, ends), maps, strict=True)
+    return [part.reshape(*one.shape[:2], 3) for part, one in parts], pca.explained_variance_ratio_
+
+
+def _pixels_of(x: Tensor, backbone: Backbone) -> Pixels:
+    """The pixels of normalized images (1, 3, H, W)."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
+    return ((x[0] * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0) -> tuple[list[View], list[Pixels]]:
@@ -116,6 +158,17 @@ def draw_attention(model: str | Backbone, images: Sequence[str], out: Path, *, s
     backbone = load_backbone(model, device) if isinstance(model, str) else model
     rows = attention_rows(backbone, [read_image(name) for name in images], size or backbone.image_size)
     return plot_attention(rows, out)
+
+
+def draw_pca(model: str | Backbone, images: Sequence[str], out: Path, *, size: int | None = None,
+             device: torch.device | str = "cpu") -> Path:
+    """Write the patch tokens of `model` on `images` (files or SET:INDEX) as colors; `size`: short side in pixels."""
+    from patchssl.report.plots import plot_components
+
+    backbone = load_backbone(model, device) if isinstance(model, str) else model
+    maps = token_maps(backbone, [read_image(name) for name in images], size or backbone.image_size)
+    colors, shares = component_colors([tokens for _, tokens in maps])
+    return plot_components([(seen, found) for (seen, _), found in zip(maps, colors, strict=True)], out, shares=shares)
 
 
 def draw_matches(image: str, recipe: Recipe, out: Path, *, seed: int = 0) -> Path:

@@ -12,22 +12,27 @@ import torch
 
 from patchssl.backbone import Backbone
 from patchssl.console import Console
-from patchssl.data import open_pair
+from patchssl.data import open_images, open_pair, split_names
 from patchssl.distributed import join_launched, local_rank, rank
+from patchssl.errors import UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copydays import evaluate_copydays
 from patchssl.eval.faiss_index import IndexPlan
 from patchssl.eval.features import RawPixels
 from patchssl.eval.linear import evaluate_linear
+from patchssl.eval.patches import PixelPatches, evaluate_patches
 from patchssl.eval.results import Result, read_results
 from patchssl.eval.retrieval import evaluate_revisited
 from patchssl.suite import TASKS, Choices, Options, SuitePlan, plan_suite, run_suite
 from patchssl.workflows import default_device, is_pixels, open_model, pixels_size
 
 PIXEL_SIDE = 32  # of raw pixels whose size was not said
+_PATCH_OPTIONS = ("img_size", "patch_size")
 PERCENT_OF = {"top1@20": "20-NN top-1", "top5@20": "top-5", "top1": "top-1", "top5": "top-5",
               "strong/map": "strong mAP", "overall/muap": "pooled µAP",
-              "easy/map": "easy mAP", "medium/map": "medium mAP", "hard/map": "hard mAP"}
+              "easy/map": "easy mAP", "medium/map": "medium mAP", "hard/map": "hard mAP",
+              "exact": "exact matches", "within1": "within one patch", "pixels/exact": "exact by raw pixels",
+              "position/exact": "by place alone", "chance/exact": "by chance"}
 
 
 def make_options(device: str | None, batch_size: int, workers: int, *, cached: bool = True) -> Options:
@@ -86,6 +91,28 @@ def score_revisited(model: str, data: Path, set_name: str, protocol: str | None,
                               progress=console.counter("features"), say=console.say)
 
 
+def score_patches(model: str, data: str, protocol: str | None, options: Options, *, pairs: int = 1, seed: int = 0,
+                  console: Console) -> Result:
+    """Patch correspondence on the val images of `data`, or all where nothing is split; labels are not needed.
+
+    `pixels?img_size=64&patch_size=8` scores raw pixels at the sizes of another model.
+    """
+    backbone = _pixel_patches(model) if is_pixels(model) else open_scored(model, options, console.say)
+    images = open_images(data, "val" if "val" in split_names(data) else None)
+    console.say(images.describe())
+    return evaluate_patches(backbone, images, protocol, pairs=pairs, seed=seed, device=options.device,
+                            batch_size=options.batch_size, workers=options.workers, progress=console.counter("patches"))
+
+
+def _pixel_patches(model: str) -> PixelPatches:
+    given = dict(part.partition("=")[::2] for part in model.partition("?")[2].split("&") if part)
+    if set(given) - set(_PATCH_OPTIONS) or not all(value.isdecimal() and int(value) for value in given.values()):
+        raise UsageError(f"model '{model}' is not understood; write pixels, or with the sizes of the model to compare "
+                         "with pixels?img_size=64&patch_size=8")
+    sizes = {name: int(value) for name, value in given.items()}
+    return PixelPatches(sizes.get("img_size", PIXEL_SIDE), sizes.get("patch_size"))
+
+
 def plan_all(model: str | Backbone, data: str, tasks: Sequence[str], results: Path | None, options: Options, *,
              choices: Choices | None = None, overwrite: bool,
              say: Callable[[str], None]) -> tuple[Backbone, SuitePlan]:
@@ -141,8 +168,8 @@ def evaluate(model: str | Backbone, data: str | Path, tasks: Sequence[str] = ("k
     """Score `model` (a URI or a backbone) on `data` by each of `tasks`: a pandas DataFrame, one row per metric.
 
     Columns: model, task, dataset, protocol, metric, value (a fraction). `data` is a set, or a folder of sets; tasks
-    are knn, linear, copydays, revisited. Raises UsageError for an unknown task, DataError where nothing can be run,
-    and the first error of a task that fails.
+    are knn, linear, copydays, revisited, patches. Raises UsageError for an unknown task, DataError where nothing can be
+    run, and the first error of a task that fails.
     """
     options = make_options(device, 64, 0, cached=cached)
     backbone, plan = plan_all(model, str(data), tuple(tasks), None, options, overwrite=True, say=lambda sentence: None)

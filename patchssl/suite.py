@@ -16,7 +16,7 @@ import torch
 
 from patchssl.backbone import Backbone
 from patchssl.console import Console
-from patchssl.data import NAMED_SETS, ImageSet, open_pair
+from patchssl.data import NAMED_SETS, ImageSet, open_images, open_pair
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copydays import copydays_protocol, dataset_name, evaluate_copydays
@@ -26,13 +26,15 @@ from patchssl.eval.features import Progress, RawPixels, compute_outputs, extract
 from patchssl.eval.fewshot import FewShot
 from patchssl.eval.knn import evaluate_knn, variant
 from patchssl.eval.linear import evaluate_linear, linear_protocol
+from patchssl.eval.patches import evaluate_patches, patches_protocol
 from patchssl.eval.protocols import Protocol, knn_protocol
 from patchssl.eval.record import joined
 from patchssl.eval.results import Result, plain_text, read_results
 from patchssl.eval.retrieval import evaluate_revisited, open_revisited, revisited_protocol
 from patchssl.eval.search import require_index
 
-TASKS = ("knn", "linear", "copydays", "revisited")
+TASKS = ("knn", "linear", "copydays", "revisited")  # by default
+ON_REQUEST = ("patches",)  # any images would do for it, so it would run on sets made for another task
 _TIMED_BATCH = 8  # images
 
 
@@ -145,8 +147,8 @@ def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Pat
     `choices` without use, DataError where nothing at all can be run.
     """
     for task in tasks:
-        if task not in TASKS:
-            raise UsageError(one_of("task", task, TASKS))
+        if task not in TASKS + ON_REQUEST:
+            raise UsageError(one_of("task", task, TASKS + ON_REQUEST))
     choices = choices or Choices()
     choices.require_use(tasks)
     cells, left_out = find_cells(backbone, data, tasks, choices)
@@ -213,6 +215,9 @@ def run_cell(backbone: Backbone, cell: Cell, options: Options, progress: Progres
         return evaluate_copydays(backbone, cell.data, name, batch_size=options.batch_size, **cell.options, **how)
     if cell.task == "revisited":
         return evaluate_revisited(backbone, cell.data, cell.set_name or "", name, **cell.options, **how)
+    if cell.task == "patches":
+        return evaluate_patches(backbone, open_images(cell.data, "val"), name, batch_size=options.batch_size,
+                                device=options.device, workers=options.workers, progress=progress)
     train, val = open_pair(cell.data)
     if cell.task == "knn":  # a variant's name is not that of the protocol it varies
         return evaluate_knn(backbone, train, val, None, batch_size=options.batch_size, **cell.options, **how)
@@ -232,6 +237,12 @@ def find_cells(backbone: Backbone, data: str, tasks: Sequence[str],
                 cells.append(make())
             except PatchSSLError as error:
                 left_out[what] = str(error)
+        if "patches" in tasks:
+            try:
+                cells.append(_patches(backbone, place))
+            except PatchSSLError as error:
+                if not own_layout:
+                    left_out[f"patches on {place}"] = str(error)
         if not wanted:
             continue
         try:
@@ -331,6 +342,13 @@ def _classification(backbone: Backbone, place: str, pair: tuple[ImageSet, ImageS
     return [Cell(task, place, val.name, makers[task](), len(train) + len(val), backbone.weights_sha256, pace,
                  lambda: joined([train.fingerprint, val.fingerprint]), options=options if task == "knn" else {})
             for task in tasks]
+
+
+def _patches(backbone: Backbone, place: str) -> Cell:
+    """On the val images of a set that has them, labeled or not."""
+    val = open_images(place, "val")
+    return Cell("patches", place, val.name, patches_protocol(backbone), len(val), backbone.weights_sha256,
+                _decode_seconds(val), lambda: joined([val.fingerprint]))
 
 
 def _finished(results: Path, weights: str) -> dict[tuple[str, str, str], set[str]]:

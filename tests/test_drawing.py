@@ -8,12 +8,15 @@ from PIL import Image
 from patchssl import drawing
 from patchssl.drawing import (
     attention_rows,
+    component_colors,
     draw_attention,
     draw_curves,
     draw_matches,
+    draw_pca,
     draw_views,
     read_image,
     recipe_of,
+    token_maps,
     views_of,
 )
 from patchssl.errors import DataError, UsageError
@@ -118,7 +121,7 @@ def test_attention_of_what_cannot_be_looked_at_is_refused(backbone, shape, size,
 def seen_plots(monkeypatch):
     """Arguments that the functions of report.plots are called with, instead of a figure."""
     calls = {}
-    for name in ("plot_attention", "plot_matches", "plot_views", "plot_curves"):
+    for name in ("plot_attention", "plot_components", "plot_matches", "plot_views", "plot_curves"):
         monkeypatch.setattr(f"patchssl.report.plots.{name}",
                             lambda *given, _name=name, **named: calls.setdefault(_name, (given, named)))
     return calls
@@ -129,6 +132,60 @@ def test_attention_is_drawn_at_the_size_of_the_model_unless_asked(backbone, phot
     (rows, out), _ = seen_plots["plot_attention"]
     assert [seen.shape for seen, _ in rows] == [(32, 40, 3), (32, 32, 3)]
     assert out == tmp_path / "a.png"
+
+
+def test_token_maps_are_the_tokens_of_what_the_network_saw(backbone, photo):
+    [(seen, tokens), (square, _)] = token_maps(backbone, [read_image(str(photo)), read_image("textures:0")], 32)
+    assert (seen.shape, tokens.shape, square.shape) == ((32, 40, 3), (4, 5, 24), (32, 32, 3))
+    own = backbone.tokens(drawing.normalized(read_image(str(photo)), backbone, 32))[0, 1:]
+    assert np.allclose(tokens.reshape(20, 24), own.detach().numpy(), atol=1e-6)
+    resnet = load_backbone("random:resnet18")
+    [(seen, tokens)] = token_maps(resnet, [read_image(str(photo))], 70)
+    assert seen.shape[:2] == (64, 64) and tokens.shape == (2, 2, 512)
+
+
+def test_colors_are_the_same_function_of_the_token_in_all_images():
+    """By an eigendecomposition of the covariance of all tokens together, up to the sign of a component."""
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(size=(rows, columns, 6)) * [9, 5, 3, 1, 1, 1] for rows, columns in ((4, 5), (3, 3))]
+    maps[1][0, 0] = maps[0][2, 3]
+    colors, shares = component_colors(maps)
+    assert [part.shape for part in colors] == [(4, 5, 3), (3, 3, 3)]
+    assert np.array_equal(colors[1][0, 0], colors[0][2, 3])
+    tokens = np.concatenate([one.reshape(-1, 6) for one in maps])
+    values, vectors = np.linalg.eigh(np.cov(tokens.T))
+    places = tokens @ vectors[:, :-4:-1]
+    low, high = np.percentile(places, [1, 99], axis=0)
+    expected = ((places - low) / (high - low)).clip(0, 1)
+    found = np.concatenate([part.reshape(-1, 3) for part in colors])
+    for component in range(3):
+        ours, theirs = found[:, component], expected[:, component]
+        assert np.allclose(ours, theirs) or np.allclose(ours, 1 - theirs)
+    assert shares == pytest.approx(values[:-4:-1] / values.sum())
+
+
+def test_tokens_of_few_dimensions_leave_a_color_in_the_middle_and_constant_ones_have_none():
+    colors, shares = component_colors([np.arange(12.0).reshape(3, 4, 1)])
+    assert len(shares) == 1 and np.ptp(colors[0][..., 0]) == 1
+    assert (colors[0][..., 1:] == 0.5).all()
+    for value in (1.0, np.nan):
+        with pytest.raises(UsageError, match="all the same, or not finite"):
+            component_colors([np.full((3, 4, 2), value)])
+
+
+def test_components_are_drawn_at_the_size_of_the_model_unless_asked(backbone, photo, tmp_path, seen_plots):
+    draw_pca(backbone, [str(photo), "textures:0"], tmp_path / "p.png")
+    (images, out), named = seen_plots["plot_components"]
+    assert [seen.shape for seen, _ in images] == [(32, 40, 3), (32, 32, 3)]
+    assert [colors.shape for _, colors in images] == [(4, 5, 3), (4, 4, 3)]
+    assert out == tmp_path / "p.png" and 0 < sum(named["shares"]) <= 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_command_draws_components(patchssl, photo, tmp_path, suffix):
+    out = tmp_path / f"p.{suffix}"
+    ran = patchssl("plot", "pca", SMALL, photo, "textures:3", "--out", out)
+    assert ran.code == 0 and ran.out.strip() == str(out) and out.stat().st_size > 1000
 
 
 def test_matches_are_those_of_the_views_shown(photo, tmp_path, seen_plots):

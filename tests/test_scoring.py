@@ -252,6 +252,25 @@ def test_what_has_a_record_is_not_run_again(everything, options, tmp_path):
     assert labels(plan_suite(backbone, data, TASKS, results, options).run) == labels(plan.run)[:1]
 
 
+def test_patches_are_run_on_val_images_when_asked_for_and_need_no_labels(everything, options, tmp_path):
+    backbone, results = load_backbone(SMALL), tmp_path / "results"
+    plan = plan_suite(backbone, str(everything), ["patches"], results, options)
+    assert labels(plan.run) == ["patches on colors (native)"]  # the only set with train/ and val/
+    assert plan.images == 12
+    for split, count in (("train", 2), ("val", 3)):
+        save_photographs(tmp_path / "plain" / split, count)
+    plan = plan_suite(backbone, str(tmp_path / "plain"), ["knn", "patches"], results, options)
+    assert labels(plan.run) == ["patches on plain (native)"]
+    assert "needs labels" in plan.left_out[f"knn on {tmp_path / 'plain'}"]
+    (result,), failed = run_suite(backbone, plan, options, keep=lambda result: result.write(results))
+    assert (result.task, result.detail["num_images"], failed) == ("patches", 3, {})
+    assert f"exact matches {result.metrics['exact']:.1%}" in headline(result)
+    again = plan_suite(backbone, str(tmp_path / "plain"), ["patches"], results, options)
+    assert (again.run, labels(again.done)) == ((), labels(plan.run))
+    with pytest.raises(DataError, match="photographs has no val images"):
+        plan_suite(backbone, str(everything / "photographs"), ["patches"], results, options)
+
+
 def test_one_failure_does_not_stop_the_rest(everything, options, monkeypatch):
     def fail(*_args, **_options):
         raise DataError("planted")
@@ -285,7 +304,7 @@ def test_evaluate_runs_several_tasks(everything, tiny_run):
 
 
 def test_evaluate_names_the_tasks_there_are(colors):
-    with pytest.raises(UsageError, match=r"'retrieval'.*knn, linear, revisited"):
+    with pytest.raises(UsageError, match=r"'retrieval'.*knn, linear, patches, revisited"):
         evaluate("pixels", colors, ["retrieval"])
 
 
@@ -293,6 +312,7 @@ def test_convolutional_networks_and_pixels_are_scored_too(everything, options):
     for model in ("random:resnet18", "pixels?img_size=16"):
         table = evaluate(model, everything, TASKS)
         assert set(table.task) == set(TASKS), model
+        assert set(evaluate(model, everything, ["patches"]).metric) >= {"exact", "within1", "chance/exact"}
 
 
 # from the command line

@@ -1,4 +1,4 @@
-"""Figures: training curves, attention maps, matched patches, sheets of views; nothing else names matplotlib.
+"""Figures: training curves, attention maps, colored tokens, matched patches, views; nothing else names matplotlib.
 
 Every function takes plain arrays, writes one file and returns its path; the suffix chooses the format (.png,
 .svg, .pdf and what else matplotlib knows). No figure outlives its function. Colors of lines are Okabe and
@@ -36,6 +36,7 @@ STYLE = {
     "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.05, "svg.hashsalt": "patchssl",
 }
 MAX_NUMBERED = 60  # numbers of more matches could not be read
+PER_BAND = 6  # images side by side
 MIN_SPAN = 1.0  # of an attention map's color scale, in units of uniform attention
 LogRows = Sequence[Mapping[str, Any]]
 Pixels = np.ndarray  # (H, W, 3) uint8
@@ -117,6 +118,32 @@ def plot_attention(rows: Sequence[tuple[Pixels, np.ndarray]], path: Path | str, 
             axes.set_title(name, loc="center", fontsize=8.5 if cell > 1.1 else 7.5)
         for line, name in zip(grid, titles or (), strict=bool(titles)):
             line[0].set_ylabel(name)
+        return _save(figure, path)
+
+
+def plot_components(images: Sequence[tuple[Pixels, np.ndarray]], path: Path | str, *,
+                    shares: Sequence[float] | np.ndarray) -> Path:
+    """Each image above the colors of its patch tokens, as large as the image; up to six images side by side.
+
+    An image is pixels (H, W, 3) uint8 as the network saw it and colors (grid rows, grid columns, 3) in [0, 1];
+    `shares` of the variance are those of the components that red, green and blue stand for, fewer where there are less.
+    """
+    columns, bands = min(PER_BAND, len(images)), math.ceil(len(images) / PER_BAND)
+    ratio = max(image.shape[0] / image.shape[1] for image, _ in images)
+    cell = min(2.4, 12 / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(max(3.6, cell * columns), 2 * cell * min(ratio, 3) * bands + 0.4)
+        grid = figure.subplots(2 * bands, columns, squeeze=False)
+        for axes in grid.flat:
+            _bare(axes)
+        for number, (image, colors) in enumerate(images):
+            band, column = divmod(number, PER_BAND)
+            height, width = image.shape[:2]
+            grid[2 * band, column].imshow(image)
+            grid[2 * band + 1, column].imshow(colors, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        named = [f"{name} {share:.0%}" for name, share in zip(("red", "green", "blue"), shares, strict=False)]
+        figure.suptitle(f"principal components of the patch tokens\n(share of variance: {', '.join(named)})",
+                        fontsize=9.5)
         return _save(figure, path)
 
 

@@ -12,7 +12,15 @@ from patchssl.errors import UsageError
 from patchssl.geometry import View
 from patchssl.matching import match_patches
 from patchssl.report import plots
-from patchssl.report.plots import Overlap, Sheet, plot_attention, plot_curves, plot_matches, plot_views
+from patchssl.report.plots import (
+    Overlap,
+    Sheet,
+    plot_attention,
+    plot_components,
+    plot_curves,
+    plot_matches,
+    plot_views,
+)
 
 
 @pytest.fixture
@@ -286,3 +294,16 @@ def test_line_colors_differ_in_lightness_or_hue_for_color_blind_readers():
         seen = [seen_by_deuteranopes(color) for color in group]
         gaps = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
         assert min(gaps) > 0.1
+
+
+def test_components_stand_below_their_image_at_its_size(drawn, tmp_path):
+    images = [(noise(32, 48, i), np.random.default_rng(i).random((4, 6, 3))) for i in range(8)]
+    plot_components(images, tmp_path / "p.png", shares=[0.42, 0.2, 0.11])
+    axes = np.array(drawn[0].axes).reshape(4, 6)  # two bands of six
+    for number, (image, colors) in enumerate(images):
+        band, column = divmod(number, 6)
+        above, below = axes[2 * band, column].images[0], axes[2 * band + 1, column].images[0]
+        assert np.array_equal(above.get_array(), image) and np.allclose(below.get_array(), colors)
+        assert tuple(below.get_extent()) == tuple(above.get_extent())
+    assert [len(spare.images) for spare in axes[2:, 2:].flat] == [0] * 8
+    assert "red 42%, green 20%, blue 11%" in drawn[0].get_suptitle()
