@@ -625,6 +625,14 @@ def bench_eval(
         typer.echo(json.dumps(bench.bench_eval(model, data, console=console), indent=2))
 
 
+@bench_app.command("tables")
+def bench_tables(num_records: Annotated[int, typer.Option("--records", min=1, help="How many.")] = 10_000) -> None:
+    """Seconds from made-up records to all tables; JSON on stdout."""
+    from patchssl import bench_report
+
+    typer.echo(json.dumps(bench_report.bench_tables(num_records), indent=2))
+
+
 @app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,

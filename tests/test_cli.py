@@ -19,10 +19,10 @@ ROOT = Path(package.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 COMMANDS = [[], ["quickstart"], ["pretrain"], ["eval"], *(["eval", name] for name in (
                 "knn", "linear", "copydays", "revisited", "all")),
-            ["models"], ["inspect"], ["export"], ["tables"],
+            ["models"], ["inspect"], ["export"], ["tables"], ["compare"],
             ["data"], *(["data", name] for name in ("get", "check", "imagenet100", "make-copydays", "make-revisited")),
             ["plot"], *(["plot", name] for name in ("attention", "matches", "views", "curves")),
-            ["bench"], *(["bench", name] for name in ("views", "matching", "eval")), ["cache"], ["doctor"]]
+            ["bench"], *(["bench", name] for name in ("views", "matching", "eval", "tables")), ["cache"], ["doctor"]]
 
 
 def start(*arguments, cwd):

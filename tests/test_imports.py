@@ -23,7 +23,7 @@ LAYERS = [
     ["report", "catalog", "inspection"],
     ["export"],
     ["workflows", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
-     "suite", "scoring", "bench_eval",
+     "suite", "scoring", "bench_eval", "bench_report",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
      "download", "unpack", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
     ["cli", "__main__"],

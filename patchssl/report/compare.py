@@ -169,10 +169,11 @@ def _moved(a: Result, b: Result, metric: str, values: tuple[np.ndarray, np.ndarr
                  if name in shares[1] and _is_share(shares[0][name]) and _is_share(shares[1][name])]
     else:
         kind = "query"
-        listed, level = a.detail.get("queries"), metric.rpartition("/")[0]
+        listed, level = a.detail.get("queries"), metric.rpartition("/")[0] or "image"
         names = ([str(name) for name in listed] if isinstance(listed, list) and len(listed) == len(values[0])
                  else [f"{level} #{i}" for i in range(1, len(values[0]) + 1)])
-        found = [Moved(name, float(x), float(y)) for name, x, y in zip(names, *values, strict=True) if not math.isnan(x)]
+        found = [Moved(name, float(x), float(y)) for name, x, y in zip(names, *values, strict=True)
+                 if not math.isnan(x)]
     changed = [moved for moved in found if moved.gap]
     return kind, tuple(sorted(changed, key=lambda moved: (-abs(moved.gap), moved.name))[:num])
 

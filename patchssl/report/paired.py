@@ -34,13 +34,13 @@ class Difference(NamedTuple):
 
 
 def per_query(result: Result, metric: str) -> np.ndarray | None:
-    """The values (Q,) whose mean is `metric`: 0 or 1 per test image, or an AP per query (NaN: no positives).
+    """The values (Q,) whose mean is `metric`: 0 or 1 or a share per test image, or an AP per query; NaN: none.
 
     None where the record holds none, and where what it holds contradicts the metric.
     """
     try:
         values = _values(result, metric)
-    except (ValueError, TypeError, OverflowError):  # a record is a file that anyone may have written
+    except (ValueError, TypeError, KeyError, OverflowError):  # a record is a file that anyone may have written
         return None
     if values is None or values.ndim != 1 or np.isnan(values).all():
         return None
@@ -90,13 +90,16 @@ def _bootstrap_means(gaps: np.ndarray, rng: np.random.Generator, resamples: int)
 def _sign_flips_p(gaps: np.ndarray, rng: np.random.Generator, resamples: int) -> float:
     """Share of sign flips, the observed one counted, whose sum lies as far from 0 as that of `gaps`.
 
-    As `scipy.stats.permutation_test` of samples, but drawing how many of the gaps of one size are flipped.
+    As `scipy.stats.permutation_test` of samples, but of right and wrong it draws how many of a size are flipped.
     """
     sizes, counts = np.unique(np.abs(gaps), return_counts=True)
     observed = abs(gaps.sum()) - _NOISE
     hits = 0
-    for size in _blocks(resamples, len(sizes)):
-        sums = (2 * rng.binomial(counts, 0.5, size=(size, len(counts))) - counts) @ sizes
+    for size in _blocks(resamples, len(gaps)):
+        if len(sizes) <= _FEW:
+            sums = (2 * rng.binomial(counts, 0.5, size=(size, len(counts))) - counts) @ sizes
+        else:
+            sums = (2.0 * rng.integers(0, 2, size=(size, len(gaps)), dtype=np.int8) - 1) @ gaps
         hits += int((np.abs(sums) >= observed).sum())
     return (hits + 1) / (resamples + 1)
 
@@ -108,12 +111,14 @@ def _blocks(resamples: int, width: int) -> list[int]:
 
 
 def _values(result: Result, metric: str) -> np.ndarray | None:
-    correct, aps = (result.detail.get(name) for name in ("correct", "aps"))
+    correct, aps, shares = (result.detail.get(name) for name in ("correct", "aps", "shares"))
     if isinstance(correct, dict) and metric in correct:
         return unpack_bits(correct[metric], result.detail["num_test"]).astype(float)
     level, _, name = metric.rpartition("/")
     if name == "map" and isinstance(aps, dict) and level in aps:
         return np.array(aps[level], dtype=float)  # None, a query without positives, becomes NaN
+    if isinstance(shares, dict) and metric in shares:
+        return np.array(shares[metric], dtype=float)
     return None
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from patchssl.eval.results import Result
 from patchssl.report.published import plain_name
 from patchssl.report.scores import METHODS, NONE, Column, Row, Score, collect_scores
-from patchssl.report.tables import NOT_RUN, number_table, table_frame, write_frames
+from patchssl.report.tables import NOT_RUN, make_frames, write_frames
 
 # title -> (task, data set, protocol, metric) of its columns
 PAPER: dict[str, list[tuple[str, str, str, str]]] = {
@@ -36,10 +36,10 @@ def paper_frames(results: Sequence[Result]) -> tuple[dict[str, pd.DataFrame], pd
     for title, keys in PAPER.items():
         columns = [column for key in keys for column in _columns(key, scores)]
         shown = [score for score in scores if score.column in columns]
-        frame = table_frame(shown, columns, _rows(shown), results)
+        frame, table = make_frames(shown, columns, _rows(shown), results)
         frame.attrs["notes"].insert(0, f"{NOT_RUN}: there is no such record among those read.")
         frames[title] = frame
-        numbers.append(number_table(shown, columns))
+        numbers.append(table)
     return frames, pd.concat([table.astype(object) for table in numbers], ignore_index=True)
 
 

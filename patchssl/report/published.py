@@ -33,7 +33,7 @@ class Published:
     @property
     def protocol_name(self) -> str | None:
         """Our name of the protocol the number was printed under: `dino`, `ibot`, or None where it is neither's."""
-        if self.protocol.startswith(_OTHER_PROTOCOL):
+        if self.protocol.startswith(_OTHER_PROTOCOL) or "probe ablation" in self.protocol:
             return None
         return "ibot" if self.method == "iBOT" and self.benchmark.startswith(("roxford5k", "rparis6k")) else "dino"
 

@@ -34,14 +34,30 @@ def comparison_table(results: Sequence[Result], task: str = "knn") -> pd.DataFra
     Numbers are percent. Rows: pixels, random network, DINO, PW-Self, others, then what is published. Raises
     UsageError for an unknown task.
     """
+    return _task_tables(results, task)[0]
+
+
+def score_table(results: Sequence[Result], task: str = "knn") -> pd.DataFrame:
+    """The numbers behind `comparison_table`, one row per cell: percent, interval, n, source and both fingerprints."""
+    return _task_tables(results, task)[1]
+
+
+def _task_tables(results: Sequence[Result], task: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     scores = collect_scores(results, task)
     columns = sorted({score.column for score in scores}, key=column_order)
-    return table_frame(scores, columns, sorted({score.row for score in scores}), results)
+    return make_frames(scores, columns, sorted({score.row for score in scores}), results)
 
 
-def table_frame(scores: Sequence[Score], columns: Sequence[Column], rows: Sequence[Row],
-                results: Sequence[Result]) -> pd.DataFrame:
-    """The table of `rows` by `columns` filled from `scores`, with the published numbers of these columns below."""
+def make_frames(scores: Sequence[Score], columns: Sequence[Column], rows: Sequence[Row],
+                results: Sequence[Result]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of `rows` by `columns` filled from `scores` with what is published below, and its numbers."""
+    best = best_cells(scores)
+    return _table(scores, columns, rows, results, best), _numbers(scores, columns, best)
+
+
+def _table(scores: Sequence[Score], columns: Sequence[Column], rows: Sequence[Row], results: Sequence[Result],
+           best: set[tuple[Row, Column]]) -> pd.DataFrame:
+    """Text in the cells."""
     measured = {(score.row, score.column): score for score in scores}
     printed, sources = published_cells(columns)
     mixed = _mixed_pretraining(columns, [*measured, *((row, column) for row, found in printed.items()
@@ -52,7 +68,6 @@ def table_frame(scores: Sequence[Score], columns: Sequence[Column], rows: Sequen
     headers = [f"{title} {PRETRAINING_MARK}" if column in mixed else title
                for title, column in zip(_headers(columns), columns, strict=True)]
     frame = pd.DataFrame(body, columns=["Method", "Architecture", "Pretraining", *headers], dtype=object)
-    best = best_cells(scores)
     frame.attrs["bold"] = [(i, j) for i, row in enumerate(rows) for j, column in enumerate(columns, NAMED)
                            if (row, column) in best]
     frame.attrs["notes"] = [*_interval_notes(scores), *_bold_notes(scores), *_pretraining_notes(mixed),
@@ -60,15 +75,9 @@ def table_frame(scores: Sequence[Score], columns: Sequence[Column], rows: Sequen
     return frame
 
 
-def score_table(results: Sequence[Result], task: str = "knn") -> pd.DataFrame:
-    """The numbers behind `comparison_table`, one row per cell: percent, interval, n, source and both fingerprints."""
-    scores = collect_scores(results, task)
-    return number_table(scores, sorted({score.column for score in scores}, key=column_order))
-
-
-def number_table(scores: Sequence[Score], columns: Sequence[Column]) -> pd.DataFrame:
-    """`scores` and what is published for `columns`, one row per number; `best` as `best_cells` has it."""
-    best, records = best_cells(scores), []
+def _numbers(scores: Sequence[Score], columns: Sequence[Column], best: set[tuple[Row, Column]]) -> pd.DataFrame:
+    """`scores` and what is published for `columns`, one row per number."""
+    records = []
     for score in scores:
         bounds = [None if bound is None else round(100 * bound, 4) for bound in (score.low, score.high)]
         words = ["" if word == NONE else word for word in score.row[1:]]
@@ -86,8 +95,9 @@ def number_table(scores: Sequence[Score], columns: Sequence[Column]) -> pd.DataF
 def write_tables(results: Sequence[Result], out_dir: Path, stem: str = "table") -> list[Path]:
     """Write STEM.md and STEM.tex (a table per task) and STEM.csv (the numbers behind them) to `out_dir`."""
     tasks = [task for task in HEADLINES if any(result.task == task for result in results)]
-    frames = {TASK_TITLES[task]: comparison_table(results, task) for task in tasks}
-    return write_frames(frames, [score_table(results, task) for task in tasks or ["knn"]], out_dir, stem)
+    made = {TASK_TITLES[task]: _task_tables(results, task) for task in tasks}
+    numbers = [table for _, table in made.values()] or [score_table([])]
+    return write_frames({title: frame for title, (frame, _) in made.items()}, numbers, out_dir, stem)
 
 
 def write_frames(frames: dict[str, pd.DataFrame], numbers: Sequence[pd.DataFrame], out_dir: Path,
@@ -120,6 +130,8 @@ def published_cells(columns: Sequence[Column]) -> tuple[dict[Row, dict[Column, s
     notes = ["Rows marked (published) are printed elsewhere, not measured here; data sets are matched by name, and a "
              f"number stands only under the protocol it was printed for ({OTHER_PROTOCOL}: under another).",
              f"PW-Self (published), {NOT_AVAILABLE}: its authors' numbers could not be had."]
+    if any(column.task == "linear" and text[0].isdigit() for found in cells.values() for column, text in found.items()):
+        notes.append("Published linear accuracies are the best of a sweep over learning rates, for every model.")
     return dict(sorted(cells.items())), [*notes, *(f"[{i}] {source}" for i, source in enumerate(sources, 1))
                                          ] if cells else []
 
