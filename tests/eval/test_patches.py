@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -254,6 +256,20 @@ def test_an_image_keeps_its_views_in_another_order_and_batch():
     whole = evaluate_patches(network, images, batch_size=64).detail["shares"]
     turned = evaluate_patches(network, images.subset(range(6, -1, -1)), batch_size=3, workers=2).detail["shares"]
     assert {name: values[::-1] for name, values in turned.items()} == whole
+
+
+def test_processes_that_share_the_images_write_the_same_record(colors, tmp_path):
+    records = []
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
+        place = tmp_path / str(len(launcher))
+        command = [sys.executable, *launcher, "-m", "patchssl", "eval", "patches", SMALL, "--data", str(colors),
+                   "--results", str(place), "--workers", "0", "--batch-size", "6"]
+        ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stderr
+        records.append(read_result(next(place.glob("*/*.json"))))
+    alone, together = records
+    assert alone.detail["num_images"] == 12  # val alone
+    assert (together.metrics, together.detail) == (alone.metrics, alone.detail)
 
 
 def test_seed_and_pairs_move_the_number_and_the_name():
