@@ -155,6 +155,7 @@ class RunConfig(Part):
     log_seconds: PositiveFloat = 5.0
     checkpoint_minutes: PositiveFloat = 10.0
     knn_every_epochs: NonNegativeInt = 0  # k-NN on a split held out of train; 0: never
+    tensorboard: bool = False  # write the log rows as TensorBoard's event files too, in the run folder
 
 
 class Recipe(Part):
