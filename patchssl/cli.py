@@ -10,15 +10,16 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from patchssl import __version__
-from patchssl.errors import DataError, PatchSSLError, UsageError
+from patchssl.errors import DataError, PatchSSLError, UsageError, one_of
 
 if TYPE_CHECKING:
     from patchssl.eval.results import Result
+    from patchssl.slurm import SlurmOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Pretrain Vision Transformers patch-wise on unlabeled images, and say how good a backbone is.")
@@ -107,29 +108,56 @@ def pretrain(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe>-<seed>.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0,
                                              help="Fixes every random draw; default 0.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Run folder to go on with, by itself.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Run folder to go on with; needs no more.")] = None,
+    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="With --resume: go on though the recipe was "
+                                                                          "changed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print images, steps, memory, time; no training.")] = False,
     device: DeviceOpt = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit it as a job that requeues itself until the run is "
+                                                        "done.")] = False,
+    slurm_partition: Annotated[str | None, typer.Option(help="Partition of the job.")] = None,
+    slurm_nodes: Annotated[int | None, typer.Option(min=1, help="Machines; default 1.")] = None,
+    slurm_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, and processes, on each; default 1.")] = None,
+    slurm_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs for each process; default 8.")] = None,
+    slurm_hours: Annotated[float | None, typer.Option(min=0.02, help="Until it is requeued; default 24.")] = None,
+    slurm_option: Annotated[list[str] | None, typer.Option(
+        metavar="KEY=VALUE", help="Further option of sbatch, such as mem=64G; may be given several times.")] = None,
+    slurm_cluster: Annotated[str | None, typer.Option(help="slurm, or local: a process of this machine, for a trial."
+                                                      )] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Pretrain a Vision Transformer with PW-Self or DINO."""
+    job = _slurm_options(slurm, partition=slurm_partition, nodes=slurm_nodes, gpus=slurm_gpus, cpus=slurm_cpus,
+                         hours=slurm_hours, option=slurm_option, cluster=slurm_cluster)
+    changes = tuple(overrides or ())
+    if resume is not None:
+        given = _refused_with_resume(recipe, data=data, out=out, seed=seed, dry_run=dry_run or None)
+        if given:
+            raise UsageError(f"--resume RUN takes no {given}: recipe, data and seed are those of the run; key=value "
+                             "changes its recipe")
+        changes = (recipe, *changes) if recipe else changes  # the first word is no recipe here
+    elif allow_changes:
+        raise UsageError("--allow-changes belongs to --resume RUN: a new run has nothing to differ from")
+    elif recipe is None or "=" in recipe:
+        raise UsageError(f"name a recipe first ({', '.join(_shipped_recipes())}), a YAML file, or --resume RUN")
+    if dry_run:
+        _print_plan(str(recipe), changes, data, seed or 0, device, as_json)
+    elif job is not None:
+        _submit(recipe, changes, data, out, seed or 0, resume, allow_changes, device, job, as_json)
+    else:
+        _pretrain_here(recipe, changes, data, out, seed or 0, resume, allow_changes, device, as_json)
+
+
+def _pretrain_here(recipe: str | None, changes: tuple[str, ...], data: str | None, out: Path | None, seed: int,
+                   resume: Path | None, allow_changes: bool, device: str | None, as_json: bool) -> None:
     from patchssl.console import Console
     from patchssl.workflows import pretrain_with_probe, resume_with_probe
 
-    changes = tuple(overrides or ())
     with Console() as console:
         if resume is not None:
-            if recipe or data is not None or out or seed is not None or dry_run:
-                raise UsageError("--resume RUN takes no recipe, key=value, --data, --out, --seed or --dry-run: "
-                                 "recipe, data and seed are those of the run")
-            folder = resume_with_probe(resume, device=device, console=console)
-        elif recipe is None or "=" in recipe:
-            raise UsageError(f"name a recipe first ({', '.join(_shipped_recipes())}), a YAML file, or --resume RUN")
-        elif dry_run:
-            _print_plan(recipe, changes, data, seed or 0, device, as_json)
-            return
+            folder = resume_with_probe(resume, changes, allow_changes=allow_changes, device=device, console=console)
         else:
-            folder = pretrain_with_probe(recipe, data, out, seed or 0, changes, device=device, console=console)
+            folder = pretrain_with_probe(str(recipe), data, out, seed, changes, device=device, console=console)
     if as_json:
         typer.echo(json.dumps({"run": str(folder)}))
     else:
@@ -575,6 +603,41 @@ def _print_record(result: Result, results: Path, as_json: bool) -> None:
         return  # all processes have the same record, the first one writes it
     path = result.write(results)
     typer.echo(path.read_text() if as_json else f"{headline(result)}\nwritten to {path}", nl=not as_json)
+
+
+def _refused_with_resume(recipe: str | None, **options: object) -> str:
+    """What of a new run's arguments was given, for a sentence."""
+    given = [f"RECIPE ({recipe})"] if recipe and "=" not in recipe else []
+    given += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    return ", ".join(given)
+
+
+def _slurm_options(slurm: bool, **given: Any) -> SlurmOptions | None:
+    """What was asked of Slurm; None without --slurm."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if not slurm:
+        if given:
+            raise UsageError(f"--slurm-{next(iter(given))} needs --slurm, which submits the run as a job")
+        return None
+    from patchssl.slurm import SlurmOptions
+
+    if given.get("cluster", "slurm") not in ("slurm", "local"):
+        raise UsageError(one_of("cluster", given["cluster"], ("slurm", "local")))
+    options = given.pop("option", [])
+    if wrong := [option for option in options if "=" not in option]:
+        raise UsageError(f"--slurm-option {wrong[0]} is not KEY=VALUE, for example mem=64G")
+    return SlurmOptions(**given, others=dict(option.split("=", 1) for option in options))
+
+
+def _submit(recipe: str | None, changes: tuple[str, ...], data: str | None, out: Path | None, seed: int,
+            resume: Path | None, allow_changes: bool, device: str | None, job: SlurmOptions, as_json: bool) -> None:
+    from patchssl.slurm import submit_pretraining, submit_resume
+
+    if resume is not None:
+        submitted = submit_resume(resume, changes, job, allow_changes=allow_changes, device=device)
+    else:
+        submitted = submit_pretraining(str(recipe), data, out, seed, changes, job, device=device)
+    typer.echo(json.dumps(submitted.as_dict()) if as_json else submitted.text())
 
 
 def _shipped_recipes() -> list[str]:

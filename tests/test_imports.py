@@ -24,7 +24,7 @@ LAYERS = [
     ["report", "catalog", "inspection"],
     ["export"],
     ["workflows", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
-     "suite", "scoring", "bench_eval",
+     "suite", "scoring", "bench_eval", "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
      "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
     ["cli", "__main__"],
@@ -42,6 +42,8 @@ HOMES = {
     "huggingface_hub": {"hub.py"},
     "datasets": {"hubset.py"},
     "pyarrow": {"hubset.py"},
+    "submitit": {"slurm.py"},
+    "tensorboard": {"pretrain/board.py"},
 }
 
 
