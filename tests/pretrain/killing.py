@@ -3,6 +3,7 @@
 By hand: `python tests/pretrain/killing.py [KILLS] [SEED]`, for example 25 kills; in the suite: test_kills.py.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -60,10 +61,8 @@ def kill_at_random(folder, epochs, rng):
         time.sleep(rng.uniform(0, 0.8))
         if rng.random() < 0.5:
             meet_a_save(folder, process, rng)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.communicate()
     if process.returncode == 0:
         return None
@@ -80,7 +79,12 @@ def meet_a_save(folder, process, rng):
 
 
 def listing(folder):
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("checkpoint*")} if folder.is_dir() else {}
+    """Which checkpoints are there, and since when."""
+    found = {}
+    for name in ("checkpoint.pth", "checkpoint-previous.pth"):
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = (folder / name).stat().st_mtime_ns
+    return found
 
 
 def describe(folder):
