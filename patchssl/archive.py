@@ -11,6 +11,7 @@ is safe in threads and in processes, forked or spawned.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -257,7 +258,8 @@ def _store_index(kept: Path, state: tuple[str, int, int], members: Members) -> N
     except OSError as error:
         log.warning("the index of %s is not kept: %s", state[0], error)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _as_array(state: tuple[str, int, int]) -> np.ndarray:

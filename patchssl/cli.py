@@ -47,8 +47,10 @@ ModelArg = Annotated[str, typer.Argument(
 WeightsArg = Annotated[str, typer.Argument(
     metavar="MODEL", help="A run folder, a file of weights (PATH#student), an exported folder, timm:NAME or "
                           "hf-hub:ORG/NAME.")]
-DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty, help="Folder of images (train/ and val/ inside), "
-                                                                          "or a set's name: textures, textures-64.")]
+DATA = ("Images (README, Data): a folder, {wanted}; a list (.txt); a .zip or .tar; shards-{{000..009}}.tar; .parquet; "
+        "hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64.")
+DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty,
+                                      help=DATA.format(wanted="train/ and val/ inside"))]
 ResultsOpt = Annotated[Path, typer.Option("--results", help="Folder that gets the record.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
@@ -104,7 +106,7 @@ def pretrain(
                                                                           "with --resume.")] = None,
     overrides: OverridesArg = None,
     data: Annotated[str | None, typer.Option("--data", callback=_not_empty,
-                                             help="Folder of images, or a set's name.")] = None,
+                                             help=DATA.format(wanted="with or without classes"))] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe>-<seed>.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0,
                                              help="Fixes every random draw; default 0.")] = None,

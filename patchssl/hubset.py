@@ -35,7 +35,7 @@ from patchssl.splits import SPLIT_FOLDERS, split_files
 
 PREFIX = "hf:"
 _FORM = "hf:OWNER/NAME[:SPLIT][?config=NAME&image=COLUMN&label=COLUMN]"
-_REPO = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_REPO = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _VAL_SPLITS = ("val", "valid", "validation", "test")
 _BATCH = 1000  # rows whose sizes are looked at together
 
@@ -150,10 +150,10 @@ def parquet_splits(files: Sequence[Path], allow_truncated: bool) -> Openers:
 def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool) -> HubImages:
     """The images of Parquet files, in the files' order."""
     home = files[0].resolve().parent
-    where = str(files[0]) if len(files) == 1 else f"{len(files):,} Parquet files in {files[0].parent}"
+    where = f"Parquet file {files[0]}" if len(files) == 1 else f"{len(files):,} Parquet files in {files[0].parent}"
     with _in_words(where):
         table = _library().load_dataset("parquet", data_files={"train": [str(path) for path in files]}, split="train")
-    if len(files) == 1:
+    if split == "all" and len(files) == 1:
         name = files[0].stem
     else:
         name = home.parent.name if home.name in ("data", "train", "val") else home.name
@@ -231,10 +231,12 @@ def _labels(table: Any, source: str, wanted: str | None) -> tuple[tuple[str, ...
 
 def _library() -> Any:
     try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
+        library = importlib.import_module("datasets")
+        library.load_dataset  # noqa: B018  # a folder called datasets imports too, as an empty package
+    except (ImportError, AttributeError) as error:
         raise UsageError(f"this needs the library 'datasets', which is not installed ({error}); "
                          "pip install 'patchssl[datasets]'") from None
+    return library
 
 
 @contextmanager

@@ -79,8 +79,8 @@ def open_list(path: Path, split: str, allow_truncated: bool) -> FileImages:
         found = folders if folders is not None and len(folders[0]) > 1 else ((), None)  # type: ignore[assignment]
     kind = ListedImages if labeled else FileImages
     own = path.absolute()
-    above = any(own.stem in stems for stems in SPLIT_FOLDERS.values())
-    return kind(name=own.parent.name if above else own.stem, split=split, source=f"list {path}", classes=found[0],
+    of_a_pair = split != "all" or any(own.stem in stems for stems in SPLIT_FOLDERS.values())
+    return kind(name=own.parent.name if of_a_pair else own.stem, split=split, source=f"list {path}", classes=found[0],
                 labels=found[1], root=root, names=Names(names), allow_truncated=allow_truncated)
 
 

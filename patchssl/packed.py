@@ -117,7 +117,8 @@ def open_packed(archives: Sequence[Path], split: str, allow_truncated: bool) -> 
     folders = _split_folders(contents)
     if len(folders) > 1:
         raise DataError(f"{_described(contents)} is named as {split} and holds {' and '.join(folders)} images")
-    return _images(contents, next(iter(folders.values())), split, allow_truncated)
+    return replace(_images(contents, next(iter(folders.values())), split, allow_truncated),
+                   name=_home_name(contents.archives))
 
 
 def _read(archives: Sequence[Path]) -> _Contents:
@@ -188,8 +189,16 @@ def _home(archives: Sequence[Path]) -> Path:
 
 
 def _name(archives: Sequence[Path]) -> str:
-    """What the set is called: as the archive, or the folder of several, or the folder above what is called train."""
-    place = archives[0] if len(archives) == 1 else _home(archives)
-    place = place.resolve()
-    name = place.name.split(".")[0] if len(archives) == 1 else place.name
-    return place.parent.name if any(name in names for names in SPLIT_FOLDERS.values()) else name
+    """What the set is called: as its only archive, unless that is called train or val, else as its folder."""
+    only = archives[0].name.partition(".")[0] if len(archives) == 1 else "train"
+    return _home_name(archives) if _is_split(only) else only
+
+
+def _home_name(archives: Sequence[Path]) -> str:
+    """The name of the folder that holds the archives, or of the one above if it is called train or val."""
+    home = _home(archives).resolve()
+    return home.parent.name if _is_split(home.name) else home.name
+
+
+def _is_split(name: str) -> bool:
+    return any(name in names for names in SPLIT_FOLDERS.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +14,8 @@ SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "val": ("va
 _LIKE_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _WORDS: Mapping[str, tuple[str, ...]] = {  # what stands for a split in the name of a file
     "train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})")
+_MOST_BRACES = 20
 _MOST_FILES = 100_000
 _MOST_LISTED = 20
 
@@ -66,29 +65,57 @@ def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
 def expand_braces(pattern: str) -> list[str]:
     """The names that a pattern with braces stands for, as a shell writes them: numbers keep their zeros.
 
-    >>> expand_braces("{train,val}-{08..10}.tar")[:4]
-    ['train-08.tar', 'train-09.tar', 'train-10.tar', 'val-08.tar']
+    >>> expand_braces("{train-{08..10},val-0}.tar")
+    ['train-08.tar', 'train-09.tar', 'train-10.tar', 'val-0.tar']
     """
-    pieces = _BRACES.split(pattern)  # what is in braces has odd places
-    choices = [_choices(piece, pattern) if at % 2 else [piece] for at, piece in enumerate(pieces)]
-    total = 1
-    for choice in choices:
-        total *= len(choice)
-    if total > _MOST_FILES:
-        raise UsageError(f"{pattern} stands for {total:,} files, more than {_MOST_FILES:,}")
-    return ["".join(parts) for parts in itertools.product(*choices)]
+    if pattern.count("{") > _MOST_BRACES:
+        raise UsageError(f"{pattern} has more than {_MOST_BRACES} braces")
+    names = _expanded(pattern, pattern)
+    if any("}" in name for name in names):
+        raise UsageError(f"a brace in {pattern} is closed and not opened")
+    return names
 
 
-def _choices(inside: str, pattern: str) -> Sequence[str]:
+def _expanded(text: str, pattern: str) -> list[str]:
+    """What a part of `pattern` stands for."""
+    before, opened, rest = text.partition("{")
+    if not opened:
+        return [text]
+    inside, after = _up_to_its_end(rest, pattern)
+    choices = _choices(inside, pattern)
+    tails = _expanded(after, pattern)
+    if len(choices) * len(tails) > _MOST_FILES:
+        raise UsageError(f"{pattern} stands for more than {_MOST_FILES:,} files")
+    return [before + choice + tail for choice in choices for tail in tails]
+
+
+def _up_to_its_end(rest: str, pattern: str) -> tuple[str, str]:
+    """What lies in a brace, and what follows it."""
+    depth = 1
+    for at, sign in enumerate(rest):
+        depth += (sign == "{") - (sign == "}")
+        if not depth:
+            return rest[:at], rest[at + 1:]
+    raise UsageError(f"a brace in {pattern} is opened and not closed")
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
     if span := _RANGE.fullmatch(inside):
         first, last = int(span[1]), int(span[2])
-        if last < first or last - first > _MOST_FILES:
+        if last < first or last - first >= _MOST_FILES:
             raise UsageError(f"{{{inside}}} in {pattern} is no range of at most {_MOST_FILES:,} numbers that go up")
         width = len(span[1]) if span[1].startswith("0") else 0
         return [f"{number:0{width}d}" for number in range(first, last + 1)]
-    if "," in inside:
-        return inside.split(",")
-    raise UsageError(f"{{{inside}}} in {pattern} is neither numbers, {{000..009}}, nor words, {{train,val}}")
+    parts, depth = [""], 0
+    for sign in inside:
+        depth += (sign == "{") - (sign == "}")
+        if sign == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    if len(parts) == 1:
+        raise UsageError(f"{{{inside}}} in {pattern} is neither numbers, {{000..009}}, nor words, {{train,val}}")
+    return [name for part in parts for name in _expanded(part, pattern)]
 
 
 def require_files(paths: Sequence[Path], what: str) -> None:
