@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchssl.pretrain.cross_entropy import MatchStats
+from patchssl.pretrain.match_plan import MatchPlan
+
 
 def entropy(probs: Tensor) -> Tensor:
     """Mean entropy (nats) of the rows of `probs` (..., K)."""
@@ -33,6 +36,26 @@ def feature_spread(features: Tensor) -> Tensor:
     """Root mean square distance of unit-length `features` (B, D) from their mean: 0 collapsed, near 1 spread out."""
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
     return (unit - unit.mean(0)).square().sum(-1).mean().sqrt()
+
+
+def class_health(teacher_probs: Tensor, student_logits: Tensor, weight: Tensor, class_term: Tensor) -> dict[str, Tensor]:
+    """What class tokens say of the training: entropies (nats) of teacher and student, and how far they are apart.
+
+    `teacher_probs` (B, G, K), `student_logits` (B, V, K) divided by their temperature, `weight` (B, G, V) of each
+    pair in the cross-entropy `class_term`. KL(teacher || student) is exact under any weighting.
+    """
+    entropies = torch.special.entr(teacher_probs).sum(-1)  # (B, G)
+    own = (weight.sum(-1) * entropies).sum()
+    return {"teacher_entropy": entropies.mean(), "marginal_entropy": marginal_entropy(teacher_probs),
+            "student_entropy": entropy(student_logits.float().softmax(-1)),
+            "class_kl": (class_term - own) / weight.sum()}
+
+
+def patch_health(stats: MatchStats, plan: MatchPlan, patch_term: Tensor) -> dict[str, Tensor]:
+    """The same of patch tokens; 0 where there are no matches. KL is the mean over matches, weighted as the loss."""
+    pairs = plan.pairs.clamp(min=1e-6)
+    kl = (patch_term - stats.matched_entropy / pairs) / (plan.weight.sum() / pairs).clamp(min=1e-12)
+    return {"patch_entropy": stats.teacher_entropy, "patch_marginal_entropy": stats.marginal_entropy, "patch_kl": kl}
 
 
 def collapse_warnings(row: dict[str, Any], num_prototypes: int) -> list[str]:

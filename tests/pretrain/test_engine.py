@@ -2,47 +2,25 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
+from small_runs import BATCH, STEPS, make_batch, make_recipe
 from torch.optim import AdamW
 
-from patchssl.imageset import ArrayImages
-from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.engine import Engine, build_student, color_views, network_from_file, network_to_file
-from patchssl.pretrain.loss import plan_matches
+from patchssl.pretrain.engine import (
+    Engine,
+    build_student,
+    color_views,
+    network_from_file,
+    network_to_file,
+    training_batch,
+)
+from patchssl.pretrain.match_plan import plan_matches
 from patchssl.pretrain.methods import Centers, student_losses, teacher_targets
 from patchssl.pretrain.schedules import values_at
-from patchssl.pretrain.views import ViewDataset, collate_views
 
-BATCH, STEPS = 6, 5  # images an update, updates an epoch
 CPU = torch.device("cpu")
-
-
-def make_recipe(**parts):
-    small = {
-        "model": {"arch": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
-        "views": {"num_global": 2, "num_local": 2, "global_size": 24, "local_size": 16},
-        "head": {"num_prototypes": 32, "hidden": 24, "bottleneck": 8, "freeze_last_layer_epochs": 0},
-        "optim": {"epochs": 4, "batch_size": BATCH, "warmup_epochs": 0, "lr": 0.05},
-    }
-    for name, values in parts.items():
-        small[name] = small.get(name, {}) | values if isinstance(values, dict) else values
-    return Recipe.model_validate(small)
-
-
 DINO = {"method": "dino", "photometric": {"patch_share": 0}}
-
-
-def make_images(count=30):
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 10, 10, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
-    return ArrayImages(array=pixels, ids=np.arange(count), name="noise", split="train", source="noise")
-
-
-def make_batch(recipe, step=0, seed=0):
-    _, places = build_student(recipe, seed)
-    views = ViewDataset(make_images(), recipe, seed, places)
-    return collate_views([views[0, (step * BATCH + i) % 30] for i in range(BATCH)])
 
 
 def run(recipe, steps=2, seed=0, engine=None):
@@ -88,10 +66,10 @@ class ByHand:
     def step(self, batch):
         recipe, values = self.recipe, values_at(self.steps, self.recipe, STEPS)
         plan = plan_matches(batch.boxes, batch.mirrored, recipe)
-        globals_, locals_ = color_views(batch, recipe, CPU)
-        targets = teacher_targets(self.teacher, self.centers, globals_, plan, values, recipe.loss)
-        loss = student_losses(self.student, globals_, locals_, batch.drop_path, targets, plan, values.patch_weight,
-                              recipe.loss).total
+        views = training_batch(batch, recipe, CPU)
+        targets = teacher_targets(self.teacher, self.centers, views.globals_, plan, values, recipe.loss)
+        loss = student_losses(self.student, views, targets, plan, values.patch_weight, recipe.loss).total
+        self.centers.update(self.teacher, [targets])
         self.optimizer.zero_grad()
         loss.backward()
         for name, p in self.student.named_parameters():
