@@ -47,8 +47,8 @@ ModelArg = Annotated[str, typer.Argument(
 WeightsArg = Annotated[str, typer.Argument(
     metavar="MODEL", help="A run folder, a file of weights (PATH#student), an exported folder, timm:NAME or "
                           "hf-hub:ORG/NAME.")]
-DATA = ("Images (README, Data): a folder, {wanted}; a list (.txt); a .zip or .tar; shards-{{000..009}}.tar; .parquet; "
-        "hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64.")
+DATA = ("Images (see README, Data sets): a folder, {wanted}; a list (.txt); a .zip or .tar; shards-{{000..009}}.tar; "
+        ".parquet; hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64.")
 DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty,
                                       help=DATA.format(wanted="train/ and val/ inside"))]
 ResultsOpt = Annotated[Path, typer.Option("--results", help="Folder that gets the record.")]

@@ -208,7 +208,7 @@ def test_content_that_changed_after_the_index(tmp_path):
 def test_a_slow_index_is_kept_until_the_archive_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "cache"))
     made = tar_of(tmp_path / "x.tar", {"1.jpg": b"1", "1.cls": b"7\n"})
-    index_archive(made)
+    index_archive(made, slow=60)
     assert not (tmp_path / "cache").exists()
     first = index_archive(made, slow=0)
     [kept] = (tmp_path / "cache/archives").iterdir()
@@ -231,9 +231,17 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path, monkeypatch):
     assert len(index_archive(tar_of(tmp_path / "x.tar", {"1.jpg": b"1"}), slow=0).names) == 1
 
 
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_labels_are_read_with_the_index(make, tmp_path):
+    made = make(tmp_path / ("x.tar" if make is tar_of else "x.zip"), {"1.jpg": b"1", "1.cls": b" 7\n", "2.jpg": b"2"})
+    assert list(index_archive(made).labels) == ["", "7", ""]
+
+
 def test_labels_are_short_text(tmp_path):
     with pytest.raises(DataError, match=r"'1\.cls' is no label: it has more than 256 bytes"):
         index_archive(tar_of(tmp_path / "x.tar", {"1.cls": b"1" * 300}))
+    with pytest.raises(DataError, match=r"'1\.cls' is no label: it has more than 256 bytes"):
+        index_archive(zip_of(tmp_path / "x.zip", {"1.cls": bytes(10**7)}))
     with pytest.raises(DataError, match=r"'1\.cls' is no label: it begins with b'\\xff"):
         index_archive(tar_of(tmp_path / "y.tar", {"1.cls": b"\xff\xfe\0"}))
 

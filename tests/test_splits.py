@@ -23,8 +23,8 @@ def test_braces_agree_with_the_library_that_webdataset_uses():
         assert expand_braces(pattern) == list(braceexpand(pattern))
 
 
-@pytest.mark.parametrize("pattern", ["{}", "{a}", "{3..1}", "{0..999999999999}", "{1..1000}{1..1000}", "{a,b", "{a,{b,c}",
-                                     "a}b{1..2}", "{" * 5000, "{a,b}" * 21])
+@pytest.mark.parametrize("pattern", ["{}", "{a}", "{3..1}", "{0..999999999999}", "{1..1000}{1..1000}", "{a,b",
+                                     "{a,{b,c}", "a}b{1..2}", "{" * 5000, "{a,b}" * 21])
 def test_braces_that_are_refused(pattern):
     with pytest.raises(UsageError, match=r"range|neither|more than (100,000|20)|and not (opened|closed)"):
         expand_braces(pattern)
