@@ -114,9 +114,9 @@ def _autocast_dtype(device: torch.device) -> torch.dtype | None:
 def _sizes(num_prototypes: int, device: torch.device) -> tuple[int, int]:
     """Tokens of a product and of an elementwise pass.
 
-    On a CPU a pass is over what its cache holds; on an accelerator every call costs a launch and memory is plenty.
+    On a CPU a pass is over what its cache holds; on an accelerator every call costs a launch.
     """
-    rows, numbers = (256, 2**20) if device.type == "cpu" else (1024, 2**26)
+    rows, numbers = (256, 2**20) if device.type == "cpu" else (1024, 2**24)
     return rows, max(1, numbers // num_prototypes)
 
 
@@ -207,7 +207,7 @@ class _Student:
     """Losses of student tokens, and the gradients that they leave behind; tokens in the order of the table."""
 
     def __init__(self, task: _Task, bottleneck: Tensor, prototypes: Tensor, wanted: Sequence[bool]) -> None:
-        self.task = task
+        self.task, self.wanted = task, any(wanted)
         self.tokens = bottleneck.to(task.total.dtype).index_select(0, task.table.order) / task.student_temp
         # half precision has no room for gradients that are yet to be scaled
         self.precision = self.tokens.dtype if task.precision == torch.float16 else task.precision
@@ -227,7 +227,8 @@ class _Student:
             target = F.embedding_bag(task.matched[i:j] - begin, probs, mode="sum", per_sample_weights=task.shares[i:j])
             torch.log_softmax(rows, dim=-1, out=rows)
             self.losses[i:j] = (rows * target).sum(-1).neg_()
-            rows.exp_().sub_(target)
+            if self.wanted:
+                rows.exp_().sub_(target)
         if self.grad_tokens is not None:
             _product_(self.grad_tokens[first:last], slope, self.back, self.precision)
         if self.grad_prototypes is not None:
