@@ -142,6 +142,14 @@ class MaskConfig(Part):
     aspect: Range = (0.3, 1 / 0.3)  # width / height of a block, drawn log-uniformly
     start_epoch: NonNegativeInt = 0  # no masks, and so no patch term, before
 
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> MaskConfig:
+        for name in ("ratio", "aspect"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high or (name == "aspect" and not low):
+                raise ValueError(f"masks.{name} = [{low}, {high}] must be ascending, and positive for an aspect")
+        return self
+
 
 class OptimConfig(Part):
     """AdamW and its schedules."""

@@ -290,13 +290,15 @@ def drop_gradients(module: torch.nn.Module) -> None:
 
 def detach(losses: Losses) -> Losses:
     """The same numbers without the graph behind them."""
-    return Losses(*(value.detach() for value in losses[:-1]), losses.patch_stats)
+    plain: dict[str, Any] = {name: value.detach() for name, value in losses._asdict().items()
+                             if isinstance(value, Tensor)}
+    return losses._replace(**plain)
 
 
 def mean_losses(parts: Sequence[Losses]) -> Losses:
     """Terms as means over `parts` of equal size, all else as in the last one."""
-    means = {name: torch.stack([getattr(part, name) for part in parts]).mean()
-             for name in ("total", "class_term", "patch_term")}
+    means: dict[str, Any] = {name: torch.stack([getattr(part, name) for part in parts]).mean()
+                             for name in ("total", "class_term", "patch_term")}
     return parts[-1]._replace(**means)
 
 

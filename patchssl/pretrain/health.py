@@ -38,7 +38,8 @@ def feature_spread(features: Tensor) -> Tensor:
     return (unit - unit.mean(0)).square().sum(-1).mean().sqrt()
 
 
-def class_health(teacher_probs: Tensor, student_logits: Tensor, weight: Tensor, class_term: Tensor) -> dict[str, Tensor]:
+def class_health(teacher_probs: Tensor, student_logits: Tensor, weight: Tensor,
+                 class_term: Tensor) -> dict[str, Tensor]:
     """What class tokens say of the training: entropies (nats) of teacher and student, and how far they are apart.
 
     `teacher_probs` (B, G, K), `student_logits` (B, V, K) divided by their temperature, `weight` (B, G, V) of each

@@ -6,7 +6,7 @@ so that the step itself has no data-dependent shape to wait for.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,8 +37,9 @@ class MatchPlan(NamedTuple):
     def to(self, device: torch.device) -> MatchPlan:
         """The plan on `device`, copied without waiting."""
         pinned = device.type == "cuda"
-        tensors = ((tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True) for tensor in self[:-1])
-        return MatchPlan(*tensors, table=self.table.to(device))
+        sent: dict[str, Any] = {name: (value.pin_memory() if pinned else value).to(device, non_blocking=True)
+                                for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        return self._replace(table=self.table.to(device), **sent)
 
 
 class _Matches(NamedTuple):

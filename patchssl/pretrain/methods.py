@@ -35,7 +35,7 @@ class Network(nn.Module):
         self.backbone = backbone
         self.head = head
         self.patch_head = patch_head
-        self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim)) if masked else None  # iBOT's start
+        self.mask_token = nn.Parameter(torch.zeros(1, backbone.embed_dim)) if masked else None  # as iBOT's
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -69,9 +69,10 @@ class Centers(nn.Module):
         """Move towards the mean logits of all teacher tokens of an update, which came in equal parts."""
         if not self.moves:
             return
-        self.class_token.update(teacher.head, torch.stack([part.class_mean for part in targets]).mean(0))
+        class_means, patch_means = zip(*((part.class_mean, part.patch_mean) for part in targets), strict=True)
+        self.class_token.update(teacher.head, torch.stack(class_means).mean(0))
         if self.patch_tokens is not None:
-            self.patch_tokens.update(teacher.head_of_patches, torch.stack([part.patch_mean for part in targets]).mean(0))
+            self.patch_tokens.update(teacher.head_of_patches, torch.stack(patch_means).mean(0))
 
 
     def norms(self) -> tuple[Tensor, ...]:
@@ -176,7 +177,7 @@ def _student_tokens(student: Network, views: Tensor, drop_path: Tensor, masks: T
     flat = views.flatten(0, 1)
     if masks is None or student.mask_token is None:
         return student.backbone.tokens(flat).unflatten(0, views.shape[:2])
-    return masked_tokens(student.backbone, flat, student.mask_token, masks.flatten(0, 1)).unflatten(0, views.shape[:2])
+    return masked_tokens(student.backbone, flat, student.mask_token[0], masks.flatten(0, 1)).unflatten(0, views.shape[:2])
 
 
 @torch.no_grad()

@@ -68,7 +68,9 @@ def values_at(step: int, recipe: Recipe, steps_per_epoch: int) -> StepValues:
         weight_decay=cosine(step, steps=steps, start=optim.weight_decay, end=optim.weight_decay_end),
         teacher_momentum=cosine(step, steps=steps, start=optim.teacher_momentum, end=optim.teacher_momentum_end),
         teacher_temp=_teacher_temp(epoch, loss, loss.teacher_temp),
-        patch_teacher_temp=_teacher_temp(epoch, loss, loss.patch_teacher_temp or loss.teacher_temp),
+        # without masks nothing is compared, and iBOT's warm-up waits
+        patch_teacher_temp=_teacher_temp(max(0, epoch - recipe.masks.start_epoch), loss,
+                                         loss.patch_teacher_temp or loss.teacher_temp),
         patch_weight=_patch_weight(step, recipe, steps_per_epoch),
         last_layer_frozen=step < recipe.head.freeze_last_layer_epochs * steps_per_epoch,
         backbone_frozen=recipe.init is not None and step < optim.freeze_backbone_epochs * steps_per_epoch,

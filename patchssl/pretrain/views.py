@@ -146,9 +146,10 @@ class ViewBatch:
                 for begin in range(0, len(self.index), size)]
 
     def _slice(self, chosen: slice, unreadable: tuple[str, ...]) -> ViewBatch:
-        colors = {name: ColorDraws(*(field[chosen] for field in getattr(self, name)))
-                  for name in ("global_colors", "local_colors")}
-        return replace(self._map(lambda tensor: tensor[chosen]), unreadable=unreadable, **colors)
+        global_colors, local_colors = (ColorDraws(*(field[chosen] for field in draws))
+                                       for draws in (self.global_colors, self.local_colors))
+        return replace(self._map(lambda tensor: tensor[chosen]), unreadable=unreadable, global_colors=global_colors,
+                       local_colors=local_colors)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> ViewBatch:
         names = ("global_views", "local_views", "boxes", "mirrored", "index", "drop_path", "masks", "match_draws")

@@ -24,7 +24,7 @@ SETTINGS = {
     "sampled": {"loss": {"matches_per_pair": 2}, "head": {"shared": False}},
     "similarity": {"loss": {"rule": "similarity"}},
 }
-FEW = {"views": {"global_scale": [0.05, 0.2], "local_scale": [0.05, 0.1]}}  # pairs without a match, unlike from rank to rank
+FEW = {"views": {"global_scale": [0.05, 0.2], "local_scale": [0.05, 0.1]}}  # some pairs have no match
 
 
 def recipe_of(parts, accumulate=1):
@@ -72,7 +72,8 @@ def with_gradient(name, value):
     return torch.cat([value.chunk(3)[0], value.chunk(3)[2]]) if name.endswith("qkv.bias") else value
 
 
-NOT_LINEAR = ("marginal_entropy", "patch_marginal_entropy", "effective_rank", "feature_spread", "patch_entropy", "patch_kl")
+NOT_LINEAR = ("marginal_entropy", "patch_marginal_entropy", "effective_rank", "feature_spread",
+              "patch_entropy", "patch_kl")
 LAST_PART = ("teacher_entropy", "student_entropy", "class_kl", "matched_share_global", "matched_share_local")
 
 RANKS = """
@@ -134,5 +135,5 @@ def test_a_batch_in_parts_makes_the_same_update(name):
 
 
 def test_a_batch_cannot_be_cut_into_unequal_parts():
-    with pytest.raises(ValueError, match="optim.accumulate = 4"):
+    with pytest.raises(ValueError, match=r"optim\.accumulate = 4"):
         make_recipe(optim={"accumulate": 4})
