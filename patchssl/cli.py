@@ -553,6 +553,27 @@ def bench_matching() -> None:
     typer.echo(json.dumps(bench.bench_matching(), indent=2))
 
 
+@bench_app.command("step")
+def bench_step(
+    arch: Annotated[list[str] | None, typer.Option("--arch", help="vit_tiny, vit_small; again for more.")] = None,
+    prototypes: Annotated[list[int] | None, typer.Option("--prototypes", min=2, help="K; again for more.")] = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="Images of an update.")] = 2,
+    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3, device: DeviceOpt = None,
+) -> None:
+    """A training step beside one that projects every token, and beside plain autograd; JSON on stdout."""
+    from patchssl import bench_training as bench
+    from patchssl.console import Console
+    from patchssl.errors import UsageError, one_of
+
+    for name in arch or ():
+        if name not in bench.ARCHS:
+            raise UsageError(one_of("architecture", name, bench.ARCHS))
+    with Console() as console:
+        found = bench.bench_step(arch or tuple(bench.ARCHS), prototypes or bench.PROTOTYPES, images, repeats,
+                                 device or "cpu", progress=console.counter("bench"))
+        typer.echo(json.dumps(found, indent=2))
+
+
 @bench_app.command("eval")
 def bench_eval(
     model: Annotated[str | None, typer.Option("--model", help="With --data: time 'eval all' of this MODEL.")] = None,

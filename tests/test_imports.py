@@ -24,7 +24,7 @@ LAYERS = [
     ["report", "catalog", "inspection"],
     ["export"],
     ["workflows", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
-     "suite", "scoring", "bench_eval", "slurm",
+     "suite", "scoring", "bench_eval", "bench_step", "bench_training", "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
      "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
     ["cli", "__main__"],

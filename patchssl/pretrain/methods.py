@@ -154,10 +154,7 @@ def _patch_targets(teacher: Network, center: EmaCenter | None, patch_tokens: Ten
 def student_losses(student: Network, batch: Batch, targets: Targets, plan: MatchPlan, patch_weight: float,
                    config: LossConfig) -> Losses:
     """Loss terms of the student on a batch, given the teacher's targets."""
-    views = [v for v in (batch.globals_, batch.locals_) if v.shape[1]]
-    draws = batch.drop_path.split([v.shape[1] for v in views], dim=1)
-    masks = (batch.masks, None)
-    tokens = [_student_tokens(student, v, d, m) for v, d, m in zip(views, draws, masks, strict=False)]
+    tokens = student_tokens(student, batch)
     if config.rule == "similarity":
         plan = nearest_teacher(plan, targets.patch_tokens, [x[..., 1:, :] for x in tokens])
     class_tokens = torch.cat([x[..., 0, :] for x in tokens], dim=1)
@@ -169,6 +166,13 @@ def student_losses(student: Network, batch: Batch, targets: Targets, plan: Match
                                              plan.table, plan.teacher, plan.weight, config.student_temp)
     patch_term = patch_sum / plan.pairs.clamp(min=1e-6)
     return Losses(class_term + patch_weight * patch_term, class_term, patch_term, class_logits, stats)
+
+
+def student_tokens(student: Network, batch: Batch) -> list[Tensor]:
+    """Tokens (B, V, 1 + N, D) of the global and, where there are any, of the local views."""
+    views = [v for v in (batch.globals_, batch.locals_) if v.shape[1]]
+    draws = batch.drop_path.split([v.shape[1] for v in views], dim=1)
+    return [_student_tokens(student, v, d, m) for v, d, m in zip(views, draws, (batch.masks, None), strict=False)]
 
 
 def _student_tokens(student: Network, views: Tensor, drop_path: Tensor, masks: Tensor | None) -> Tensor:
