@@ -180,8 +180,10 @@ def _student_tokens(student: Network, views: Tensor, drop_path: Tensor, masks: T
     set_drop_path_draws(student.backbone, drop_path.flatten(0, 1))
     flat = views.flatten(0, 1)
     if masks is None or student.mask_token is None:
-        return student.backbone.tokens(flat).unflatten(0, views.shape[:2])
-    return masked_tokens(student.backbone, flat, student.mask_token[0], masks.flatten(0, 1)).unflatten(0, views.shape[:2])
+        tokens = student.backbone.tokens(flat)
+    else:
+        tokens = masked_tokens(student.backbone, flat, student.mask_token[0], masks.flatten(0, 1))
+    return tokens.unflatten(0, views.shape[:2])
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from patchssl.networks import NetworkSpec, build_vit
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.drop_path import set_drop_path_draws, use_sampled_drop_path
 from patchssl.pretrain.head import ProjectionHead
+from patchssl.pretrain.mask_token import masked_tokens
+from patchssl.pretrain.masked_loss import plan_masked
 from patchssl.pretrain.match_plan import plan_matches
 from patchssl.pretrain.methods import Batch, Centers, Network, student_losses, teacher_targets
 from patchssl.pretrain.schedules import StepValues
@@ -24,16 +26,16 @@ VALUES = StepValues(lr=0.1, weight_decay=0.0, teacher_momentum=0.9, teacher_temp
 def make_recipe(num_global=2, num_local=1, method="pwself", **loss):
     return Recipe.model_validate({
         "method": method, "model": {"patch_size": PATCH}, "loss": loss,
-        "photometric": {"patch_share": 0 if method == "dino" else 1},
+        "photometric": {"patch_share": 1 if method == "pwself" else 0},
         "views": {"num_global": num_global, "num_local": num_local, "global_size": SIZE, "local_size": LOCAL},
         "head": {"num_prototypes": K, "hidden": 16, "bottleneck": 6},
     })
 
 
-def make_network(recipe, drop_path=0.0):
+def make_network(recipe, drop_path=0.0, masked=False):
     backbone = VitBackbone(build_vit(SPEC, seed=0))
     use_sampled_drop_path(backbone.module, drop_path)
-    network = Network(backbone, ProjectionHead(12, recipe.head))
+    network = Network(backbone, ProjectionHead(12, recipe.head), masked=masked)
     for i, p in enumerate(network.parameters()):
         if p.requires_grad:
             torch.nn.init.normal_(p, std=0.4, generator=torch.Generator().manual_seed(i))
@@ -252,3 +254,31 @@ def test_a_teacher_token_that_nobody_matches_changes_no_loss():
     second = teacher_targets(teacher, Centers(recipe), globals_, plan, VALUES, recipe.loss)
     assert unmatched
     assert torch.equal(patch_probs(first), patch_probs(second))
+
+
+def test_ibot_hides_patches_of_global_views_from_the_student_alone():
+    """Class and patch term by one forward pass a view: masked globals, whole locals, targets of whole globals."""
+    recipe = make_recipe(num_local=1, method="ibot")
+    student = make_network(recipe, masked=True)
+    teacher = make_teacher(student)
+    globals_, locals_ = views_of(2, 2, 1)
+    masks = torch.rand(2, 2, 9, generator=torch.Generator().manual_seed(3)) < 0.4
+    masks[1, 0] = False
+    plan = plan_masked(masks, recipe)
+    targets = teacher_targets(teacher, Centers(recipe), globals_, plan, VALUES, recipe.loss)
+    losses = student_losses(student, Batch(globals_, locals_, torch.zeros(2, 3, 4), masks), targets, plan, 0.7,
+                            recipe.loss)
+    said = (all_logits(teacher, globals_) / 0.05).softmax(-1)
+    class_terms, patch_terms = [], []
+    for i in range(2):
+        seen = [masked_tokens(student.backbone, globals_[i, v][None], student.mask_token[0], masks[i, v][None])[0]
+                for v in range(2)] + [student.backbone.tokens(locals_[i, 0][None])[0]]
+        answers = [(student.head(tokens) / 0.1).log_softmax(-1) for tokens in seen]
+        class_terms += [-(said[i, t, 0] * answers[v][0]).sum() for t in range(2) for v in range(3) if t != v]
+        for v in range(2):
+            each = -(said[i, v, 1:] * answers[v][1:]).sum(-1)
+            patch_terms.append(each[masks[i, v]].sum() / max(1, int(masks[i, v].sum())))
+    close(losses.class_term, torch.stack(class_terms).mean())
+    close(losses.patch_term, torch.stack(patch_terms).mean())
+    gradient = torch.autograd.grad(losses.total, student.mask_token)[0]
+    assert gradient.shape == (1, 12) and gradient.abs().max() > 0
