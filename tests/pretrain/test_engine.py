@@ -228,3 +228,42 @@ def test_gradient_norm_in_the_report_is_the_one_before_clipping():
     _, (free,) = run(make_recipe(optim={"clip_grad": 0}), steps=1)
     assert float(clipped.grad_norm) == pytest.approx(float(free.grad_norm), rel=1e-5)
     assert float(free.grad_norm) > 1e-3
+
+
+def test_compiled_blocks_make_the_same_updates_under_the_same_names(monkeypatch):
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: plain(module, backend="aot_eager"))
+    recipes = [make_recipe(model={"drop_path": 0.3}, run={"compile": wanted}) for wanted in (False, True)]
+    (eager, eager_reports), (compiled, reports) = (run(recipe, steps=3) for recipe in recipes)
+    assert [float(r.losses.total) for r in reports] == pytest.approx(
+        [float(r.losses.total) for r in eager_reports], rel=1e-5)
+    assert compiled.state_dict()["student"].keys() == eager.state_dict()["student"].keys()
+
+
+def test_fp16_scales_its_loss_and_keeps_the_scale_in_its_state():
+    # a head as wide as real ones are: the gradient of a narrow one's short bottleneck overflows
+    parts = {"model": {"drop_path": 0.0}, "optim": {"lr": 0.0005}, "head": {"hidden": 2048, "bottleneck": 64}}
+    half = {**parts, "optim": {"lr": 0.0005, "precision": "fp16"}}
+    engine = Engine(make_recipe(**half), 0, STEPS, CPU)
+    engine.scaler.load_state_dict(engine.scaler.state_dict() | {"scale": 64.0})
+    (_, exact), (engine, reports) = run(make_recipe(**parts), steps=3), run(make_recipe(**half), 3, engine=engine)
+    assert [float(r.losses.total) for r in reports] == pytest.approx(
+        [float(r.losses.total) for r in exact], rel=0.02)
+    assert [float(r.grad_norm) for r in reports] == pytest.approx([float(r.grad_norm) for r in exact], rel=0.1)
+    assert {p.dtype for p in engine.student.parameters()} == {torch.float32}
+    engine.scaler.update(new_scale=512.0)
+    again = Engine(make_recipe(**half), 0, STEPS, CPU)
+    again.load_state_dict(engine.state_dict())
+    assert again.scaler.get_scale() == 512
+
+
+def test_fp16_leaves_an_update_out_whose_gradients_overflow():
+    recipe = make_recipe(optim={"precision": "fp16"})
+    engine = Engine(recipe, 0, STEPS, CPU)
+    engine.train_step(make_batch(recipe))
+    before = {name: value.clone() for name, value in engine.student.state_dict().items()}
+    engine.scaler.update(new_scale=1e38)
+    report = engine.train_step(make_batch(recipe, 1))
+    assert not torch.isfinite(report.grad_norm) and torch.isfinite(report.losses.total)
+    assert all(torch.equal(value, before[name]) for name, value in engine.student.state_dict().items())
+    assert engine.scaler.get_scale() < 1e38
