@@ -80,8 +80,9 @@ def bench_matching(num_images: int = 64, repeats: int = 20, num_pairs: int = 600
 
     Peers, timed on an eighth of the batch and scaled up: `match_patches` called pair by pair, and similarity
     matching (each student token takes the teacher token of greatest cosine; random tokens of 384 numbers, the
-    network that would make them not counted). "MiB" are the tensors a call makes, at their most, the
-    peers' scaled up as their time, though nothing keeps them from going image by image. "quality" is `rule_quality` over `num_pairs` pairs.
+    network that would make them not counted). "MiB" are the tensors a call makes, at their most, the peers'
+    scaled up as their time, though nothing keeps them from going image by image. "quality" is `rule_quality`
+    over `num_pairs` pairs.
     """
     views = _drawn(num_images, ViewConfig())
     times: dict[str, dict[str, float]] = {}
