@@ -115,6 +115,8 @@ def pretrain(
                                                                           "changed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print images, steps, memory, time; no training.")] = False,
     device: DeviceOpt = None,
+    shard: Annotated[bool, typer.Option("--shard", help="Under torchrun: deal the weights over all processes "
+                                                          "(FSDP2).")] = False,
     slurm: Annotated[bool, typer.Option("--slurm", help="Submit it as a job that requeues itself until the run is "
                                                         "done.")] = False,
     slurm_partition: Annotated[str | None, typer.Option(help="Partition of the job.")] = None,
@@ -128,10 +130,13 @@ def pretrain(
                                                       )] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Pretrain a Vision Transformer with PW-Self or DINO."""
+    """Pretrain a Vision Transformer with PW-Self, DINO or iBOT.
+
+    By several processes: torchrun --nproc-per-node=N -m patchssl pretrain ...; they share out every batch.
+    """
     job = _slurm_options(slurm, partition=slurm_partition, nodes=slurm_nodes, gpus=slurm_gpus, cpus=slurm_cpus,
                          hours=slurm_hours, option=slurm_option, cluster=slurm_cluster)
-    changes = tuple(overrides or ())
+    changes = (*(overrides or ()), *(["run.shard=true"] if shard else []))
     if resume is not None:
         given = _refused_with_resume(recipe, data=data, out=out, seed=seed, dry_run=dry_run or None)
         if given:
@@ -160,6 +165,8 @@ def _pretrain_here(recipe: str | None, changes: tuple[str, ...], data: str | Non
             folder = resume_with_probe(resume, changes, allow_changes=allow_changes, device=device, console=console)
         else:
             folder = pretrain_with_probe(str(recipe), data, out, seed, changes, device=device, console=console)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes one answers
     if as_json:
         typer.echo(json.dumps({"run": str(folder)}))
     else:

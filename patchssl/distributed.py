@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -28,11 +28,29 @@ def join_launched(device_type: str = "cpu") -> None:
         atexit.register(_leave)
 
 
+@contextlib.contextmanager
+def joined(device_type: str = "cpu") -> Iterator[None]:
+    """Inside, launched processes work together; one that fails leaves at once, so that no other waits for it."""
+    join_launched(device_type)
+    try:
+        yield
+    except BaseException:
+        if is_active():
+            dist.destroy_process_group()
+        raise
+
+
 def _leave() -> None:
     """End together: a process that goes while another still talks to it brings that one down."""
-    with contextlib.suppress(RuntimeError):
-        dist.barrier()
-    dist.destroy_process_group()
+    if is_active():
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Go on when every process is here."""
+    all_gather_objects(None)
 
 
 def local_rank() -> int:
@@ -87,7 +105,7 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     if not is_active():
         return module
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def shard(module: nn.Module, parts: Sequence[nn.Module]) -> nn.Module:
@@ -163,9 +181,18 @@ def load_whole_optimizer_state(module: nn.Module, optimizer: Optimizer, state: d
     if _shards(module):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 
-        set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))
+        whole = {**state, "state": {**_untouched(module, state), **state["state"]}}
+        set_optimizer_state_dict(module, optimizer, whole, options=StateDictOptions(full_state_dict=True))
     else:
         optimizer.load_state_dict(_renamed(state, {name: i for i, name in enumerate(_names(module, optimizer))}))
+
+
+def _untouched(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """AdamW's state before its first step for weights that had none yet: sharded weights want one for each."""
+    names = {name for group in state["param_groups"] for name in group["params"]} - state["state"].keys()
+    shapes = {name: weight.shape for name, weight in module.named_parameters() if name in names}
+    return {name: {"step": torch.zeros(()), "exp_avg": torch.zeros(shape), "exp_avg_sq": torch.zeros(shape)}
+            for name, shape in shapes.items()}
 
 
 def _names(module: nn.Module, optimizer: Optimizer) -> list[str]:

@@ -75,12 +75,16 @@ def changed_recipe(folder: Path, begun: Mapping[str, Any], overrides: Sequence[s
     return wanted, changes
 
 
-def record_changes(folder: Path, recipe: Recipe, facts: dict[str, Any], changes: Mapping[str, Change],
-                   steps_done: int) -> None:
-    """From now on the run's recipe is `recipe`; run.json remembers since which update."""
-    history = [*facts.get("changes", []), {"step": steps_done, **{key: list(both) for key, both in changes.items()}}]
-    facts |= {"changes": history, "data": recipe.data or facts["data"]}
-    write_run(folder, recipe, facts)
+def settle_recipe(folder: Path, recipe: Recipe, facts: dict[str, Any], changes: Mapping[str, Change],
+                  steps_done: int) -> None:
+    """From now on the run's recipe is `recipe`; run.json remembers what was changed, and since which update."""
+    if changes:
+        made = {"step": steps_done, **{key: list(both) for key, both in changes.items()}}
+        facts |= {"changes": [*facts.get("changes", []), made]}
+        if "data" in changes:
+            facts["data"] = recipe.data
+    if changes or not (folder / RECIPE).exists() or read_run(folder)[0] != recipe:
+        write_run(folder, recipe, facts)
 
 
 def changes_between(begun: Mapping[str, Any], recipe: Recipe) -> dict[str, Change]:

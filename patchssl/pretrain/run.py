@@ -8,6 +8,7 @@ begun with), `log.jsonl` (a row every few seconds) and the checkpoints. `checkpo
 from __future__ import annotations
 
 import math
+import os
 import platform
 import resource
 import signal
@@ -25,22 +26,25 @@ from torch.utils.data import DataLoader
 
 from patchssl import __version__
 from patchssl.backbone import Origin, VitBackbone
-from patchssl.checkpoint import recover_checkpoint, save_checkpoint
-from patchssl.data import NAMED_SETS, ImageSet, UnreadableBudget, open_images
+from patchssl.checkpoint import load_checkpoint, recover_checkpoint, save_checkpoint
+from patchssl.data import ImageSet, UnreadableBudget, lasting_name, open_images
+from patchssl.distributed import all_gather_objects, joined, local_rank, rank, wait_for_all, world_size
 from patchssl.errors import Interrupted, NotFiniteError, PatchSSLError, UsageError
+from patchssl.pretrain.board import require_tensorboard
 from patchssl.pretrain.config import Recipe, dump_recipe, load_recipe
 from patchssl.pretrain.engine import Engine, StepReport, network_spec
 from patchssl.pretrain.health import collapse_warnings
 from patchssl.pretrain.logbook import Logbook
+from patchssl.pretrain.meeting import Agreed, Meetings, Said
 from patchssl.pretrain.resuming import (
     FACTS,
     RECIPE,
     begun_with,
     changed_recipe,
     read_run,
-    record_changes,
     require_own_checkpoint,
     restore,
+    settle_recipe,
     write_run,
 )
 from patchssl.pretrain.start import describe_start, starting_backbone
@@ -72,7 +76,7 @@ class Silent:
 
 @dataclass
 class Run:
-    """One run under way."""
+    """One run under way; of several processes rank 0 writes it down."""
 
     folder: Path
     recipe: Recipe
@@ -86,13 +90,20 @@ class Run:
     report: StepReport | None = None  # of the newest update
     pending: dict[str, Any] | None = None  # a row that waits for its k-NN
     budget: UnreadableBudget = field(init=False)
-    book: Logbook = field(init=False)
+    book: Logbook | None = None  # of rank 0
+    meetings: Meetings = field(init=False)
     saved_step: int = field(init=False)
+    best_rank: float = 0.0  # highest effective rank of a row, for who watches it fall
 
     def __post_init__(self) -> None:
         self.budget = UnreadableBudget(len(self.images))
         self.saved_step = self.engine.steps_done
-        self.book = Logbook(self.folder, self.engine.steps_done, tensorboard=self.recipe.run.tensorboard)
+        self.meetings = Meetings(self.recipe.run.log_seconds)
+        self.stops.together = world_size() > 1
+        if rank() == 0:
+            self.book = Logbook(self.folder, self.engine.steps_done, tensorboard=self.recipe.run.tensorboard)
+        else:
+            self.progress = Silent()
 
 
 def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: str | Path | None = None,
@@ -106,7 +117,7 @@ def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: s
     UsageError, DataError, NotFiniteError, CheckpointError, and Interrupted after saving when a signal came.
     """
     folder = Path(out) if out else run_folder(recipe, seed)
-    with interruptible(folder, stops) as stops:
+    with joined(training_device(device).type), interruptible(folder, stops) as stops:
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         if data is not None:
             recipe = recipe.model_copy(update={"data": lasting_name(data)})
@@ -129,6 +140,8 @@ def require_new(folder: Path) -> None:
 def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: str | None, progress: Progress,
            knn: KnnProbe | None, stops: StopSignals) -> Run:
     """A run before its first update, in a folder that tells how it is made."""
+    if recipe.run.tensorboard:
+        require_tensorboard()
     images = training_images(recipe, None, seed)
     progress.say(images.describe())
     start = starting_backbone(recipe)
@@ -141,10 +154,11 @@ def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: st
              "init": start.weights_sha256 if start else None,
              "pretrain_data": f"{start.pretrain_data or start.name} + {images.name}" if start else images.name}
     with stops.held():
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in (RECIPE, FACTS):  # of a run that ended before its first checkpoint
-            (folder / leftover).unlink(missing_ok=True)
-        write_run(folder, recipe, facts)
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in (RECIPE, FACTS):  # of a run that ended before its first checkpoint
+                (folder / leftover).unlink(missing_ok=True)
+            write_run(folder, recipe, facts)
         return Run(folder, recipe, images, facts, engine, progress, stops, knn)
 
 
@@ -157,7 +171,7 @@ def resume(folder: str | Path, overrides: tuple[str, ...] = (), *, allow_changes
     of the recipe: those of run.* and data at any time, others with `allow_changes`. Raises as `pretrain` does.
     """
     folder = Path(folder)
-    with interruptible(folder, stops) as stops:
+    with joined(training_device(device).type), interruptible(folder, stops) as stops:
         return _train(_reopen(folder, overrides, allow_changes, device, progress or Silent(), knn, stops))
 
 
@@ -165,10 +179,14 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
             knn: KnnProbe | None, stops: StopSignals) -> Run:
     """The run in `folder` where its newest whole checkpoint was saved, all that would spoil it refused by name."""
     _, facts = read_run(folder)
-    checkpoint = recover_checkpoint(folder) if any(folder.glob("checkpoint*.pth")) else None
+    checkpoint = _newest_checkpoint(folder)
     recipe, changes = changed_recipe(folder, begun_with(facts, checkpoint), overrides, allow_changes)
+    if "data" in changes:
+        recipe = recipe.model_copy(update={"data": lasting_name(recipe.data or "")})
     if checkpoint:
         require_own_checkpoint(checkpoint, folder, recipe, facts["seed"])
+    if recipe.run.tensorboard:
+        require_tensorboard()
     images = _same_images(folder, recipe, facts, moved="data" in changes)
     start = None if checkpoint else _same_start(folder, recipe, facts)
     engine = make_engine(recipe, images, facts["seed"], device, start)
@@ -176,8 +194,8 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
     if checkpoint:
         restore(engine, checkpoint, folder)
     with stops.held():
-        if changes:
-            record_changes(folder, recipe, facts, changes, engine.steps_done)
+        if rank() == 0:
+            settle_recipe(folder, recipe, facts, changes, engine.steps_done)
         run = Run(folder, recipe, images, facts, engine, progress, stops, knn)
     if checkpoint:
         run.seconds = checkpoint["seconds"]
@@ -186,9 +204,21 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
     return run
 
 
+def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint in `folder`; rank 0 puts a damaged one aside before the others look."""
+    if not any(folder.glob("checkpoint*.pth")):
+        return None
+    if rank():
+        wait_for_all()
+        return load_checkpoint(folder)
+    checkpoint = recover_checkpoint(folder)
+    wait_for_all()
+    return checkpoint
+
+
 def _same_images(folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, moved: bool) -> ImageSet:
     """The images that the run in `folder` began with, or UsageError."""
-    data = lasting_name(recipe.data) if moved and recipe.data else facts["data"]
+    data = recipe.data if moved else facts["data"]
     images = training_images(recipe, data, facts["seed"])
     if images.fingerprint != facts["fingerprint"]:
         raise UsageError(f"{data} has changed since {folder} began (fingerprint {images.fingerprint[:12]}, "
@@ -228,29 +258,48 @@ def training_images(recipe: Recipe, data: str | Path | None, seed: int) -> Image
     return images
 
 
-def lasting_name(data: str | Path) -> str:
-    """What names `data` from any folder: a set's name as it is, a path in full."""
-    named_set = isinstance(data, str) and data in NAMED_SETS
-    return str(data) if named_set else str(Path(data).expanduser().absolute())
-
-
 def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None,
                 start: VitBackbone | None = None) -> Engine:
     """An engine before its first update on `device` (default: the first GPU, else the CPU)."""
     if len(images) < recipe.optim.batch_size:
         raise UsageError(f"optim.batch_size = {recipe.optim.batch_size} is more than the {len(images)} images of "
                          f"{images.name}; lower it")
+    _require_shares(recipe)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
+    if recipe.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
+        torch.use_deterministic_algorithms(True)
+    return Engine(recipe, seed, len(images) // recipe.optim.batch_size, training_device(device), start)
+
+
+def training_device(device: str | None) -> torch.device:
+    """`device`, or a GPU (each launched process its own), or the CPU."""
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Engine(recipe, seed, len(images) // recipe.optim.batch_size, chosen, start)
+    return torch.device("cuda", local_rank()) if chosen.type == "cuda" and chosen.index is None else chosen
+
+
+def _require_shares(recipe: Recipe) -> None:
+    """UsageError unless every process gets as much of a batch, in as many equal parts as are accumulated."""
+    optim, processes = recipe.optim, world_size()
+    if optim.batch_size % processes:
+        raise UsageError(f"optim.batch_size = {optim.batch_size} cannot be shared out evenly to {processes} processes; "
+                         f"choose a multiple of {processes}")
+    if optim.batch_size // processes % optim.accumulate:
+        raise UsageError(f"optim.accumulate = {optim.accumulate} cannot cut the {optim.batch_size // processes} images "
+                         f"that each of {processes} processes gets into equal parts; choose a divisor")
+    if recipe.run.shard and recipe.optim.precision == "fp16":
+        raise UsageError("run.shard = true cannot scale the loss of optim.precision = fp16; choose bf16 or fp32")
+    if recipe.run.shard and processes > 1 and recipe.run.knn_every_epochs:
+        raise UsageError("run.knn_every_epochs needs whole weights, with run.shard = true no process has them; set it "
+                         "to 0 and score the finished run")
 
 
 def make_loader(recipe: Recipe, images: ImageSet, seed: int, num_drop_path: int, *, start_step: int = 0,
                 workers: int | None = None) -> Iterable[ViewBatch]:
     """Batches of all epochs from update `start_step` on; what is drawn does not depend on workers."""
     sampler = EpochSampler(len(images), recipe.optim.batch_size, epochs=recipe.optim.epochs, seed=seed,
-                           start_step=start_step)
+                           start_step=start_step, rank=rank(), world_size=world_size())
     count = recipe.run.workers if workers is None else workers
     return DataLoader(ViewDataset(images, recipe, seed, num_drop_path), batch_sampler=sampler,
                       collate_fn=collate_views, num_workers=count, pin_memory=torch.cuda.is_available(),
@@ -286,7 +335,7 @@ def _train(run: Run) -> Path:
         _make_updates(run)
         with run.stops.held():
             _save(run)
-            run.book.close()
+            _close(run)
     except Stopped as stop:
         raise _interrupted(run, stop) from None
     except RuntimeError as error:
@@ -307,7 +356,7 @@ def _interrupted(run: Run, stop: Stopped) -> Interrupted:
         _write_row(run, run.pending)  # without its k-NN, which the resumed run begins with
     if done:
         _save(run)
-    run.book.close()
+    _close(run)
     where = f"at update {done} of {run.engine.total_steps}, saved" if done else "before the first update"
     return Interrupted(f"stopped by {stop} {where}; {go_on}", stop.exit_code, stop.number)
 
@@ -315,7 +364,8 @@ def _interrupted(run: Run, stop: Stopped) -> Interrupted:
 def _make_updates(run: Run) -> None:
     """Make every update that is left, log and save when it is time.
 
-    A signal is obeyed between two updates: while waiting for images, or in the midst of a k-NN.
+    A signal is obeyed between two updates: while waiting for images, or in the midst of a k-NN; by several processes
+    when they meet.
     """
     engine, recipe = run.engine, run.recipe
     loader = make_loader(recipe, run.images, run.facts["seed"], engine.num_drop_path, start_step=engine.steps_done)
@@ -324,14 +374,14 @@ def _make_updates(run: Run) -> None:
         batches = iter(loader)
     for batch in batches:
         with run.stops.held():
-            for name in batch.unreadable:
-                run.budget.add(name)
+            run.meetings.unreadable |= dict.fromkeys(batch.unreadable, "")
             run.report = engine.train_step(batch)
             run.seconds = clock.seconds()
             last = engine.steps_done == engine.total_steps
             if engine.device.type == "cpu" or last:
                 _require_finite(run)
-            if last or clock.since_log() >= recipe.run.log_seconds or _knn_due(run):
+            agreed = _meet(run, clock) if last or _knn_due(run) or run.meetings.due(engine.steps_done) else None
+            if agreed and (last or agreed.log_due or _knn_due(run)):
                 run.pending = _row(run, clock.images_per_second(engine.steps_done, recipe.optim.batch_size))
         if run.pending:
             if _knn_due(run):
@@ -339,10 +389,24 @@ def _make_updates(run: Run) -> None:
             with run.stops.held():
                 _write_row(run, run.pending)
             clock.logged(engine.steps_done)
-        if clock.since_save() >= 60 * recipe.run.checkpoint_minutes:
+        if agreed and agreed.signal is not None and run.stops.together:
+            raise Stopped(agreed.signal)
+        if agreed and agreed.save_due:
             with run.stops.held():
                 _save(run)
             clock.saved()
+
+
+def _meet(run: Run, clock: Clock) -> Agreed:
+    """What the processes of the run agree on after the newest update."""
+    times, step = run.recipe.run, run.engine.steps_done
+    said = Said(run.stops.received, run.meetings.unreadable, log_due=clock.since_log() >= times.log_seconds,
+                save_due=clock.since_save() >= 60 * times.checkpoint_minutes,
+                seconds_per_step=clock.seconds_per_step(step))
+    agreed = run.meetings.hold(step, said)
+    for name, reason in agreed.unreadable.items():
+        run.budget.add(name, reason)
+    return agreed
 
 
 class Clock:
@@ -350,11 +414,15 @@ class Clock:
 
     def __init__(self, before: float, steps_done: int) -> None:
         self._began = self._logged = self._saved = time.perf_counter()
-        self._before, self._logged_step = before, steps_done
+        self._before, self._logged_step, self._first_step = before, steps_done, steps_done
 
     def seconds(self) -> float:
         """Spent in the loop, earlier parts included."""
         return self._before + time.perf_counter() - self._began
+
+    def seconds_per_step(self, steps_done: int) -> float:
+        """Mean over this part of the run."""
+        return (time.perf_counter() - self._began) / max(1, steps_done - self._first_step)
 
     def since_log(self) -> float:
         """Since the last row."""
@@ -388,12 +456,13 @@ def _knn_due(run: Run) -> bool:
 
 def _catch_up_knn(run: Run) -> None:
     """The k-NN that a signal, or nobody there to ask for it, kept the last row from."""
-    last = run.book.last
+    last = all_gather_objects(run.book and run.book.last)[0]
     if last and last["step"] == run.engine.steps_done and "knn_top1" not in last and _knn_due(run):
         top1 = run.knn(run.engine.teacher.backbone)  # type: ignore[misc]
         with run.stops.held():
-            run.progress.update(run.engine.steps_done, run.engine.total_steps,
-                                run.book.complete_last("knn_top1", top1))
+            if run.book:
+                run.progress.update(run.engine.steps_done, run.engine.total_steps,
+                                    run.book.complete_last("knn_top1", top1))
 
 
 def _row(run: Run, images_per_second: float) -> dict[str, Any]:
@@ -407,18 +476,30 @@ def _row(run: Run, images_per_second: float) -> dict[str, Any]:
 
 
 def _write_row(run: Run, row: dict[str, Any]) -> None:
-    run.book.append(row)
     run.pending = None
+    if run.book is None:
+        return
+    run.book.append(row)
     run.progress.update(run.engine.steps_done, run.engine.total_steps, row)
     if row["epoch"] > run.recipe.optim.warmup_epochs:
-        for warning in collapse_warnings(row, run.recipe.head.num_prototypes):
+        images = run.recipe.optim.batch_size // world_size() // run.recipe.optim.accumulate
+        for warning in collapse_warnings(row, run.recipe.head.num_prototypes,
+                                         num_tokens=images * run.recipe.views.num_global,
+                                         best_rank=run.best_rank):
             run.progress.say(f"warning: at update {run.engine.steps_done} {warning}")
+        run.best_rank = max(run.best_rank, row["effective_rank"])
+
+
+def _close(run: Run) -> None:
+    if run.book:
+        run.book.close()
 
 
 def _require_finite(run: Run) -> None:
     assert run.report is not None
     loss, grad_norm = float(run.report.losses.total), float(run.report.grad_norm)
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    overflow = run.engine.scaler.is_enabled()  # of fp16: that update is left out, and the scale lowered
+    if not (math.isfinite(loss) and (overflow or math.isfinite(grad_norm))):
         raise NotFiniteError(f"the loss is {loss}, its gradient's norm {grad_norm} at update {run.engine.steps_done}; "
                              f"the last good checkpoint in {run.folder} is untouched; try a lower optim.lr")
 
@@ -431,10 +512,13 @@ def _save(run: Run) -> None:
     origin = Origin(name=run.facts["name"], method=run.recipe.method,
                     pretrain_data=run.facts.get("pretrain_data", run.images.name),
                     pretrain_epochs=run.engine.steps_done / run.engine.steps_per_epoch, seed=run.facts["seed"])
-    save_checkpoint(run.folder, {**run.engine.state_dict(), "network": asdict(network_spec(run.recipe)),
+    state = run.engine.state_dict()  # of sharded weights all processes gather it
+    run.saved_step = run.engine.steps_done
+    if rank():
+        return
+    save_checkpoint(run.folder, {**state, "network": asdict(network_spec(run.recipe)),
                                  "origin": asdict(origin), "recipe": dump_recipe(run.recipe),
                                  "seconds": run.seconds, "unreadable": dict(run.budget.bad)})
-    run.saved_step = run.engine.steps_done
 
 
 def _quiet_worker(_worker: int) -> None:

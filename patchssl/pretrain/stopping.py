@@ -28,10 +28,12 @@ class Stopped(BaseException):
 class StopSignals:
     """While entered, the first of SIGNALS raises Stopped in the main thread: at once, or at the end of `held`.
 
-    A second one of the kind acts as it always did; one of another kind is left at that.
+    A second one of the kind acts as it always did; one of another kind is left at that. With `together` set nothing
+    is raised: processes agree on when they stop, see `patchssl.pretrain.meeting`.
     """
 
     def __init__(self) -> None:
+        self.together = False
         self.received: int | None = None
         self._held = False
         self._before: dict[int, Any] = {}
@@ -62,7 +64,7 @@ class StopSignals:
 
     def obey(self) -> None:
         """Raise Stopped if a signal has come, also one whose Stopped was swallowed on its way."""
-        if self.received is not None:
+        if self.received is not None and not self.together:
             raise Stopped(self.received)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -70,7 +72,7 @@ class StopSignals:
         if self.received is None:
             self.received = number
             if not self._held:
-                raise Stopped(number)
+                self.obey()
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def differing(first, second):
 
 
 def kill_and_resume(folder, kills, epochs, seed, say=print):
-    """The run of `epochs` in `folder`, killed `kills` times on its way; returns how often it was left in which state."""
+    """The run of `epochs` in `folder`, killed `kills` times; returns how often it was left in which state."""
     rng, left = random.Random(seed), Counter()
     while left.total() < kills:
         if (state := kill_at_random(folder, epochs, rng)) is None:

@@ -91,8 +91,8 @@ def test_in_another_thread_signals_are_somebody_elses():
 def test_children_never_get_them():
     """From their first moment on: no handler of the parent runs in them, and they live."""
     with signals_kept_from_children():
-        child = subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(0.5); print(7)"],
-                                 stdout=subprocess.PIPE, text=True)
+        code = "import time; print('up', flush=True); time.sleep(0.5); print(7)"
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "up\n"
     for number in SIGNALS:
         child.send_signal(number)
