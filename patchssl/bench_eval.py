@@ -1,6 +1,7 @@
 """Speed of the benchmarks beside a floor or the plain way, in one run; JSON-able out.
 
-Search and scoring run on one thread and count processor seconds; the whole suite runs as users run it, by the clock.
+Search, scoring and probes run on one thread and count processor seconds; the whole suite runs as users run it, by the
+clock.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from patchssl.bench import Contender, machine, median_times
+from patchssl.bench import Contender, machine, median_times, one_thread
 from patchssl.console import Console
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.knn import knn_scores
+from patchssl.eval.linear_timing import time_probes
 from patchssl.eval.metrics import average_precision, precision_at
 from patchssl.eval.revisited import score_similarity
 from patchssl.eval.search import describe_backend, search_topk
@@ -90,6 +92,16 @@ def _plain_scores(similarity: np.ndarray, gnd: Sequence[dict[str, np.ndarray]]) 
     return scores
 
 
+def bench_probes(epochs: int = 10, *, console: Console | None = None, **options: Any) -> dict[str, Any]:
+    """A grid of probes on cached features beside `epochs` of one as DINO trains it; `options` as in `time_probes`."""
+    def show(what: str, done: int, total: int) -> None:
+        if console is not None:
+            console.update(done, total, what=what)
+
+    with one_thread():
+        return time_probes(epochs=epochs, progress=show, **options)
+
+
 def bench_suite(model: str, data: str, *, console: Console | None = None) -> dict[str, Any]:
     """`eval all --overwrite` of `model` on `data` twice, with a cache that is empty at first."""
     backbone = load_backbone(model)
@@ -107,9 +119,11 @@ def bench_suite(model: str, data: str, *, console: Console | None = None) -> dic
 
 
 def bench_eval(model: str | None = None, data: str | None = None, *, console: Console | None = None) -> dict[str, Any]:
-    """Search, scoring and, where `model` and `data` are named, the suite; "aims" are those of the design."""
-    found: dict[str, Any] = {"k-NN": bench_search(), "revisited": bench_ranking()}
+    """Search, scoring, probes and, where `model` and `data` are named, the suite; "aims" are those of the design."""
+    found: dict[str, Any] = {"k-NN": bench_search(), "revisited": bench_ranking(),
+                             "linear probes": bench_probes(console=console)}
     if model is not None and data is not None:
         found["suite"] = bench_suite(model, data, console=console)
     return {**found, "aims": {"k-NN: times the product, at most": 1.2, "revisited: times faster, at least": 5,
+                              "linear probes: times faster with their features, at least": 1,
                               "suite: times faster, at least": 20}, "machine": machine()}

@@ -40,6 +40,14 @@ def _not_empty(data: str | None) -> str | None:
     return data
 
 
+def _can_be_folder(results: Path) -> Path:
+    """A record that cannot be written is known before hours of work, not after."""
+    there = next(place for place in (results, *results.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise DataError(f"--results {results}: {there} is no folder")
+    return results
+
+
 ModelArg = Annotated[str, typer.Argument(
     metavar="MODEL", help="A run folder, a file of weights (PATH#student for the other network), timm:NAME, "
                           "hf-hub:ORG/NAME, random:NAME?img_size=..., py:MODULE:FACTORY, or pixels?img_size=...; see "
@@ -51,12 +59,22 @@ DATA = ("Images (see README, Data sets): a folder, {wanted}; a list (.txt); a .z
         ".parquet; hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64.")
 DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty,
                                       help=DATA.format(wanted="train/ and val/ inside"))]
-ResultsOpt = Annotated[Path, typer.Option("--results", help="Folder that gets the record.")]
+ResultsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder that gets the record.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
 BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
 WorkersOpt = Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")]
 CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep features, see 'patchssl cache'.")]
+IndexOpt = Annotated[str, typer.Option("--index", help="FAISS index of k-NN, such as IVF256,PQ48 or HNSW32; what it "
+                                                       "misses is measured. Flat is exact.")]
+SearchParamsOpt = Annotated[str, typer.Option("--search-params", help="Of the index, such as nprobe=16.")]
+GpusOpt = Annotated[str, typer.Option("--gpus", help="k-NN searches on one GPU, or on all: shard or replicate.")]
+DistractorsOpt = Annotated[Path | None, typer.Option("--distractors", help="Folder of photographs that join the "
+                                                                             "database of Copydays; default: "
+                                                                             "distractors/ beside its blocks.")]
+WhiteningOpt = Annotated[Path | None, typer.Option("--whitening", help="Folder of photographs to fit Copydays' "
+                                                                         "whitening on; default: whitening/ beside its "
+                                                                         "blocks.")]
 FolderOpt = Annotated[Path, typer.Option("--data", help="Folder of the set.")]
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Fixes every random draw.")]
 OutFileOpt = Annotated[Path, typer.Option("--out", help="Figure to write: .png, .svg or .pdf.")]
@@ -184,10 +202,9 @@ def knn(
                                                     )] = None,
     draws: Annotated[int, typer.Option("--draws", min=1, help="How often --shots draws its images.")] = 5,
     seed: SeedOpt = 0,
-    index: Annotated[str, typer.Option("--index", help="FAISS index, such as IVF256,PQ48 or HNSW32; what it misses is "
-                                                         "measured. Flat is exact.")] = "Flat",
-    search_params: Annotated[str, typer.Option("--search-params", help="Of the index, such as nprobe=16.")] = "",
-    gpus: Annotated[str, typer.Option("--gpus", help="Search on one GPU, or on all: shard or replicate.")] = "one",
+    index: IndexOpt = "Flat",
+    search_params: SearchParamsOpt = "",
+    gpus: GpusOpt = "one",
     results: ResultsOpt = Path("results"),
     device: DeviceOpt = None,
     batch_size: BatchOpt = 64,
@@ -215,7 +232,9 @@ def linear(
     protocol: Annotated[str | None, typer.Option("--protocol", help="cached, native, dino (100 epochs, as DINO trains) "
                                                                        "or logreg; default: cached for models trained "
                                                                        "at 224 px, else native.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the protocol's own number.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the protocol's own number; "
+                                                                              "another protocol, such as "
+                                                                              "dino-10-epochs.")] = None,
     seed: SeedOpt = 0,
     results: ResultsOpt = Path("results"),
     device: DeviceOpt = None,
@@ -242,11 +261,8 @@ def copydays(
     protocol: Annotated[str | None, typer.Option("--protocol", help="dino, dino-nodistractors, dino-nowhitening, "
                                                                        "dino-plain, sscd, sscd-224 or native; default: "
                                                                        "dino for models trained at 224 px.")] = None,
-    distractors: Annotated[Path | None, typer.Option("--distractors", help="Folder of photographs that join the "
-                                                                              "database; default: DATA/distractors."
-                                                     )] = None,
-    whitening: Annotated[Path | None, typer.Option("--whitening", help="Folder of photographs to fit the whitening "
-                                                                          "on; default: DATA/whitening.")] = None,
+    distractors: DistractorsOpt = None,
+    whitening: WhiteningOpt = None,
     results: ResultsOpt = Path("results"),
     device: DeviceOpt = None,
     batch_size: BatchOpt = 64,
@@ -304,6 +320,15 @@ def eval_all(
     overwrite: Annotated[bool, typer.Option("--overwrite/--skip-existing", help="Run again what has a record, or only "
                                                                                   "what is missing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, images, time; run nothing.")] = False,
+    distractors: DistractorsOpt = None,
+    whitening: WhiteningOpt = None,
+    revisited_distractors: Annotated[Path | None, typer.Option(
+        "--revisited-distractors", help="Folder of images, such as revisitop1m, that join the database of every "
+                                        "revisited set, for records of their own beside those without; 'eval "
+                                        "revisited --distractors' for all sets.")] = None,
+    index: IndexOpt = "Flat",
+    search_params: SearchParamsOpt = "",
+    gpus: GpusOpt = "one",
     device: DeviceOpt = None,
     batch_size: BatchOpt = 64,
     workers: WorkersOpt = 2,
@@ -316,12 +341,14 @@ def eval_all(
 
     with Console() as console:
         options = scoring.make_options(device, batch_size, workers)
+        choices = scoring.make_choices(distractors, whitening, revisited_distractors, index=index,
+                                       search_params=search_params, gpus=gpus)
         if dry_run:
-            _, plan = scoring.plan_all(model, data, tuple(tasks or ()), results, options, overwrite=overwrite,
-                                       say=console.say)
+            _, plan = scoring.plan_all(model, data, tuple(tasks or ()), results, options, choices=choices,
+                                       overwrite=overwrite, say=console.say)
             typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
             return
-        plan, found, failed = scoring.score_all(model, data, tuple(tasks or ()), results, options,
+        plan, found, failed = scoring.score_all(model, data, tuple(tasks or ()), results, options, choices=choices,
                                                 overwrite=overwrite, console=console)
     if rank():
         return
@@ -586,7 +613,7 @@ def bench_eval(
     model: Annotated[str | None, typer.Option("--model", help="With --data: time 'eval all' of this MODEL.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Data for --model.")] = None,
 ) -> None:
-    """k-NN beside the matrix product, scoring beside sorting, a second 'eval all' beside the first; JSON on stdout."""
+    """k-NN, scoring and linear probes, a second 'eval all' beside the first, each against a floor; JSON on stdout."""
     from patchssl import bench_eval as bench
     from patchssl.console import Console
 

@@ -16,11 +16,12 @@ from patchssl.data import open_pair
 from patchssl.distributed import join_launched, local_rank, rank
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copydays import evaluate_copydays
+from patchssl.eval.faiss_index import IndexPlan
 from patchssl.eval.features import RawPixels
 from patchssl.eval.linear import evaluate_linear
 from patchssl.eval.results import Result, read_results
 from patchssl.eval.retrieval import evaluate_revisited
-from patchssl.suite import TASKS, Options, SuitePlan, plan_suite, run_suite
+from patchssl.suite import TASKS, Choices, Options, SuitePlan, plan_suite, run_suite
 from patchssl.workflows import default_device, is_pixels, open_model, pixels_size
 
 PIXEL_SIDE = 32  # of raw pixels whose size was not said
@@ -39,6 +40,12 @@ def make_options(device: str | None, batch_size: int, workers: int, *, cached: b
         chosen = torch.device("cuda", local_rank())  # every process its own GPU
     join_launched(chosen.type)
     return Options(chosen, batch_size, workers, FeatureCache() if cached else None)
+
+
+def make_choices(distractors: Path | None, whitening: Path | None, revisited_distractors: Path | None, *, index: str,
+                 search_params: str, gpus: str) -> Choices:
+    """What `eval all` runs its benchmarks with, from what the command line says."""
+    return Choices(distractors, whitening, revisited_distractors, IndexPlan(index, search_params, gpus))
 
 
 def open_scored(model: str | Backbone, options: Options, say: Callable[[str], None]) -> Backbone:
@@ -80,16 +87,19 @@ def score_revisited(model: str, data: Path, set_name: str, protocol: str | None,
 
 
 def plan_all(model: str | Backbone, data: str, tasks: Sequence[str], results: Path | None, options: Options, *,
-             overwrite: bool, say: Callable[[str], None]) -> tuple[Backbone, SuitePlan]:
+             choices: Choices | None = None, overwrite: bool,
+             say: Callable[[str], None]) -> tuple[Backbone, SuitePlan]:
     """The backbone and what `eval all` would do with it; see `plan_suite`."""
     backbone = open_scored(model, options, say)
-    return backbone, plan_suite(backbone, data, tasks or TASKS, results, options, overwrite=overwrite)
+    return backbone, plan_suite(backbone, data, tasks or TASKS, results, options, choices=choices, overwrite=overwrite)
 
 
-def score_all(model: str, data: str, tasks: Sequence[str], results: Path, options: Options, *, overwrite: bool,
+def score_all(model: str, data: str, tasks: Sequence[str], results: Path, options: Options, *,
+              choices: Choices | None = None, overwrite: bool,
               console: Console) -> tuple[SuitePlan, list[Result], dict[str, str]]:
     """Everything that can be run and has no record yet, each record written as soon as it is there."""
-    backbone, plan = plan_all(model, data, tasks, results, options, overwrite=overwrite, say=console.say)
+    backbone, plan = plan_all(model, data, tasks, results, options, choices=choices, overwrite=overwrite,
+                              say=console.say)
     found, failed = run_suite(backbone, plan, options, console=console,
                               keep=lambda result: None if rank() else result.write(results))
     return plan, found, failed
@@ -148,4 +158,7 @@ def headline(result: Result) -> str:
     for name, facts in result.detail.get("fewshot", {}).items():
         spread = f" ± {facts['deviation']:.1%}" if facts["deviation"] is not None else ""
         shown.append(f"{name} {result.metrics[name]:.1%}{spread} ({facts['draws']} draws)")
+    chosen = result.detail.get("selection", {})
+    if "best_epoch" in chosen:
+        shown.append(f"{chosen['by']} {chosen['best_epoch']} of {chosen['epochs']}")
     return f"{result.model} on {result.dataset}, protocol {result.protocol}: {', '.join(shown)}"

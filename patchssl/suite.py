@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ import torch
 
 from patchssl.backbone import Backbone
 from patchssl.console import Console
-from patchssl.data import NAMED_SETS, ImageSet, open_images, open_pair
+from patchssl.data import NAMED_SETS, ImageSet, open_pair
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copydays import copydays_protocol, dataset_name, evaluate_copydays
 from patchssl.eval.copydays_set import open_copydays
+from patchssl.eval.faiss_index import IndexPlan
 from patchssl.eval.features import Progress, RawPixels, compute_outputs, extract_outputs
-from patchssl.eval.ground_truth import find_ground_truth, read_ground_truth, require_images
-from patchssl.eval.knn import evaluate_knn
+from patchssl.eval.fewshot import FewShot
+from patchssl.eval.knn import evaluate_knn, variant
 from patchssl.eval.linear import evaluate_linear, linear_protocol
 from patchssl.eval.protocols import Protocol, knn_protocol
-from patchssl.eval.results import Result, read_results
-from patchssl.eval.retrieval import evaluate_revisited, revisited_protocol
+from patchssl.eval.record import joined
+from patchssl.eval.results import Result, plain_text, read_results
+from patchssl.eval.retrieval import evaluate_revisited, open_revisited, revisited_protocol
+from patchssl.eval.search import require_index
 
 TASKS = ("knn", "linear", "copydays", "revisited")
 _TIMED_BATCH = 8  # images
@@ -43,6 +47,30 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What benchmarks are run with instead of their defaults: part of the plan, as it moves the numbers."""
+
+    distractors: Path | None = None  # of Copydays; default: those beside its blocks
+    whitening: Path | None = None  # the same
+    revisited_distractors: Path | None = None  # records of their own, beside those without
+    search: IndexPlan = field(default_factory=IndexPlan)  # of k-NN; an index is another protocol
+
+    def require_use(self, tasks: Sequence[str]) -> None:
+        """UsageError for a choice that none of `tasks` has a use for, DataError for a folder that is not there."""
+        folders = {"--distractors": ("copydays", self.distractors), "--whitening": ("copydays", self.whitening),
+                   "--revisited-distractors": ("revisited", self.revisited_distractors)}
+        given = {name: task for name, (task, folder) in folders.items() if folder is not None}
+        given |= {} if self.search == IndexPlan() else {"--index, --search-params and --gpus": "knn"}
+        for name, task in given.items():
+            if task not in tasks:
+                raise UsageError(f"{name}: for {task}, which is not among the tasks {', '.join(tasks)}; leave it out, "
+                                 f"or add --task {task}")
+        for name, (_, folder) in folders.items():
+            if folder is not None and not folder.is_dir():
+                raise DataError(f"{name} {folder}: there is no such folder")
+
+
+@dataclass(frozen=True)
 class Cell:
     """One benchmark that can be run: a task on a data set under a protocol."""
 
@@ -53,7 +81,9 @@ class Cell:
     images: int
     weights: str  # sha256
     decode_seconds: float  # per image, of a few of them
+    fingerprint: Callable[[], str] = field(compare=False, repr=False)  # of all its images, as records hold it
     set_name: str | None = None  # of a revisited set
+    options: Mapping[str, Any] = field(default_factory=dict)  # of its evaluation
 
     def label(self) -> str:
         """In words: knn on textures (native)."""
@@ -71,9 +101,9 @@ class SuitePlan:
 
     @property
     def passes(self) -> list[Cell]:
-        """One cell for each pass over images; cells of one data set and one transform share a pass."""
+        """The largest cell of each pass over images; cells of one data set and one transform share a pass."""
         return list({(cell.data, cell.set_name, json.dumps(dict(cell.protocol.transform().settings), sort_keys=True)):
-                     cell for cell in self.run}.values())
+                     cell for cell in sorted(self.run, key=lambda cell: cell.images)}.values())
 
     @property
     def images(self) -> int:
@@ -102,28 +132,32 @@ class SuitePlan:
 
 def _plain(cell: Cell) -> dict[str, Any]:
     return {"task": cell.task, "data": cell.data, "dataset": cell.dataset, "set": cell.set_name,
-            "protocol": cell.protocol.name, "protocol_fingerprint": cell.protocol.fingerprint, "images": cell.images}
+            "protocol": cell.protocol.name, "protocol_fingerprint": cell.protocol.fingerprint, "images": cell.images,
+            "options": {name: str(value) for name, value in cell.options.items()}}
 
 
 def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Path | None, options: Options, *,
-               overwrite: bool = False) -> SuitePlan:
+               choices: Choices | None = None, overwrite: bool = False) -> SuitePlan:
     """What can be run for `backbone` with what lies at `data`: a set, or a folder of sets.
 
-    A cell with a record of these weights, this protocol and this data set is done, unless `overwrite`. UsageError for
-    an unknown task, DataError where nothing at all can be run.
+    A cell with a record of these weights, this protocol and these images, distractors and whitening images included,
+    is done, unless `overwrite`. UsageError for an unknown task, for an index that cannot search a set and for
+    `choices` without use, DataError where nothing at all can be run.
     """
     for task in tasks:
         if task not in TASKS:
             raise UsageError(one_of("task", task, TASKS))
-    cells, left_out = find_cells(backbone, data, tasks)
+    choices = choices or Choices()
+    choices.require_use(tasks)
+    cells, left_out = find_cells(backbone, data, tasks, choices)
     if not cells:
         reasons = "; ".join(f"{what}: {why}" for what, why in left_out.items())
         raise DataError(f"{data} holds nothing that {', '.join(tasks)} can be run on ({reasons}); it takes folders "
                         "with train/ and val/, Copydays' blocks, or gnd_NAME.pkl beside jpg/, each alone or side by "
                         "side")
-    known = set() if overwrite or results is None else _finished(results, backbone.weights_sha256)
-    done = tuple(cell for cell in cells if _key(cell) in known)
-    run = tuple(cell for cell in cells if _key(cell) not in known)
+    known = {} if overwrite or results is None else _finished(results, backbone.weights_sha256)
+    done = tuple(cell for cell in cells if (key := _key(cell)) in known and cell.fingerprint() in known[key])
+    run = tuple(cell for cell in cells if cell not in done)
     pace = _seconds_per_image(backbone, options.device) if run else 0.0
     return SuitePlan(run, done, left_out, pace)
 
@@ -176,105 +210,142 @@ def run_cell(backbone: Backbone, cell: Cell, options: Options, progress: Progres
                            "progress": progress}
     name = cell.protocol.name
     if cell.task == "copydays":
-        return evaluate_copydays(backbone, cell.data, name, batch_size=options.batch_size, **how)
+        return evaluate_copydays(backbone, cell.data, name, batch_size=options.batch_size, **cell.options, **how)
     if cell.task == "revisited":
-        return evaluate_revisited(backbone, cell.data, cell.set_name or "", name, **how)
+        return evaluate_revisited(backbone, cell.data, cell.set_name or "", name, **cell.options, **how)
     train, val = open_pair(cell.data)
-    evaluate = evaluate_knn if cell.task == "knn" else evaluate_linear
-    return evaluate(backbone, train, val, name, batch_size=options.batch_size, **how)
+    if cell.task == "knn":  # a variant's name is not that of the protocol it varies
+        return evaluate_knn(backbone, train, val, None, batch_size=options.batch_size, **cell.options, **how)
+    return evaluate_linear(backbone, train, val, name, batch_size=options.batch_size, **how)
 
 
-def find_cells(backbone: Backbone, data: str, tasks: Sequence[str]) -> tuple[list[Cell], dict[str, str]]:
+def find_cells(backbone: Backbone, data: str, tasks: Sequence[str],
+               choices: Choices) -> tuple[list[Cell], dict[str, str]]:
     """The benchmarks that `data` has everything for, and why others were left out."""
     cells: list[Cell] = []
     left_out: dict[str, str] = {}
-    for place in _places(data):
-        for task, find in _FINDERS.items():
-            if task in tasks:
-                try:
-                    cells += find(backbone, place)
-                except PatchSSLError as error:
-                    left_out[f"{task} on {place}"] = str(error)
-        known = any(cell.data == place for cell in cells) or any(what.endswith(f" on {place}") for what in left_out)
-        wanted = [task for task in ("knn", "linear") if task in tasks]
-        if wanted:
+    wanted = [task for task in ("knn", "linear") if task in tasks]
+    for place in _places(data, choices):
+        own_layout = list(_own_layouts(backbone, place, tasks, choices))
+        for what, make in own_layout:
             try:
-                cells += _classification(backbone, place, wanted)
+                cells.append(make())
             except PatchSSLError as error:
-                if not known:  # a Copydays set is no classification set, and that is no news
-                    left_out[f"{' and '.join(wanted)} on {place}"] = str(error)
-    return cells, left_out
+                left_out[what] = str(error)
+        if not wanted:
+            continue
+        try:
+            train, val = open_pair(place)
+            train.require_labels()
+        except PatchSSLError as error:
+            if not own_layout:  # a Copydays set is no classification set, and that is no news
+                left_out[f"{' and '.join(wanted)} on {place}"] = str(error)
+        else:
+            cells += _classification(backbone, place, (train, val), wanted, choices)
+    return cells, left_out | _unused(cells, choices)
 
 
-def _places(data: str) -> list[str]:
-    """`data` itself if it is a set, else the folders in it that may be sets."""
+def _unused(cells: Sequence[Cell], choices: Choices) -> dict[str, str]:
+    """Folders that were named and that no cell reads."""
+    used = {folder for cell in cells for folder in cell.options.values()}
+    folders = {"--distractors": choices.distractors, "--whitening": choices.whitening,
+               "--revisited-distractors": choices.revisited_distractors}
+    return {f"{name} {folder}": "no benchmark that is found here has a use for it under its default protocol"
+            for name, folder in folders.items() if folder is not None and folder not in used}
+
+
+def _places(data: str, choices: Choices) -> list[str]:
+    """`data` itself if it is a set, else the folders in it that may be sets; not those that `choices` name."""
     root = Path(data).expanduser()
     if data in NAMED_SETS or not root.is_dir():
         return [data]
-    inside = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    named = {folder.resolve() for folder in (choices.distractors, choices.whitening, choices.revisited_distractors)
+             if folder is not None}
+    inside = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+                    and entry.resolve() not in named)
     nested = [folder for entry in inside if entry.name == "datasets" for folder in sorted(entry.iterdir())
               if folder.is_dir()]
     own = {entry.name for entry in inside} & {"train", "original", "jpg", "raw", "FashionMNIST", "cifar-10-batches-py"}
     return [data] if own or not inside else [str(entry) for entry in (*inside, *nested) if entry.name != "datasets"]
 
 
-def _copydays(backbone: Backbone, place: str) -> list[Cell]:
-    if not (Path(place) / "original").is_dir():
-        return []
-    names = [None, "dino", "dino-nodistractors", "dino-nowhitening", "dino-plain"]
-    protocol = copydays_protocol(None, backbone)
-    for name in names:  # the default, or what of it the folder has everything for
-        protocol = copydays_protocol(name, backbone)
-        try:
-            found = open_copydays(place, needs_distractors=bool(protocol.settings.get("distractors")),
-                                  needs_whitening=bool(protocol.settings.get("whitening")))
-        except DataError:
-            if name == names[-1]:
-                raise
-            continue
-        count = sum(len(block.images) for block in found.blocks)
-        count += sum(len(extra) for extra in (found.distractors, found.whitening) if extra is not None)
-        return [Cell("copydays", place, dataset_name(found), protocol, count, backbone.weights_sha256,
-                     _decode_seconds(found.originals))]
-    return []
-
-
-def _revisited(backbone: Backbone, place: str) -> list[Cell]:
-    cells = []
-    for path in sorted(Path(place).glob("gnd_*.pkl")):
+def _own_layouts(backbone: Backbone, place: str, tasks: Sequence[str],
+                 choices: Choices) -> Iterator[tuple[str, Callable[[], Cell]]]:
+    """What `place` has the layout of, and what opens it."""
+    if "copydays" in tasks and (Path(place) / "original").is_dir():
+        yield f"copydays on {place}", partial(_copydays, backbone, place, choices)
+    for path in sorted(Path(place).glob("gnd_*.pkl")) if "revisited" in tasks else ():
         name = path.stem.removeprefix("gnd_")
-        found = find_ground_truth(Path(place), name)
-        truth = read_ground_truth(found.ground_truth)
-        require_images(truth, found.images)
-        count = len(truth.imlist) + len(truth.qimlist)
-        cells.append(Cell("revisited", place, name, revisited_protocol(None, backbone, name), count,
-                          backbone.weights_sha256, _decode_seconds(open_images(found.images)), name))
-    return cells
+        yield f"revisited on {path}", partial(_revisited, backbone, place, name, None)
+        if (extra := choices.revisited_distractors) is not None:
+            yield f"revisited on {path} with {extra}", partial(_revisited, backbone, place, name, extra)
 
 
-def _classification(backbone: Backbone, place: str, tasks: Iterable[str]) -> list[Cell]:
-    train, val = open_pair(place)
-    train.require_labels()
-    makers: dict[str, Callable[[], Protocol]] = {"knn": lambda: knn_protocol(None, backbone.image_size),
-                                                 "linear": lambda: linear_protocol(None, backbone)}
-    weights, pace = backbone.weights_sha256, _decode_seconds(train)
-    return [Cell(task, place, val.name, makers[task](), len(train) + len(val), weights, pace) for task in tasks]
+def _copydays(backbone: Backbone, place: str, choices: Choices) -> Cell:
+    """Under the default protocol, or what of it the folder has everything for; DataError where nothing fits."""
+    named = {"distractors": choices.distractors, "whitening": choices.whitening}
+    protocols = _copydays_protocols(backbone, [kind for kind, folder in named.items() if folder is not None])
+    for protocol in protocols:
+        needs = {kind: bool(protocol.settings[kind]) for kind in named}
+        used = {kind: folder for kind, folder in named.items() if folder is not None and needs[kind]}
+        try:
+            found = open_copydays(place, needs_distractors=needs["distractors"], needs_whitening=needs["whitening"],
+                                  distractors=used.get("distractors"), whitening=used.get("whitening"))
+        except DataError:
+            if protocol is not protocols[-1]:
+                continue
+            raise
+        break
+    count = sum(len(block.images) for block in found.blocks)
+    count += sum(len(extra) for extra in (found.distractors, found.whitening) if extra is not None)
+    return Cell("copydays", place, dataset_name(found), protocol, count, backbone.weights_sha256,
+                _decode_seconds(found.originals), lambda: joined([found.fingerprint]), options=used)
 
 
-_FINDERS: Mapping[str, Callable[[Backbone, str], list[Cell]]] = {"copydays": _copydays, "revisited": _revisited}
+def _copydays_protocols(backbone: Backbone, named: Sequence[str]) -> list[Protocol]:
+    """The default and, best first, those of DINO that do with fewer images but read all `named` kinds of them."""
+    usual = copydays_protocol(None, backbone)
+    if usual.name == "native":  # which needs nothing but the blocks
+        return [usual]
+    fewer = [copydays_protocol(f"dino-{less}", backbone) for less in ("nodistractors", "nowhitening", "plain")]
+    return [usual, *(protocol for protocol in fewer if all(protocol.settings[kind] for kind in named))]
 
 
-def _finished(results: Path, weights: str) -> set[tuple[str, str, str]]:
+def _revisited(backbone: Backbone, place: str, name: str, distractors: Path | None) -> Cell:
+    found = open_revisited(Path(place), name, distractors)
+    count = len(found.images) + (0 if found.distractors is None else len(found.distractors))
+    return Cell("revisited", place, found.name, revisited_protocol(None, backbone, name), count,
+                backbone.weights_sha256, _decode_seconds(found.images), lambda: joined(found.fingerprints().values()),
+                name, {} if distractors is None else {"distractors": distractors})
+
+
+def _classification(backbone: Backbone, place: str, pair: tuple[ImageSet, ImageSet], tasks: Iterable[str],
+                    choices: Choices) -> list[Cell]:
+    train, val = pair
+    knn, options = knn_protocol(None, backbone.image_size), {}
+    if choices.search != IndexPlan():
+        knn, options = variant(knn, FewShot(), choices.search), asdict(choices.search)
+        require_index(choices.search, len(train), _width(backbone))
+    makers: dict[str, Callable[[], Protocol]] = {"knn": lambda: knn, "linear": lambda: linear_protocol(None, backbone)}
+    pace = _decode_seconds(train)
+    return [Cell(task, place, val.name, makers[task](), len(train) + len(val), backbone.weights_sha256, pace,
+                 lambda: joined([train.fingerprint, val.fingerprint]), options=options if task == "knn" else {})
+            for task in tasks]
+
+
+def _finished(results: Path, weights: str) -> dict[tuple[str, str, str], set[str]]:
+    """The data sets, by fingerprint, that every benchmark has records of."""
     records, _ = read_results(results) if results.is_dir() else ([], [])
-    return {(record.dataset, record.protocol_fingerprint, record.task) for record in records
-            if record.weights_sha256 == weights}
+    found: dict[tuple[str, str, str], set[str]] = {}
+    for record in records:
+        if record.weights_sha256 == weights:
+            key = (record.dataset, record.protocol_fingerprint, record.task)
+            found.setdefault(key, set()).add(record.dataset_fingerprint)
+    return found
 
 
 def _key(cell: Cell) -> tuple[str, str, str]:
-    task = cell.task
-    if task == "revisited":
-        task = cell.dataset if cell.dataset in ("roxford5k", "rparis6k") else "revisited"
-    return cell.dataset, cell.protocol.fingerprint, task
+    return plain_text(cell.dataset), cell.protocol.fingerprint, cell.protocol.task
 
 
 def _decode_seconds(images: ImageSet) -> float:
@@ -295,3 +366,11 @@ def _seconds_per_image(backbone: Backbone, device: torch.device) -> float:
         began = time.perf_counter()
         compute_outputs(backbone, images, ["features"])["features"].sum().item()
     return (time.perf_counter() - began) / _TIMED_BATCH
+
+
+def _width(backbone: Backbone) -> int:
+    """How many numbers the features of an image are."""
+    side = backbone.image_size
+    with torch.inference_mode():
+        return int(compute_outputs(backbone, torch.zeros(1, 3, side, side, device=backbone.device),
+                                   ["features"])["features"].shape[1])

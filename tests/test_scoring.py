@@ -1,6 +1,7 @@
 """All benchmarks at once: what is found, what is run, what is left alone; and what the command line adds."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import patchssl as package
 from patchssl import suite
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.cache import FeatureCache
+from patchssl.eval.faiss_index import IndexPlan
+from patchssl.eval.features import RawPixels
 from patchssl.eval.results import read_results
 from patchssl.loading import load_backbone
 from patchssl.make_sets import make_copydays, make_revisited
 from patchssl.scoring import evaluate, headline, make_options
-from patchssl.suite import TASKS, Options, plan_suite, run_suite
+from patchssl.suite import TASKS, Choices, Options, plan_suite, run_suite
 
 CPU = torch.device("cpu")
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=24&depth=2&num_heads=3"
@@ -87,6 +90,111 @@ def test_copydays_without_distractors_is_run_under_the_protocol_that_needs_none(
     backbone = load_backbone("random:vit_tiny_patch16_224?depth=1&embed_dim=24&num_heads=3")  # of 224 pixels
     plan = plan_suite(backbone, str(everything / "copies"), TASKS, None, options)
     assert labels(plan.run) == ["copydays on copies (dino-plain)"]
+
+
+def test_named_folders_belong_to_the_plan_and_to_what_a_record_is_of(everything, options, tmp_path):
+    backbone = load_backbone("random:vit_tiny_patch16_224?depth=1&embed_dim=24&num_heads=3")  # of 224 pixels
+    data, results = str(everything / "copies"), tmp_path / "results"
+    four, five = (save_photographs(tmp_path / name, count) for name, count in (("four", 4), ("five", 5)))
+
+    def plan(**choices):
+        return plan_suite(backbone, data, ["copydays"], results, options, choices=Choices(**choices))
+
+    blocks = plan().images
+    first = plan(distractors=four)
+    assert labels(first.run) == ["copydays on copies (dino-nowhitening)"]
+    assert (first.images, first.left_out) == (blocks + 4, {})
+    (result,), failed = run_suite(backbone, first, options, keep=lambda result: result.write(results))
+    assert (result.detail["num_distractors"], failed) == (4, {})
+    assert labels(plan(distractors=four).done) == labels(first.run)
+    assert labels(plan(distractors=five).run) == labels(first.run)
+    assert labels(plan().run) == ["copydays on copies (dino-plain)"]
+    assert labels(plan(whitening=five).run) == ["copydays on copies (dino-nodistractors)"]
+    both = plan(distractors=four, whitening=five)
+    assert (labels(both.run), both.images) == (["copydays on copies (dino)"], blocks + 9)
+
+
+def test_a_named_folder_is_never_dropped_in_silence(everything, options, tmp_path):
+    backbone, data = load_backbone(SMALL), str(everything)
+    more, empty = save_photographs(tmp_path / "more", 4), tmp_path / "empty"
+    empty.mkdir()
+    plan = plan_suite(backbone, data, ["copydays"], None, options, choices=Choices(whitening=more))
+    assert labels(plan.run) == ["copydays on copies (native)"]
+    assert "no benchmark that is found here has a use for it" in plan.left_out[f"--whitening {more}"]
+    with pytest.raises(DataError, match=r"--distractors .*nowhere: there is no such folder"):
+        plan_suite(backbone, data, TASKS, None, options, choices=Choices(distractors=tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="--distractors: for copydays, which is not among the tasks knn"):
+        plan_suite(backbone, data, ["knn"], None, options, choices=Choices(distractors=more))
+    large = load_backbone("random:vit_tiny_patch16_224?depth=1&embed_dim=24&num_heads=3")
+    with pytest.raises(DataError, match="empty holds no image for distractors"):
+        plan_suite(large, data, ["copydays"], None, options, choices=Choices(distractors=empty))
+
+
+def test_distractors_of_revisited_sets_make_records_of_their_own(everything, options, tmp_path):
+    backbone, results = load_backbone(SMALL), tmp_path / "results"
+    more = save_photographs(tmp_path / "more", 4)
+
+    def plan(**choices):
+        return plan_suite(backbone, str(everything), ["revisited"], results, options, choices=Choices(**choices))
+
+    alone, both = plan(), plan(revisited_distractors=more)
+    assert labels(both.run) == ["revisited on made (native)", "revisited on made+more (native)"]
+    assert both.images == alone.images + 4  # the set itself is passed once, the cache serves both
+    found, _ = run_suite(backbone, both, options, keep=lambda result: result.write(results))
+    assert [result.detail["num_distractors"] for result in found] == [0, 4]
+    assert labels(plan(revisited_distractors=more).done) == labels(both.run)
+    own = everything / "landmarks" / "jpg"
+    refused = plan_suite(backbone, str(everything), ["revisited"], None, options,
+                         choices=Choices(revisited_distractors=own))
+    assert labels(refused.run) == labels(alone.run)
+    assert any("holds the images of the set" in why for why in refused.left_out.values())
+
+
+def test_an_index_is_for_knn_alone_and_its_recall_is_in_the_record(everything, options, tmp_path):
+    backbone, data, results = load_backbone(SMALL), str(everything / "colors"), tmp_path / "results"
+
+    def plan(**index):
+        return plan_suite(backbone, data, ["knn", "linear"], results, options,
+                          choices=Choices(search=IndexPlan(**index)))
+
+    approximate = plan(index="HNSW4", search_params="efSearch=8")
+    assert labels(approximate.run) == ["knn on colors (native-HNSW4-efSearch=8)", "linear on colors (native)"]
+    found, failed = run_suite(backbone, approximate, options, keep=lambda result: result.write(results))
+    assert 0 < found[0].detail["search"]["recall"]["recall@20"] <= 1
+    assert failed == {}
+    assert labels(plan(index="HNSW4", search_params="efSearch=8").done) == labels(approximate.run)
+    assert labels(plan().run) == ["knn on colors (native)"]
+    with pytest.raises(UsageError, match="'IVF64,Flat' sorts vectors into 64 clusters, and 48 are there"):
+        plan(index="IVF64,Flat")
+    with pytest.raises(UsageError, match="'Tree' cannot be made"):
+        plan(index="Tree")
+    with pytest.raises(UsageError, match=r"--index.*for knn"):
+        plan_suite(backbone, data, ["linear"], None, options, choices=Choices(search=IndexPlan("HNSW4")))
+
+
+def test_a_record_of_other_images_under_the_same_name_does_not_count(everything, options, tmp_path):
+    backbone, results = load_backbone(SMALL), tmp_path / "results"
+    for task, folder in (("knn", "colors"), ("revisited", "landmarks"), ("copydays", "copies")):
+        root = tmp_path / folder
+        shutil.copytree(everything / folder, root)
+        plan = plan_suite(backbone, str(root), [task], results, options)
+        run_suite(backbone, plan, options, keep=lambda result: result.write(results))
+        assert labels(plan_suite(backbone, str(root), [task], results, options).done) == labels(plan.run)
+        path = sorted(path for path in root.rglob("*") if path.suffix in (".png", ".jpg"))[0]
+        Image.fromarray(np.zeros((30, 31, 3), dtype=np.uint8)).save(path)
+        assert labels(plan_suite(backbone, str(root), [task], results, options).run) == labels(plan.run)
+
+
+def test_what_is_wrong_with_a_set_is_said_for_raw_pixels_too(everything, options, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(everything / "copies", root / "copies")
+    shutil.copytree(everything / "landmarks", root / "landmarks")
+    next((root / "copies" / "crops" / "50").iterdir()).unlink()
+    (root / "landmarks" / "gnd_broken.pkl").write_bytes(b"no pickle")
+    plan = plan_suite(RawPixels(16), str(root), ["copydays", "revisited"], None, options)
+    assert labels(plan.run) == ["revisited on made (native)"]
+    copies, landmarks = plan.left_out.values()
+    assert "crops/50" in copies and "gnd_broken.pkl" in landmarks
 
 
 def test_nothing_to_run_says_why(everything, options):
@@ -207,6 +315,12 @@ def test_eval_all_plans_runs_and_then_has_nothing_left(patchssl, everything, tmp
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     patchssl(*arguments, "--overwrite", "--task", "knn")
     assert [path.name for path, time in times.items() if path.stat().st_mtime_ns != time] == ["knn-colors@native.json"]
+    more = save_photographs(tmp_path / "more", 4)
+    planned = json.loads(patchssl(*arguments, "--revisited-distractors", more, "--dry-run", "--json").out)
+    (cell,) = planned["run"]
+    assert (cell["dataset"], cell["options"]) == ("made+more", {"distractors": str(more)})
+    refused = patchssl(*arguments, "--distractors", tmp_path / "nowhere")
+    assert refused.code == 4 and "there is no such folder" in refused.err
 
 
 @pytest.mark.parametrize(("task", "options", "numbers"), [
@@ -302,6 +416,22 @@ def test_options_and_headline(colors, tiny_run):
     assert headline(result).startswith("tiny on colors, protocol native: 20-NN top-1 ")
 
 
+def test_the_best_test_epoch_is_called_so(patchssl, colors, tmp_path):
+    arguments = ("--data", colors, "--epochs", "2", "--workers", "0", "--results", tmp_path)
+    dino = patchssl("eval", "linear", SMALL, *arguments, "--protocol", "dino")
+    assert re.search(r"protocol dino-2-epochs: top-1 .*, best test epoch [12] of 2\n", dino.out), dino.err
+    assert "best test epoch" not in patchssl("eval", "linear", SMALL, *arguments).out
+
+
+@pytest.mark.parametrize("task", ["knn", "linear", "copydays", "revisited", "all"])
+def test_a_place_for_results_that_is_none_is_refused_at_once(patchssl, tmp_path, task):
+    (tmp_path / "file").touch()
+    more = ("--set", "made") if task == "revisited" else ()
+    answer = patchssl("eval", task, "pixels", "--data", "nothing", *more, "--results", tmp_path / "file" / "deep")
+    assert (answer.code, answer.out) == (4, "")
+    assert f"{tmp_path / 'file'} is no folder" in answer.err
+
+
 def test_few_shots_are_printed_with_their_spread(patchssl, colors, tmp_path):
     answer = patchssl("eval", "knn", "pixels?img_size=8", "--data", colors, "--shots", "2", "--draws", "3", "--results",
                       tmp_path)
@@ -309,6 +439,8 @@ def test_few_shots_are_printed_with_their_spread(patchssl, colors, tmp_path):
     assert "fewshot2/top1@20 100.0% ± 0.0% (3 draws)" in answer.out
     (record,) = read_results(tmp_path)[0]
     assert (record.protocol, record.detail["fewshot"]["fewshot2/top1@20"]["draws"]) == ("native-fewshot", 3)
+    tables = patchssl("tables", "--results", tmp_path)
+    assert "20-NN 2-shot top-1, % (native-fewshot)" in tables.out and "100.0 ± 0.0 (3 draws)" in tables.out
 
 
 def test_two_processes_write_the_record_of_one(everything, tmp_path):

@@ -180,15 +180,16 @@ def _copies(found: CopydaysSet) -> FileImages:
 
 
 def _require_enough(run: _Run, whitening: FileImages) -> None:
-    """DataError unless there is a whitening image for every dimension; what they are, one made image tells."""
+    """DataError unless there are whitening images for all dimensions; how many that are, one made image tells."""
     rows, columns = np.mgrid[:64, :64].astype(np.uint8)
     made = np.stack([4 * rows, 4 * columns, 2 * (rows + columns)], axis=-1)[None]
     image = ArrayImages(name="gradient", split="all", source="an image made here", array=made, ids=np.arange(1))
     width = run._replace(workers=0, cache=None).features(image, None).shape[1]
-    if len(whitening) < width:
+    least = width + (run.plan.settings["whitening"] == "pca")  # centering takes one
+    if len(whitening) < least:
         raise DataError(
             f"{whitening.root} holds {len(whitening):,} whitening images, too few for features of {width:,} "
-            f"dimensions: at least {width:,} are needed, ten times as many are better; or choose the protocol "
+            f"dimensions: at least {least:,} are needed, ten times as many are better; or choose the protocol "
             "dino-nowhitening (dino-plain: without distractors too), whose numbers cannot be compared with "
             "published ones"
         )

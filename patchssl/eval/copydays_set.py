@@ -108,7 +108,7 @@ def open_copydays(
     `distractors` and `whitening` are folders of further images, by default those beside the blocks. A protocol
     without them says so by `needs_distractors` or `needs_whitening`: they are None then, whatever lies there.
     DataError names what is missing or too many; UsageError for a folder given to a protocol that has no use
-    for it.
+    for it, and for one that holds images of the blocks.
     """
     place = Path(root)
     if not place.is_dir():
@@ -238,6 +238,11 @@ def _extra(
               "published ones")
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder} for the {kind} images: {remedy}")
+    place = folder.resolve()
+    if own := [name for name in BLOCKS if place in ((root / name).resolve(), *(root / name).resolve().parents)
+               or (root / name).resolve() in place.parents]:
+        raise UsageError(f"{folder} holds images of the set itself ({own[0]}), and the {kind} images have to be "
+                         f"others; {remedy}")
     if not (listing := list_images(folder)).names:
         raise DataError(f"{folder} holds no image for {kind}: {remedy}")
     return _images(folder, f"{kind} images", listing, allow_truncated)

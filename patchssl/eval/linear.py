@@ -19,13 +19,13 @@ import torch
 
 import patchssl
 from patchssl.backbone import Backbone
-from patchssl.data import ImageSet
-from patchssl.errors import UsageError
+from patchssl.data import ImageSet, find_unreadable, raise_unreadable
+from patchssl.errors import DataError, UnreadableImage, UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import Progress, RawPixels, describe_device, extract_outputs, shifted
-from patchssl.eval.linear_cached import cached_probe
+from patchssl.eval.linear_cached import cached_probe, require_narrow
 from patchssl.eval.linear_logreg import logreg_probe
-from patchssl.eval.linear_scores import LinearScores, Outcome, labels_of_both, score_logits
+from patchssl.eval.linear_scores import LinearScores, Outcome, labels_of_both, require_two_of_each, score_logits
 from patchssl.eval.protocols import Protocol, choose_protocol, native_resize
 from patchssl.eval.record import make_record
 from patchssl.eval.results import Result, pack_bits, plain_text, safe_name
@@ -35,8 +35,9 @@ _WIDE = 768  # channels from which on DINO takes the class and mean patch token 
 
 
 def linear_protocol(name: str | None, backbone: Backbone, *, epochs: int | None = None) -> Protocol:
-    """The protocol `dino`, `cached`, `native` or `logreg` for `backbone`; `epochs` replaces the protocol's own number.
+    """The protocol `dino`, `cached`, `native` or `logreg` for `backbone`.
 
+    `epochs` in the place of the protocol's own number make another protocol of it, dino-10-epochs.
     None is the default: `native` for networks whose training size is not 224, else `cached`, not `dino`: its choice
     does not look at the test images, and it takes minutes where `dino` takes a hundred passes. What the probes see
     depends on what the network can give; the settings say it. UsageError for an unknown name, for epochs below 1 and
@@ -52,7 +53,10 @@ def linear_protocol(name: str | None, backbone: Backbone, *, epochs: int | None 
         raise UsageError(f"{epochs} epochs were asked for; " + ("logreg has none, it ends when it has converged"
                          if plan.name == "logreg" else "1 is the least"))
     exactly = {"least_updates": 0} if "least_updates" in plan.settings else {}
-    return Protocol(plan.task, plan.name, plan.version, {**plan.settings, "epochs": epochs, **exactly})
+    settings = {**plan.settings, "epochs": epochs, **exactly}
+    if settings == plan.settings:
+        return plan
+    return Protocol(plan.task, f"{plan.name}-{epochs}-epochs", plan.version, settings)
 
 
 def evaluate_linear(backbone: Backbone, train: ImageSet, val: ImageSet, protocol: str | None = None, *,
@@ -66,8 +70,9 @@ def evaluate_linear(backbone: Backbone, train: ImageSet, val: ImageSet, protocol
     features are computed, then starts again: crops of all epochs (`dino`), updates (`cached`, `native`), fits
     (`logreg`). With a `checkpoint_folder`, `dino` keeps a checkpoint per epoch in a folder of its own there and goes
     on from it after a kill; the others need none, their features are in the `cache`. UsageError for an unknown
-    protocol, DataError for sets without labels, with other classes, with bad images, or with too few images of a
-    class; PatchSSLError names images whose features are not finite, NotFiniteError a training that diverged.
+    protocol and for features too wide for it, DataError for sets without labels, with other classes, or with too few
+    images of a class, all before a pass over the images; later for those of both sets that cannot be read;
+    PatchSSLError names images whose features are not finite, NotFiniteError a training that diverged.
     """
     began = time.monotonic()
     plan = linear_protocol(protocol, backbone, epochs=epochs)
@@ -76,14 +81,17 @@ def evaluate_linear(backbone: Backbone, train: ImageSet, val: ImageSet, protocol
     labels, test_labels = labels_of_both(train, val)
     where = backbone.device if device is None else torch.device(device)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": where, "cache": cache}
-    if plan.name == "dino":
+    if plan.settings["selection"] == _BEST_TEST_EPOCH:
         outcome = _run_dino(backbone, (train, val), (labels, test_labels), plan, seed, options, progress,
                             checkpoint_folder)
     else:
+        require_two_of_each(labels, train.classes)
+        if isinstance(backbone, RawPixels) and "ridge" in plan.settings:
+            require_narrow(3 * plan.settings["crop"] ** 2)
         parts = []
-        for images, before in ((train, 0), (val, len(train))):
+        for images, before, later in ((train, 0, val), (val, len(train), None)):
             shown = None if progress is None else shifted(progress, before, len(train) + len(val))
-            parts.append(extract_outputs(backbone, images, plan, plan.settings["outputs"], progress=shown, **options))
+            parts.append(_outputs(backbone, images, plan, shown, options, later))
         shared: dict[str, Any] = {"seed": seed, "progress": progress}
         if plan.name == "logreg":
             outcome = logreg_probe(parts[0], labels, parts[1], train.classes, plan.settings, **shared)
@@ -102,7 +110,7 @@ def _run_dino(backbone: Backbone, sets: tuple[ImageSet, ImageSet], labels: tuple
     from patchssl.eval.linear_dino import dino_probe
 
     train, val = sets
-    test = extract_outputs(backbone, val, plan, plan.settings["outputs"], progress=progress, **options)
+    test = _outputs(backbone, val, plan, progress, options, later=train)
     training = Training(backbone, train, labels[0], len(train.classes), plan.plain_settings(), seed,
                         options["device"], options["batch_size"], options["workers"])
     facts = {"protocol": plan.fingerprint, "weights": backbone.weights_sha256, "train": train.fingerprint,
@@ -111,6 +119,19 @@ def _run_dino(backbone: Backbone, sets: tuple[ImageSet, ImageSet], labels: tuple
     own = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     place = folder / f"{safe_name(backbone.name)}-{own}" if folder else None
     return dino_probe(training, test, labels[1], folder=place, facts=facts, progress=progress)
+
+
+def _outputs(backbone: Backbone, images: ImageSet, plan: Protocol, progress: Progress | None,
+             options: Mapping[str, Any], later: ImageSet | None) -> dict[str, torch.Tensor]:
+    """The protocol's outputs of `images`; where some cannot be read, the error names those of `later` with them."""
+    try:
+        return extract_outputs(backbone, images, plan, plan.settings["outputs"], progress=progress, **options)
+    except DataError:
+        if later is not None:
+            bad = [UnreadableImage(*found) for part in (images, later)
+                   for found in find_unreadable(part, options["workers"])]
+            raise_unreadable(bad, len(images) + len(later))
+        raise
 
 
 def _detail(train: ImageSet, val: ImageSet, seed: int, outcome: Outcome, scores: LinearScores) -> dict[str, Any]:
@@ -149,7 +170,7 @@ def _dino(backbone: Backbone, image_size: int) -> dict[str, Any]:
         "outputs": outputs, "combined": "interleaved" if len(outputs) > 1 else "side by side",
         "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0, "initial_deviation": 0.01,
         "learning_rate": 0.001, "learning_rate_is_per": 256, "batch": 1024, "epochs": 100,
-        "schedule": "cosine to 0, one step an epoch", "selection": "best test epoch",
+        "schedule": "cosine to 0, one step an epoch", "selection": _BEST_TEST_EPOCH,
     }
 
 
@@ -180,6 +201,7 @@ def _logreg(backbone: Backbone, image_size: int) -> dict[str, Any]:
     }
 
 
+_BEST_TEST_EPOCH = "best test epoch"
 _SELECTION: Mapping[str, Any] = {
     "held_out": 0.1, "selection": "accuracy on held-out training images, then their loss",
     "final": "the chosen one trained again on all training images, test images scored once"}

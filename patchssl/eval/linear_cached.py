@@ -18,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchssl.errors import UsageError
 from patchssl.eval.features import Progress, shifted
 from patchssl.eval.linear_scores import Outcome, Scaling, best_of, epoch_order, hold_out, join_outputs
 
 _ROWS = 4096  # images at a time where nothing is trained
 _LOGITS_AT_A_TIME = 2**25  # 128 MiB of float32
+MOST_WIDE = 2**14  # numbers of an image: their covariance takes 2 GiB in double precision
 _KEPT = 2**30  # 4 GiB: whitened features up to that many numbers are kept, those of a larger set made batch by batch
 
 
@@ -46,8 +48,10 @@ def cached_probe(train: Mapping[str, Tensor], labels: Tensor, test: Mapping[str,
     """The best probe of the grid, chosen on images held out of `train`, and its logits of `test`.
 
     `train` and `test` map the protocol's outputs to features (N, D) and (Q, D); `labels` (N,) are ids into `classes`.
-    The chosen probe is trained again on all of `train`; labels of the test images are no argument.
+    The chosen probe is trained again on all of `train`; labels of the test images are no argument. UsageError for
+    features too wide to be whitened.
     """
+    require_narrow(sum(features.shape[1] for features in train.values()))
     where = device or torch.device("cpu")
     columns = input_columns({output: features.shape[1] for output, features in train.items()})
     fit, held = hold_out(labels, settings["held_out"], seed, classes)
@@ -68,6 +72,14 @@ def cached_probe(train: Mapping[str, Tensor], labels: Tensor, test: Mapping[str,
                       "accuracy": float(accuracy[chosen]), "loss": float(loss[chosen]),
                       "accuracy_of_each": [{**probe._asdict(), "accuracy": float(share)}
                                            for probe, share in zip(probes, accuracy.tolist(), strict=True)]}})
+
+
+def require_narrow(width: int) -> None:
+    """UsageError for features of more than `MOST_WIDE` numbers an image."""
+    if width > MOST_WIDE:
+        raise UsageError(f"features of {width:,} numbers an image are too wide for this protocol, which whitens "
+                         f"{MOST_WIDE:,} at most, as that takes memory with their square; choose the protocol logreg, "
+                         "or for raw pixels a smaller size and native, as in pixels?img_size=32")
 
 
 class Data(NamedTuple):

@@ -88,9 +88,20 @@ def hold_out(labels: Tensor, share: float, seed: int, classes: tuple[str, ...]) 
 
     At least one image of a class is held out and one is kept. DataError names the classes that have one image only.
     """
+    require_two_of_each(labels, classes)
     order = _rng(seed, _HOLD_OUT_STREAM).permutation(len(labels))
     shuffled = labels.numpy()[order]
     counts = np.bincount(shuffled, minlength=len(classes))
+    quota = np.where(counts > 0, np.clip(np.round(share * counts), 1, counts - 1), 0).astype(np.int64)
+    by_class = np.argsort(shuffled, kind="stable")
+    within = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # place among its own class
+    held = within < quota[shuffled[by_class]]
+    return tuple(torch.from_numpy(np.sort(order[by_class[part]])) for part in (~held, held))  # type: ignore[return-value]
+
+
+def require_two_of_each(labels: Tensor, classes: tuple[str, ...]) -> None:
+    """DataError with the classes that `labels` (N,) have one image of; a class without any does no harm."""
+    counts = np.bincount(labels.numpy(), minlength=len(classes))
     if len(single := np.flatnonzero(counts == 1)):
         named = shortened([classes[label] for label in single], 5)
         raise DataError(
@@ -98,11 +109,6 @@ def hold_out(labels: Tensor, share: float, seed: int, classes: tuple[str, ...]) 
             "two, one to train on and one held out to choose by. Add images, leave these classes out, or use the "
             "protocol dino, which holds none out"
         )
-    quota = np.where(counts > 0, np.clip(np.round(share * counts), 1, counts - 1), 0).astype(np.int64)
-    by_class = np.argsort(shuffled, kind="stable")
-    within = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # place among its own class
-    held = within < quota[shuffled[by_class]]
-    return tuple(torch.from_numpy(np.sort(order[by_class[part]])) for part in (~held, held))  # type: ignore[return-value]
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:

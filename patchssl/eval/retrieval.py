@@ -94,7 +94,7 @@ def evaluate_revisited(
     """
     began = time.monotonic()
     plan = revisited_protocol(protocol, backbone, set_name)
-    found = _open(Path(root), set_name, distractors, allow_truncated)
+    found = open_revisited(Path(root), set_name, distractors, allow_truncated)
     if say is not None:
         say(found.describe())
     where = backbone.device if device is None else torch.device(device)
@@ -143,7 +143,7 @@ def _settings(scales: tuple[float, ...], *, cut_queries: bool, **size: Any) -> d
     }
 
 
-class _Found(NamedTuple):
+class RevisitedSet(NamedTuple):
     """A set and its distractors, no image of which has been read."""
 
     name: str  # what the record calls it
@@ -177,8 +177,9 @@ def _truth_fingerprint(truth: GroundTruth) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _open(root: Path, set_name: str, distractors: str | Path | None, allow_truncated: bool) -> _Found:
-    """Everything there is, or DataError."""
+def open_revisited(root: Path, set_name: str, distractors: str | Path | None = None,
+                   allow_truncated: bool = False) -> RevisitedSet:
+    """The set `set_name` below `root`, its database joined by `distractors`; errors as in `evaluate_revisited`."""
     place = find_ground_truth(root, set_name)
     truth = read_ground_truth(place.ground_truth)
     require_images(truth, place.images)
@@ -193,7 +194,7 @@ def _open(root: Path, set_name: str, distractors: str | Path | None, allow_trunc
     if extra is not None:
         # the official distractors are 1,001,001; a part of them must not pass for all
         name += "+1m" if extra.name == _MILLION and len(extra) >= 10**6 else f"+{extra.name}"
-    return _Found(name, place, truth, queries_and_database(truth, place, allow_truncated), extra)
+    return RevisitedSet(name, place, truth, queries_and_database(truth, place, allow_truncated), extra)
 
 
 class _Run(NamedTuple):
@@ -221,7 +222,7 @@ class _Run(NamedTuple):
                 "progress": progress, **self.options}
 
 
-def _similarity(run: _Run, found: _Found, progress: Progress | None) -> Tensor:
+def _similarity(run: _Run, found: RevisitedSet, progress: Progress | None) -> Tensor:
     """Cosines (queries, database and distractors), float32, by one block of distractors at a time."""
     extra = found.distractors
     own, count = len(found.images), found.num_queries
@@ -250,7 +251,7 @@ def _boxes(truth: GroundTruth, plan: Protocol) -> tuple[Box | None, ...]:
     return tuple(None if box is None else tuple(box.tolist()) for box in boxes) + whole
 
 
-def _detail(found: _Found, run: _Run, levels: Mapping[str, LevelScores]) -> dict[str, Any]:
+def _detail(found: RevisitedSet, run: _Run, levels: Mapping[str, LevelScores]) -> dict[str, Any]:
     sizes = found.num_queries, len(found.truth.imlist)
     left_out = {level: f"no query has {' or '.join(LEVELS[level][0])} images"
                 for level, scores in levels.items() if not scores.num_queries}

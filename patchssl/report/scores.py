@@ -8,6 +8,7 @@ column.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ METHODS: dict[str, str] = {
     "supervised": "Supervised",
 }
 NONE = "–"
+_FEW_SHOT = re.compile(r"fewshot([1-9][0-9]{0,8})/top1@[0-9]+")
 
 
 class Row(NamedTuple):
@@ -61,7 +63,10 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """Mean of one cell over `n` records, a fraction in [0, 1], with its 95 % interval if there is one."""
+    """Mean of one cell over `n` records, a fraction in [0, 1], with its 95 % interval if there is one.
+
+    Of one few-shot record `low` and `high` are the mean minus and plus the deviation over its draws instead.
+    """
 
     row: Row
     column: Column
@@ -69,8 +74,9 @@ class Score:
     n: int
     low: float | None = None
     high: float | None = None
-    interval: str = ""  # "seeds": Student's t over records; "images": Wilson over one record's test images
+    interval: str = ""  # "seeds": Student's t over records; "images": Wilson over one record's test images; "draws"
     seeds_differ: bool = True  # False where records share a seed or do not state it
+    draws: int = 0  # of the training images, in one few-shot record
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -108,12 +114,35 @@ def collect_scores(results: Iterable[Result], task: str) -> list[Score]:
         raise UsageError(one_of("task", task, HEADLINES))
     cells: dict[tuple[Row, Column], list[Result]] = defaultdict(list)
     for result in sorted((r for r in results if r.task == task), key=_sort_key):
-        for metric in HEADLINES[task]:
-            if metric in result.metrics:
+        for metric in result.metrics:
+            if metric_place(task, metric) is not None:
                 cells[row_of(result), column_of(result, metric)].append(result)
-    order = {metric: place for place, metric in enumerate(HEADLINES[task])}
     scores = [_score(row, column, records) for (row, column), records in cells.items()]
-    return sorted(scores, key=lambda s: (s.row, s.column._replace(metric=""), order[s.column.metric]))
+    return sorted(scores, key=lambda s: (s.row, column_order(s.column, task)))
+
+
+def metric_place(task: str, metric: str) -> int | None:
+    """Where the tables of `task` show `metric`: as in HEADLINES, then few shots by their number; None: nowhere.
+
+    >>> [metric_place("knn", name) for name in ("top1@20", "fewshot5/top1@20", "top1@10")]
+    [0, 7, None]
+    """
+    shown = HEADLINES[task]
+    if metric in shown:
+        return shown.index(metric)
+    shots = few_shots(metric)
+    return len(shown) + shots if task == "knn" and shots is not None else None
+
+
+def few_shots(metric: str) -> int | None:
+    """The 5 of fewshot5/top1@20, None for other metrics."""
+    found = _FEW_SHOT.fullmatch(metric)
+    return int(found[1]) if found else None
+
+
+def column_order(column: Column, task: str) -> tuple[Any, ...]:
+    """What columns are sorted by: data set and protocol, then the metric's place, then its name."""
+    return (*column._replace(metric=""), metric_place(task, column.metric), column.metric)
 
 
 def row_of(result: Result) -> Row:
@@ -153,6 +182,9 @@ def _score(row: Row, column: Column, records: Sequence[Result]) -> Score:
         seeds = [r.seed for r in distinct]
         known = None not in seeds and len(set(seeds)) == len(seeds)
         return Score(row, column, mean, len(values), *t_interval(values), "seeds", known)
+    if (spread := _draws(distinct[0], column.metric)) is not None:
+        deviation, draws = spread
+        return Score(row, column, mean, 1, mean - deviation, mean + deviation, "draws", draws=draws)
     count = num_test_images(distinct[0])
     if count and column.metric.startswith("top"):
         return Score(row, column, mean, 1, *wilson_interval(mean, count), "images")
@@ -163,6 +195,18 @@ def num_test_images(result: Result) -> int | None:
     """How many test images an accuracy was counted on, if the record says so."""
     count = result.detail.get("num_test")
     return count if isinstance(count, int) and count > 0 else None
+
+
+def _draws(result: Result, metric: str) -> tuple[float, int] | None:
+    """The deviation of a few-shot `metric` over the draws, and how many they were, if the record says so."""
+    few = result.detail.get("fewshot")
+    facts = few.get(metric) if isinstance(few, dict) else None
+    if not isinstance(facts, dict):
+        return None
+    deviation, draws = facts.get("deviation"), facts.get("draws")
+    if not isinstance(deviation, int | float) or not isinstance(draws, int) or not 0 <= deviation <= 1:
+        return None
+    return float(deviation), draws
 
 
 def _sort_key(result: Result) -> tuple[Any, ...]:

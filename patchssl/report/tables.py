@@ -12,7 +12,7 @@ import pandas as pd
 
 from patchssl.eval.results import Result
 from patchssl.report.published import PAPER_DATASETS, Published, plain_name, published
-from patchssl.report.scores import HEADLINES, NONE, Column, Row, Score, collect_scores
+from patchssl.report.scores import HEADLINES, NONE, Column, Row, Score, collect_scores, column_order, few_shots
 
 METRIC_LABELS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact": "exact matches",
                  "within1": "within one patch"}
@@ -21,6 +21,7 @@ TASK_TITLES = {"knn": "k-NN on frozen features", "linear": "Linear probe",
                "rparis6k": "Revisited Paris", "revisited": "Retrieval on made sets", "patches": "Patch correspondence"}
 NOT_RUN, NOT_PUBLISHED, NOT_AVAILABLE = "not run", "not published", "not available"
 SEED_MARK = "†"
+TEST_CHOICE = "best test epoch"  # as the protocol's settings say it
 
 
 def comparison_table(results: Sequence[Result], task: str = "knn") -> pd.DataFrame:
@@ -38,7 +39,8 @@ def comparison_table(results: Sequence[Result], task: str = "knn") -> pd.DataFra
     printed, sources = _published_rows(columns, task)
     names = ["Method", "Architecture", "Pretraining", *headers]
     frame = pd.DataFrame(rows + printed, columns=names, dtype=object)
-    frame.attrs["notes"] = [*_interval_notes(scores), *_fingerprint_notes(results, columns, task), *sources]
+    frame.attrs["notes"] = [*_interval_notes(scores), *_selection_notes(results, columns, task),
+                            *_fingerprint_notes(results, columns, task), *sources]
     return frame
 
 
@@ -88,8 +90,7 @@ def write_tables(results: Sequence[Result], out_dir: Path, stem: str = "table") 
 
 
 def _ordered_columns(scores: Iterable[Score], task: str) -> list[Column]:
-    order = HEADLINES[task].index
-    return sorted({score.column for score in scores}, key=lambda c: (c._replace(metric=""), order(c.metric)))
+    return sorted({score.column for score in scores}, key=lambda column: column_order(column, task))
 
 
 def _headers(columns: Sequence[Column]) -> list[str]:
@@ -104,9 +105,11 @@ def _mark(column: Column) -> str:
 
 
 def _metric_label(metric: str) -> str:
-    """Words for a metric's key: top1@20 is 20-NN top-1, strong/map is strong mAP."""
+    """Words for a metric's key: top1@20 is 20-NN top-1, fewshot5/top1@20 20-NN 5-shot top-1, strong/map strong mAP."""
     name, _, neighbors = metric.partition("@")
     *level, name = name.split("/")
+    if (shots := few_shots(metric)) is not None:
+        level = [f"{shots}-shot"]
     words = [*level, METRIC_LABELS.get(name, name)]
     return " ".join([f"{neighbors}-NN", *words] if neighbors else words)
 
@@ -115,6 +118,8 @@ def _cell(score: Score) -> str:
     if score.interval == "seeds" and score.high is not None:
         mark = "" if score.seeds_differ else f" {SEED_MARK}"
         return f"{100 * score.mean:.1f} ± {100 * (score.high - score.mean):.1f} (n = {score.n}){mark}"
+    if score.interval == "draws" and score.high is not None:
+        return f"{100 * score.mean:.1f} ± {100 * (score.high - score.mean):.1f} ({score.draws} draws)"
     if score.low is not None and score.high is not None:
         return f"{100 * score.mean:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
     return f"{100 * score.mean:.1f}"
@@ -124,6 +129,9 @@ def _interval_notes(scores: Sequence[Score]) -> list[str]:
     notes = []
     if any(score.interval == "seeds" for score in scores):
         notes.append("± is half of the 95 % t-interval of the mean over n training seeds.")
+    if any(score.interval == "draws" for score in scores):
+        notes.append("± (draws) is the standard deviation over draws of the training images, of a single network: it "
+                     "knows nothing of other seeds.")
     if any(score.interval == "images" for score in scores):
         notes.append("[low, high] is the 95 % Wilson interval over the test images of a single network: "
                      "it knows nothing of other seeds.")
@@ -131,6 +139,15 @@ def _interval_notes(scores: Sequence[Score]) -> list[str]:
         notes.append(f"{SEED_MARK} records that share a seed or state none were averaged: "
                      "they may differ in more than the seed.")
     return notes
+
+
+def _selection_notes(results: Sequence[Result], columns: Sequence[Column], task: str) -> list[str]:
+    """Which protocols choose by the test images."""
+    shown = {column.protocol_fingerprint for column in columns}
+    names = {record.protocol for record in results if record.task == task and record.protocol_fingerprint in shown
+             and record.protocol_settings.get("selection") == TEST_CHOICE}
+    return [f"{name}: the {TEST_CHOICE}, as its authors report; intervals do not cover that the test images chose it."
+            for name in sorted(names)]
 
 
 def _fingerprint_notes(results: Sequence[Result], columns: Sequence[Column], task: str) -> list[str]:

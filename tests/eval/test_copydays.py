@@ -350,6 +350,9 @@ def test_too_few_whitening_images_are_counted_before_one_is_read(small, tmp_path
     colored(tmp_path / "few", [RED], whitening=[GREEN] * 5)
     with pytest.raises(DataError, match=r"few.whitening holds 5 .*features of 6 dimensions: at least 6 .*dino-plain"):
         evaluate_copydays(mean_color(), small, "dino", whitening=tmp_path / "few" / "whitening")
+    save(tmp_path / "few" / "whitening" / "sixth.png", GREEN)
+    with pytest.raises(DataError, match=r"holds 6 .*at least 7"):  # centered, six images vary along five dimensions
+        evaluate_copydays(mean_color(), small, "sscd", whitening=tmp_path / "few" / "whitening")
 
 
 def test_unreadable_images_of_all_folders_are_listed_together(tmp_path):

@@ -215,3 +215,11 @@ def test_truncated_files_are_allowed_everywhere_or_nowhere(small):
         found = open_copydays(small, allow_truncated=allowed)
         parts = [*(block.images for block in found.blocks), found.distractors, found.whitening]
         assert {images.allow_truncated for images in parts} == {allowed}
+
+
+@pytest.mark.parametrize("kind", ["distractors", "whitening"])
+@pytest.mark.parametrize("place", [".", "..", "strong", "crops/20", "crops", "jpegqual"])
+def test_images_of_the_set_itself_are_no_extra_images(small, kind, place):
+    """As distractors its copies would bury every original, and no number would look wrong."""
+    with pytest.raises(UsageError, match=f"holds images of the set itself .*the {kind} images have to be others"):
+        open_copydays(small, **{kind: small / place})

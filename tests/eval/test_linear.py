@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,6 +91,8 @@ def test_epochs_of_ones_own_are_another_protocol_and_wrong_ones_are_refused():
     usual, own = (linear_protocol("native", own_module(), epochs=epochs) for epochs in (None, 3))
     assert (own.settings["epochs"], own.settings["least_updates"]) == (3, 0)
     assert usual.fingerprint != own.fingerprint
+    assert (usual.name, own.name) == ("native", "native-3-epochs")  # a record of its own, apart from published ones
+    assert linear_protocol("dino", own_module(), epochs=100) == linear_protocol("dino", own_module())
     with pytest.raises(UsageError, match="logreg has none"):
         linear_protocol("logreg", own_module(), epochs=3)
     with pytest.raises(UsageError, match="1 is the least"):
@@ -102,7 +105,8 @@ def test_epochs_of_ones_own_are_another_protocol_and_wrong_ones_are_refused():
 def test_a_record_holds_the_accuracy_its_interval_and_where_they_come_from(pair, protocol, tmp_path):
     result = evaluate(pair, protocol)
     assert read_result(result.write(tmp_path)) == result
-    assert (result.task, result.protocol, result.dataset) == ("linear", protocol, "colors")
+    name = {"dino": "dino-2-epochs", "logreg": "logreg"}.get(protocol, f"{protocol}-60-epochs")
+    assert (result.task, result.protocol, result.dataset) == ("linear", name, "colors")
     assert sorted(result.metrics) == ["top1", "top5"]
     assert result.metrics["top5"] == 1  # of three classes
     correct = unpack_bits(result.detail["correct"]["top1"], 12)
@@ -230,6 +234,33 @@ def test_a_class_too_small_to_hold_an_image_out_is_named(pair, protocol):
     assert evaluate((few, val), "dino").metrics["top5"] == 1
 
 
+@pytest.mark.parametrize("protocol", ["native", "logreg"])
+def test_what_no_pass_can_help_is_said_before_one(pair, protocol, monkeypatch):
+    train, val = pair
+    few = train.subset([*np.flatnonzero(train.labels != 2), np.flatnonzero(train.labels == 2)[0]])
+    read = []
+    monkeypatch.setattr(type(train), "pixels", lambda images, index: read.append(index))
+    with pytest.raises(DataError, match="one training image only"):
+        evaluate((few, val), protocol)
+    assert read == []
+    if protocol == "native":
+        with pytest.raises(UsageError, match=r"features of 150,528 numbers an image are too wide .*logreg"):
+            evaluate(pair, protocol, RawPixels(224))
+        assert read == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_unreadable_images_of_both_sets_are_listed_together(colors, tmp_path, protocol, workers):
+    shutil.copytree(colors, tmp_path / "set")
+    bad = [sorted((tmp_path / "set" / split / "red").iterdir())[1] for split in ("train", "val")]
+    for path in bad:
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="2 of 60 images cannot be read") as caught:
+        evaluate(open_pair(tmp_path / "set"), protocol, workers=workers)
+    assert all(str(path) in str(caught.value) for path in bad)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_features_that_are_not_finite_give_no_number(pair, protocol):
     backbone = load_backbone(NETWORK)
@@ -264,16 +295,23 @@ def test_two_processes_give_the_same_records_as_one(pair, colors, tmp_path):
     for protocol in ("dino", "native"):
         alone = evaluate(pair, protocol, batch_size=5, epochs=3)
         for rank in ("0", "1"):
-            together = read_result(next((tmp_path / rank).rglob(f"*@{protocol}.json")))
+            together = read_result(next((tmp_path / rank).rglob(f"*@{protocol}-3-epochs.json")))
             assert (together.metrics, together.detail) == (alone.metrics, json.loads(json.dumps(alone.detail)))
 
 
 def test_probes_are_timed_side_by_side_as_plain_json(pair):
     calls = []
-    report = time_probes(load_backbone(NETWORK), *pair, epochs=1, num_classes=7, progress=lambda *c: calls.append(c))
+    report = time_probes(load_backbone(NETWORK), *pair, epochs=2, num_classes=7, progress=lambda *c: calls.append(c))
     assert json.loads(json.dumps(report)) == report
-    assert list(report["seconds"]) == ["features", "48 cached probes", "dino, 1 epochs"]
+    assert list(report["seconds"]) == ["features", "48 cached probes", "dino, 2 epochs"]
     assert all(seconds > 0 for seconds in report["seconds"].values())
     assert report["times faster"]["probes"] == pytest.approx(
-        report["seconds"]["dino, 1 epochs"] / report["seconds"]["48 cached probes"])
-    assert (report["classes"], calls) == (7, [(1, 3), (2, 3), (3, 3)])
+        report["seconds"]["dino, 2 epochs"] / report["seconds"]["48 cached probes"])
+    assert report["classes"] == 7
+    phases = {what: [(done, total) for name, done, total in calls if name == what] for what in report["seconds"]}
+    assert [what for what, _, _ in calls] == [what for what, counts in phases.items() for _ in counts]
+    updates = 2 * linear_protocol("cached", load_backbone(NETWORK)).settings["epochs"]  # the grid, then the chosen one
+    for (what, counts), total in zip(phases.items(), (60, updates, 96), strict=True):
+        assert {of for _, of in counts} == {total}, what
+        assert [done for done, _ in counts] == sorted({done for done, _ in counts})
+        assert counts[-1][0] == total

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from patchssl.errors import NotFiniteError
+from patchssl.errors import NotFiniteError, UsageError
 from patchssl.eval import linear_cached
 from patchssl.eval.linear_cached import Data, Probe, cached_probe, grid, input_columns, length, train_grid
 from patchssl.eval.linear_scores import epoch_order, hold_out, join_outputs
@@ -180,3 +180,14 @@ def test_progress_rises_by_one_to_the_number_of_updates():
     ({"class:3": 6}, {"class:3": (0, 6), "class:2": (2, 6), "class:1": (4, 6)})])
 def test_inputs_are_runs_of_columns_that_end_with_the_last_blocks_class_token(widths, expected):
     assert {name: (part.start, part.stop) for name, part in input_columns(widths).items()} == expected
+
+
+def test_features_too_wide_to_be_whitened_are_refused_not_tried(monkeypatch):
+    """A covariance of a hundred thousand columns would end the process."""
+    settings = {**SETTINGS, "inputs": ["features"]}
+    train = {"features": torch.zeros(4, 9)}
+    monkeypatch.setattr(linear_cached, "MOST_WIDE", 8)
+    with pytest.raises(UsageError, match=r"9 numbers an image .* 8 at most"):
+        cached_probe(train, torch.tensor([0, 0, 1, 1]), train, ("a", "b"), settings)
+    monkeypatch.setattr(linear_cached, "MOST_WIDE", 9)
+    assert cached_probe(train, torch.tensor([0, 0, 1, 1]), train, ("a", "b"), settings).logits.shape == (4, 2)

@@ -250,7 +250,7 @@ def test_only_a_million_distractors_are_called_a_million(small_set, distractors,
     def named(folder, count):
         images = FileImages(name=folder, split="all", source="test", root=distractors, names=Names(["x"] * count))
         monkeypatch.setattr(retrieval, "open_distractors", lambda *rest: images)
-        return retrieval._open(small_set, "own", distractors, False).name
+        return retrieval.open_revisited(small_set, "own", distractors).name
 
     assert named("revisitop1m", 1_001_001) == "own+1m"
     assert named("revisitop1m", 9) == "own+revisitop1m"

@@ -191,3 +191,45 @@ def test_intervals_cover_as_often_as_they_say():
     draws = rng.normal(0.3, 0.02, (2000, 3))
     covered = [low <= 0.3 <= high for low, high in map(t_interval, draws.tolist())]
     assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def few_shot_record(**changes: object) -> Result:
+    metrics = {"top1@20": 0.3, "top1@10": 0.9, **{f"fewshot{shots}/top1@20": shots / 100 for shots in (10, 1, 5)}}
+    detail = {"num_test": 1500, "fewshot": {
+        "fewshot1/top1@20": {"values": [0.0, 0.02], "deviation": 0.0141, "draws": 2},
+        "fewshot5/top1@20": {"values": [0.05], "deviation": None, "draws": 1}}}
+    return record(**{"protocol": "native-fewshot", "metrics": metrics, "detail": detail, **changes})
+
+
+def test_every_number_of_shots_is_shown_with_the_deviation_over_its_draws():
+    scores = collect_scores([few_shot_record()], "knn")
+    assert [score.column.metric for score in scores] == [
+        "top1@20", "fewshot1/top1@20", "fewshot5/top1@20", "fewshot10/top1@20"]
+    one, five, ten = scores[1:]
+    assert (one.low, one.high) == pytest.approx((0.01 - 0.0141, 0.01 + 0.0141))
+    assert (one.interval, one.draws) == ("draws", 2)
+    # one draw has no deviation, and images do not stand for draws
+    assert {(score.low, score.high, score.interval) for score in (five, ten)} == {(None, None, "")}
+
+
+def test_few_shots_of_several_seeds_get_the_interval_of_their_seeds():
+    scores = collect_scores([few_shot_record(seed=seed, weights_sha256=f"{seed:064x}",
+                                             metrics={"fewshot5/top1@20": share})
+                             for seed, share in enumerate((0.2, 0.3, 0.4))], "knn")
+    (score,) = scores
+    assert (score.n, score.interval) == (3, "seeds")
+    assert (score.low, score.high) == pytest.approx(t_interval([0.2, 0.3, 0.4]))
+
+
+@pytest.mark.parametrize("metric", ["fewshot0/top1@20", "fewshot/top1@20", "fewshot5/top5@20", "fewshot" + "9" * 5000
+                                    + "/top1@20", "5shot/top1@20"])
+def test_what_is_no_few_shot_metric_is_not_shown(metric):
+    assert collect_scores([record(metrics={metric: 0.5})], "knn") == []
+    assert collect_scores([record(task="linear", metrics={"fewshot5/top1@20": 0.5})], "linear") == []
+
+
+@pytest.mark.parametrize("few", [None, [], {"fewshot1/top1@20": 3}, {"fewshot1/top1@20": {"deviation": "wide"}},
+                                 {"fewshot1/top1@20": {"deviation": -1.0, "draws": 2}}])
+def test_few_shots_without_a_usable_deviation_have_none(few):
+    (score,) = collect_scores([record(metrics={"fewshot1/top1@20": 0.5}, detail={"fewshot": few})], "knn")
+    assert (score.mean, score.low, score.interval) == (0.5, None, "")

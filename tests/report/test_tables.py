@@ -5,7 +5,9 @@ import random
 import pandas as pd
 import pytest
 
+from patchssl.eval.linear import linear_protocol
 from patchssl.eval.results import Result
+from patchssl.loading import load_backbone
 from patchssl.report.tables import comparison_table, score_table, to_csv, to_markdown, write_tables
 
 BASE = Result(
@@ -118,6 +120,36 @@ def test_shared_seeds_carry_a_mark_and_a_footnote():
     table = comparison_table([BASE, record(weights_sha256="b" * 64)])
     assert table[TOP1].tolist()[0].endswith("(n = 2) †")
     assert any(note.startswith("†") for note in table.attrs["notes"])
+
+
+def test_few_shots_have_columns_by_their_number_and_say_what_the_spread_is(tmp_path):
+    metrics = {"top1@20": 0.3, "fewshot10/top1@20": 0.25, "fewshot2/top1@20": 0.2}
+    few = {"fewshot2/top1@20": {"deviation": 0.0123, "draws": 5}, "fewshot10/top1@20": {"deviation": 0.01, "draws": 5}}
+    records = [record(protocol="native-fewshot", protocol_fingerprint="3" * 16, metrics=metrics,
+                      detail={"fewshot": few}), record()]
+    table = comparison_table(records)
+    columns = [f"textures, 20-NN {shots}-shot top-1, % (native-fewshot)" for shots in (2, 10)]
+    assert [name for name in table.columns if "shot top" in name] == columns
+    assert table[columns].to_numpy().tolist() == [["20.0 ± 1.2 (5 draws)", "25.0 ± 1.0 (5 draws)"]]
+    assert any("standard deviation over draws" in note for note in table.attrs["notes"])
+    numbers = score_table(records).set_index("metric")[["percent", "low", "high", "interval"]]
+    assert numbers.loc["fewshot2/top1@20"].tolist() == [20.0, 18.77, 21.23, "draws"]
+    written = [[path.read_bytes() for path in write_tables(order, tmp_path / name)]
+               for name, order in (("one", records), ("two", records[::-1]))]
+    assert written[0] == written[1]
+
+
+def test_a_choice_made_by_the_test_images_is_labelled():
+    def linear(name: str, selection: str) -> Result:
+        return record(task="linear", metrics={"top1": 0.5}, protocol=name, protocol_fingerprint=name.encode().hex() * 2,
+                      protocol_settings={"selection": selection})
+
+    records = [linear("dino", "best test epoch"), linear("cached", "accuracy on held-out training images")]
+    labelled = [note for note in comparison_table(records, "linear").attrs["notes"] if "test epoch" in note]
+    assert [note.partition(":")[0] for note in labelled] == ["dino"]
+    assert not any("test epoch" in note for note in comparison_table(records[1:], "linear").attrs["notes"])
+    settings = linear_protocol("dino", load_backbone("random:resnet10t")).settings
+    assert settings["selection"] in labelled[0]
 
 
 def imagenet(protocol: str = "dino") -> Result:
