@@ -97,7 +97,7 @@ class PhotometricConfig(Part):
 class HeadConfig(Part):
     """Projection head: an MLP to an L2-normalized bottleneck, then weight-normalized prototypes."""
 
-    num_prototypes: PositiveInt = 10_000
+    num_prototypes: Annotated[int, Field(ge=2)] = 10_000  # one alone is always certain
     hidden: PositiveInt = 2048
     bottleneck: PositiveInt = 256
     layers: PositiveInt = 3

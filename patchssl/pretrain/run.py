@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -332,7 +333,8 @@ def _train(run: Run) -> Path:
     """All updates that are left, whatever stops them: a signal is obeyed after saving."""
     try:
         _catch_up_knn(run)
-        _make_updates(run)
+        with _loader_let_go():
+            _make_updates(run)
         with run.stops.held():
             _save(run)
             _close(run)
@@ -347,6 +349,16 @@ def _train(run: Run) -> Path:
                             f"patchssl pretrain --resume {run.folder}") from error
     run.progress.say(f"pretraining done in {run.seconds:.0f} s, saved in {run.folder}")
     return run.folder
+
+
+@contextmanager
+def _loader_let_go() -> Iterator[None]:
+    """An error's frames keep the loader, and its processes, which the end of this one would wait for, for ever."""
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def _interrupted(run: Run, stop: Stopped) -> Interrupted:

@@ -365,6 +365,7 @@ def test_a_signal_is_obeyed_while_images_are_waited_for(whole, data, monkeypatch
                                               r"go on with: patchssl pretrain --resume run") as caught:
             pretrain(recipe(f"run.workers={workers}"), data, "run", seed=3)
     assert caught.value.exit_code == 75
+    assert multiprocessing.active_children() == []  # or the end of this process would wait for them
     assert time.monotonic() - began < 20
     assert Path("run/checkpoint.pth").exists() == ("saved" in str(caught.value))
     if workers == 0:
