@@ -1,6 +1,7 @@
 """All benchmarks at once: what is found, what is run, what is left alone; and what the command line adds."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -457,6 +458,13 @@ def test_a_place_for_results_that_is_none_is_refused_at_once(patchssl, tmp_path,
     answer = patchssl("eval", task, "pixels", "--data", "nothing", *more, "--results", tmp_path / "file" / "deep")
     assert (answer.code, answer.out) == (4, "")
     assert f"{tmp_path / 'file'} is no folder" in answer.err
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(patchssl, tmp_path, monkeypatch):
+    real = os.access  # root may write anywhere, so the answer of the system is planted
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and real(path, mode))
+    refused = patchssl("eval", "knn", "no such model", "--data", tmp_path, "--results", tmp_path / "new" / "folder")
+    assert refused.code == 4 and f"nothing can be written in {tmp_path}" in refused.err
 
 
 def test_few_shots_are_printed_with_their_spread(patchssl, colors, tmp_path):
