@@ -238,8 +238,8 @@ def raise_unreadable(bad: Sequence[UnreadableImage], total: int) -> None:
     """
     if bad:
         raise DataError(
-            f"{len(bad):,} of {total:,} images cannot be read, so no number is given; repair or remove them, "
-            f"or allow truncated files:\n{_listed({error.name: error.reason for error in bad})}"
+            f"{len(bad):,} of {total:,} images cannot be read, so no number is given; repair or remove them "
+            f"(eval revisited can allow truncated ones):\n{_listed({error.name: error.reason for error in bad})}"
         )
 
 
