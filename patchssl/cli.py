@@ -48,6 +48,14 @@ def _can_be_folder(results: Path) -> Path:
     return results
 
 
+def _can_be_written(results: Path) -> Path:
+    """The same, for commands that write there."""
+    there = next(place for place in (_can_be_folder(results), *results.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"--results {results}: nothing can be written in {there}; name another folder")
+    return results
+
+
 ModelArg = Annotated[str, typer.Argument(
     metavar="MODEL", help="A run folder, a file of weights (PATH#student for the other network), timm:NAME, "
                           "hf-hub:ORG/NAME, random:NAME?img_size=..., py:MODULE:FACTORY, or pixels?img_size=...; see "
@@ -59,7 +67,8 @@ DATA = ("Images (see README, Data sets): a folder, {wanted}; a list (.txt); a .z
         ".parquet; hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64.")
 DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty,
                                       help=DATA.format(wanted="train/ and val/ inside"))]
-ResultsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder that gets the record.")]
+ResultsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_written, help="Folder that gets the record.")]
+RecordsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder of the records.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
 BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
@@ -413,7 +422,7 @@ def export(
 
 @app.command()
 def tables(
-    results: ResultsOpt = Path("results"),
+    results: RecordsOpt = Path("results"),
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the table files; default: --results.")] = None,
 ) -> None:
     """Comparison tables (Markdown and CSV) from the records in a folder."""

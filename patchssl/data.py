@@ -9,8 +9,9 @@ lists them all and fails (`check_readable`, `raise_unreadable`).
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ __all__ = [
     "check_readable",
     "find_unreadable",
     "lasting_name",
+    "listing_unreadable",
     "open_images",
     "open_pair",
     "raise_unreadable",
@@ -320,9 +322,20 @@ def raise_unreadable(bad: Sequence[UnreadableImage], total: int) -> None:
     """
     if bad:
         raise DataError(
-            f"{len(bad):,} of {total:,} images cannot be read, so no number is given; repair or remove them, "
-            f"or allow truncated files:\n{_listed({error.name: error.reason for error in bad})}"
+            f"{len(bad):,} of {total:,} images cannot be read, so no number is given; repair or remove them "
+            f"(eval revisited can allow truncated ones):\n{_listed({error.name: error.reason for error in bad})}"
         )
+
+
+@contextlib.contextmanager
+def listing_unreadable(sets: Sequence[ImageSet], workers: int = 0) -> Iterator[None]:
+    """A pass over some of `sets` that fails for its data names the images of all that cannot be decoded."""
+    try:
+        yield
+    except DataError:
+        bad = [UnreadableImage(*found) for images in sets for found in find_unreadable(images, workers)]
+        raise_unreadable(bad, sum(len(images) for images in sets))
+        raise
 
 
 class UnreadableBudget:
