@@ -245,7 +245,8 @@ def test_images_reach_workers(start, tmp_path):
     images = open_images(tmp_path / "set")
     assert len(pickle.dumps(images)) < 20_000
     with multiprocessing.get_context(start).Pool(2) as pool:
-        for here, there in zip(map(images.pixels, range(20)), pool.map(images.pixels, range(20)), strict=True):
+        read = pool.map_async(images.pixels, range(20)).get(120)
+        for here, there in zip(map(images.pixels, range(20)), read, strict=True):
             np.testing.assert_array_equal(here, there)
 
 
