@@ -376,15 +376,15 @@ def _interrupted(run: Run, stop: Stopped) -> Interrupted:
 def _make_updates(run: Run) -> None:
     """Make every update that is left, log and save when it is time.
 
-    A signal is obeyed between two updates: while waiting for images, or in the midst of a k-NN; by several processes
-    when they meet.
+    A signal is obeyed between two updates, while this process reads images, or in the midst of a k-NN; by several
+    processes when they meet.
     """
     engine, recipe = run.engine, run.recipe
     loader = make_loader(recipe, run.images, run.facts["seed"], engine.num_drop_path, start_step=engine.steps_done)
     clock = Clock(run.seconds, engine.steps_done)
-    with signals_kept_from_children():
+    with run.stops.held(), signals_kept_from_children():
         batches = iter(loader)
-    for batch in batches:
+    while (batch := _next_batch(run, batches)) is not None:
         with run.stops.held():
             run.meetings.unreadable |= dict.fromkeys(batch.unreadable, "")
             run.report = engine.train_step(batch)
@@ -407,6 +407,18 @@ def _make_updates(run: Run) -> None:
             with run.stops.held():
                 _save(run)
             clock.saved()
+
+
+def _next_batch(run: Run, batches: Iterator[ViewBatch]) -> ViewBatch | None:
+    """The next batch, None after the last.
+
+    Processes that read images talk to this one through locks, which a signal must not leave taken: it is obeyed when
+    the batch is there.
+    """
+    if not run.recipe.run.workers:
+        return next(batches, None)
+    with run.stops.held():
+        return next(batches, None)
 
 
 def _meet(run: Run, clock: Clock) -> Agreed:
