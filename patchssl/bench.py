@@ -9,6 +9,8 @@ import platform
 import random
 import tempfile
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -22,6 +24,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision import transforms as tv
 
 from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD
@@ -76,17 +80,23 @@ def bench_matching(num_images: int = 64, repeats: int = 20, num_pairs: int = 600
 
     Peers, timed on an eighth of the batch and scaled up: `match_patches` called pair by pair, and similarity
     matching (each student token takes the teacher token of greatest cosine; random tokens of 384 numbers, the
-    network that would make them not counted). "quality" is `rule_quality` over `num_pairs` pairs.
+    network that would make them not counted). "MiB" are the tensors a call makes, at their most, the peers'
+    scaled up as their time, though nothing keeps them from going image by image. "quality" is `rule_quality`
+    over `num_pairs` pairs.
     """
     views = _drawn(num_images, ViewConfig())
     times: dict[str, dict[str, float]] = {}
+    memory: dict[str, dict[str, float]] = {}
     for patch_size in PATCH_SIZES:
         contenders = _matching_contenders(views, patch_size)
+        memory[f"patch {patch_size}"] = {name: peak_memory(partial(contender.run, 0)) * num_images / contender.units
+                                         for name, contender in contenders.items() if name != "pair by pair"}
         times[f"patch {patch_size}"] = {name: 1e3 * num_images * seconds
                                         for name, seconds in median_times(contenders, repeats).items()}
     return {
         "what": f"matching all 18 pairs of views (2 x 224 + 8 x 96 px) of {num_images} images on one thread",
         "milliseconds": times,
+        "MiB": memory,
         "patches of a global view": {f"patch {p}": patches_per_side(224, p) ** 2 for p in PATCH_SIZES},
         "times faster than": {name: {size: row[name] / row["center"] for size, row in times.items()}
                               for name in ("pair by pair", "similarity")},
@@ -137,6 +147,46 @@ def median_times(contenders: Mapping[str, Contender], repeats: int) -> dict[str,
             for name, contender in contenders.items():
                 times[name].append(_processor_seconds(contender, turn, calls[name]) / contender.units)
     return {name: float(np.median(values)) for name, values in times.items()}
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside and still there: `peak` is their most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        self._holders: Counter[int] = Counter()  # tensors by the address of their memory
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given - self._holders.keys():
+                self._hold(tensor)
+        return found
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if not self._holders[address]:
+            self._live += size
+            self.peak = max(self.peak, self._live)
+        self._holders[address] += 1
+        weakref.finalize(tensor, self._release, address, size)
+
+    def _release(self, address: int, size: int) -> None:
+        self._holders[address] -= 1
+        if not self._holders[address]:
+            del self._holders[address]
+            self._live -= size
+
+
+def peak_memory(run: Callable[[], object]) -> float:
+    """MiB of the tensors that `run` makes, at their most, those it returns included."""
+    with LiveTensors() as live:
+        kept = run()
+    del kept
+    return live.peak / 2**20
 
 
 def _processor_seconds(contender: Contender, turn: int, calls: int) -> float:

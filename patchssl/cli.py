@@ -10,15 +10,16 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from patchssl import __version__
-from patchssl.errors import DataError, PatchSSLError, UsageError
+from patchssl.errors import DataError, PatchSSLError, UsageError, one_of
 
 if TYPE_CHECKING:
     from patchssl.eval.results import Result
+    from patchssl.slurm import SlurmOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Pretrain Vision Transformers patch-wise on unlabeled images, and say how good a backbone is.")
@@ -47,6 +48,14 @@ def _can_be_folder(results: Path) -> Path:
     return results
 
 
+def _can_be_written(results: Path) -> Path:
+    """The same, for commands that write there."""
+    there = next(place for place in (_can_be_folder(results), *results.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"--results {results}: nothing can be written in {there}; name another folder")
+    return results
+
+
 ModelArg = Annotated[str, typer.Argument(
     metavar="MODEL", help="A run folder, a file of weights (PATH#student for the other network), timm:NAME, "
                           "hf-hub:ORG/NAME, random:NAME?img_size=..., py:MODULE:FACTORY, or pixels?img_size=...; see "
@@ -54,9 +63,12 @@ ModelArg = Annotated[str, typer.Argument(
 WeightsArg = Annotated[str, typer.Argument(
     metavar="MODEL", help="A run folder, a file of weights (PATH#student), an exported folder, timm:NAME or "
                           "hf-hub:ORG/NAME.")]
-DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty, help="Folder of images (train/ and val/ inside), "
-                                                                          "or a set's name: textures, textures-64.")]
-ResultsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder that gets the record.")]
+DATA = ("Images (see README, Data sets): a folder, {wanted}; a list (.txt); a .zip or .tar; shards-{{000..009}}.tar; "
+        ".parquet; hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64.")
+DataOpt = Annotated[str, typer.Option("--data", callback=_not_empty,
+                                      help=DATA.format(wanted="train/ and val/ inside"))]
+ResultsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_written, help="Folder that gets the record.")]
+RecordsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder of the records.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
 BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
@@ -121,33 +133,67 @@ def pretrain(
                                                                           "with --resume.")] = None,
     overrides: OverridesArg = None,
     data: Annotated[str | None, typer.Option("--data", callback=_not_empty,
-                                             help="Folder of images, or a set's name.")] = None,
+                                             help=DATA.format(wanted="with or without classes"))] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe>-<seed>.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0,
                                              help="Fixes every random draw; default 0.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Run folder to go on with, by itself.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Run folder to go on with; needs no more.")] = None,
+    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="With --resume: go on though the recipe was "
+                                                                          "changed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print images, steps, memory, time; no training.")] = False,
     device: DeviceOpt = None,
+    shard: Annotated[bool, typer.Option("--shard", help="Under torchrun: deal the weights over all processes "
+                                                          "(FSDP2).")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit it as a job that requeues itself until the run is "
+                                                        "done.")] = False,
+    slurm_partition: Annotated[str | None, typer.Option(help="Partition of the job.")] = None,
+    slurm_nodes: Annotated[int | None, typer.Option(min=1, help="Machines; default 1.")] = None,
+    slurm_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, and processes, on each; default 1.")] = None,
+    slurm_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs for each process; default 8.")] = None,
+    slurm_hours: Annotated[float | None, typer.Option(min=0.02, help="Until it is requeued; default 24.")] = None,
+    slurm_option: Annotated[list[str] | None, typer.Option(
+        metavar="KEY=VALUE", help="Further option of sbatch, such as mem=64G; may be given several times.")] = None,
+    slurm_cluster: Annotated[str | None, typer.Option(help="slurm, or local: a process of this machine, for a trial."
+                                                      )] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Pretrain a Vision Transformer with PW-Self or DINO."""
+    """Pretrain a Vision Transformer with PW-Self, DINO or iBOT.
+
+    By several processes: torchrun --nproc-per-node=N -m patchssl pretrain ...; they share out every batch.
+    """
+    job = _slurm_options(slurm, partition=slurm_partition, nodes=slurm_nodes, gpus=slurm_gpus, cpus=slurm_cpus,
+                         hours=slurm_hours, option=slurm_option, cluster=slurm_cluster)
+    changes = (*(overrides or ()), *(["run.shard=true"] if shard else []))
+    if resume is not None:
+        given = _refused_with_resume(recipe, data=data, out=out, seed=seed, dry_run=dry_run or None)
+        if given:
+            raise UsageError(f"--resume RUN takes no {given}: recipe, data and seed are those of the run; key=value "
+                             "changes its recipe")
+        changes = (recipe, *changes) if recipe else changes  # the first word is no recipe here
+    elif allow_changes:
+        raise UsageError("--allow-changes belongs to --resume RUN: a new run has nothing to differ from")
+    elif recipe is None or "=" in recipe:
+        raise UsageError(f"name a recipe first ({', '.join(_shipped_recipes())}), a YAML file, or --resume RUN")
+    if dry_run:
+        _print_plan(str(recipe), changes, data, seed or 0, device, as_json)
+    elif job is not None:
+        _submit(recipe, changes, data, out, seed or 0, resume, allow_changes, device, job, as_json)
+    else:
+        _pretrain_here(recipe, changes, data, out, seed or 0, resume, allow_changes, device, as_json)
+
+
+def _pretrain_here(recipe: str | None, changes: tuple[str, ...], data: str | None, out: Path | None, seed: int,
+                   resume: Path | None, allow_changes: bool, device: str | None, as_json: bool) -> None:
     from patchssl.console import Console
     from patchssl.workflows import pretrain_with_probe, resume_with_probe
 
-    changes = tuple(overrides or ())
     with Console() as console:
         if resume is not None:
-            if recipe or data is not None or out or seed is not None or dry_run:
-                raise UsageError("--resume RUN takes no recipe, key=value, --data, --out, --seed or --dry-run: "
-                                 "recipe, data and seed are those of the run")
-            folder = resume_with_probe(resume, device=device, console=console)
-        elif recipe is None or "=" in recipe:
-            raise UsageError(f"name a recipe first ({', '.join(_shipped_recipes())}), a YAML file, or --resume RUN")
-        elif dry_run:
-            _print_plan(recipe, changes, data, seed or 0, device, as_json)
-            return
+            folder = resume_with_probe(resume, changes, allow_changes=allow_changes, device=device, console=console)
         else:
-            folder = pretrain_with_probe(recipe, data, out, seed or 0, changes, device=device, console=console)
+            folder = pretrain_with_probe(str(recipe), data, out, seed, changes, device=device, console=console)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes one answers
     if as_json:
         typer.echo(json.dumps({"run": str(folder)}))
     else:
@@ -402,7 +448,7 @@ def export(
 
 @app.command()
 def tables(
-    results: ResultsOpt = Path("results"),
+    results: RecordsOpt = Path("results"),
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the table files; default: --results.")] = None,
     paper: Annotated[bool, typer.Option("--paper/--no-paper", help="Also paper.md, .csv and .tex: the paper's "
                                                                      "benchmarks, measured and published.")] = True,
@@ -612,6 +658,27 @@ def bench_matching() -> None:
     typer.echo(json.dumps(bench.bench_matching(), indent=2))
 
 
+@bench_app.command("step")
+def bench_step(
+    arch: Annotated[list[str] | None, typer.Option("--arch", help="vit_tiny, vit_small; again for more.")] = None,
+    prototypes: Annotated[list[int] | None, typer.Option("--prototypes", min=2, help="K; again for more.")] = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="Images of an update.")] = 2,
+    repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3, device: DeviceOpt = None,
+) -> None:
+    """A training step beside one that projects every token, and beside plain autograd; JSON on stdout."""
+    from patchssl import bench_training as bench
+    from patchssl.console import Console
+    from patchssl.errors import UsageError, one_of
+
+    for name in arch or ():
+        if name not in bench.ARCHS:
+            raise UsageError(one_of("architecture", name, bench.ARCHS))
+    with Console() as console:
+        found = bench.bench_step(arch or tuple(bench.ARCHS), prototypes or bench.PROTOTYPES, images, repeats,
+                                 device or "cpu", progress=console.counter("bench"))
+        typer.echo(json.dumps(found, indent=2))
+
+
 @bench_app.command("eval")
 def bench_eval(
     model: Annotated[str | None, typer.Option("--model", help="With --data: time 'eval all' of this MODEL.")] = None,
@@ -672,6 +739,41 @@ def _print_record(result: Result, results: Path, as_json: bool) -> None:
         return  # all processes have the same record, the first one writes it
     path = result.write(results)
     typer.echo(path.read_text() if as_json else f"{headline(result)}\nwritten to {path}", nl=not as_json)
+
+
+def _refused_with_resume(recipe: str | None, **options: object) -> str:
+    """What of a new run's arguments was given, for a sentence."""
+    given = [f"RECIPE ({recipe})"] if recipe and "=" not in recipe else []
+    given += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    return ", ".join(given)
+
+
+def _slurm_options(slurm: bool, **given: Any) -> SlurmOptions | None:
+    """What was asked of Slurm; None without --slurm."""
+    given = {name: value for name, value in given.items() if value is not None}
+    if not slurm:
+        if given:
+            raise UsageError(f"--slurm-{next(iter(given))} needs --slurm, which submits the run as a job")
+        return None
+    from patchssl.slurm import SlurmOptions
+
+    if given.get("cluster", "slurm") not in ("slurm", "local"):
+        raise UsageError(one_of("cluster", given["cluster"], ("slurm", "local")))
+    options = given.pop("option", [])
+    if wrong := [option for option in options if "=" not in option]:
+        raise UsageError(f"--slurm-option {wrong[0]} is not KEY=VALUE, for example mem=64G")
+    return SlurmOptions(**given, others=dict(option.split("=", 1) for option in options))
+
+
+def _submit(recipe: str | None, changes: tuple[str, ...], data: str | None, out: Path | None, seed: int,
+            resume: Path | None, allow_changes: bool, device: str | None, job: SlurmOptions, as_json: bool) -> None:
+    from patchssl.slurm import submit_pretraining, submit_resume
+
+    if resume is not None:
+        submitted = submit_resume(resume, changes, job, allow_changes=allow_changes, device=device)
+    else:
+        submitted = submit_pretraining(str(recipe), data, out, seed, changes, job, device=device)
+    typer.echo(json.dumps(submitted.as_dict()) if as_json else submitted.text())
 
 
 def _shipped_recipes() -> list[str]:

@@ -1,15 +1,17 @@
 """Image sets: what the user names becomes images by index, with labels where there are any.
 
-`open_images` understands a named set, a folder with train/ and val/, class folders, an unlabeled folder
-tree, IDX files and CIFAR's official layout. `open_pair` gives train and val with the same id for the same
+`open_images` recognizes what is named and hands it on: folders and arrays are opened here, text lists by `listfile`,
+archives and WebDataset shards by `packed`, sets of Hugging Face's library and Parquet files by `hubset`, sets of
+timm's factory by `timmset`. `open_pair` gives train and val with the same id for the same
 class. Training skips unreadable images within `UnreadableBudget`; evaluation reads no number past one: it
 lists them all and fails (`check_readable`, `raise_unreadable`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,11 @@ from typing import Literal
 
 import numpy as np
 
+from patchssl.archive import is_archive_name
 from patchssl.arrayfile import Arrays, ArraySplits, cifar_splits, idx_splits
 from patchssl.errors import DataError, UnreadableImage, UsageError, one_of
+from patchssl.hubset import PREFIX as HUB
+from patchssl.hubset import hub_splits, is_saved, open_parquet, parquet_splits, saved_splits
 from patchssl.imagefile import (
     EXTENSIONS,
     Listing,
@@ -29,6 +34,11 @@ from patchssl.imagefile import (
     strict_pillow,
 )
 from patchssl.imageset import ArrayImages, FileImages, ImageSet, Names, class_folders, counted
+from patchssl.listfile import is_list_name, open_list
+from patchssl.packed import open_packed, packed_splits
+from patchssl.splits import SPLIT_FOLDERS, choose_splits, expand_braces, require_files, split_files
+from patchssl.timmset import PREFIX as TIMM
+from patchssl.timmset import lasting_uri, timm_splits
 
 __all__ = [
     "NAMED_SETS",
@@ -37,6 +47,8 @@ __all__ = [
     "UnreadableBudget",
     "check_readable",
     "find_unreadable",
+    "lasting_name",
+    "listing_unreadable",
     "open_images",
     "open_pair",
     "raise_unreadable",
@@ -45,32 +57,21 @@ __all__ = [
 
 Split = Literal["train", "val"]
 NAMED_SETS: Mapping[str, int] = {"textures": 32, "textures-64": 64}  # name -> side in pixels
-_SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "test")}
-_LIKE_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _MOST_LISTED = 20
 _BLOCK = 256  # images a worker checks before it reports
 
 
 def open_images(data: str | Path, split: Split | None = None, *, allow_truncated: bool = False) -> ImageSet:
-    """The images that `data` names: a set's name (`textures`, `textures-64`) or a path.
+    """The images that `data` names: a path, a set's name (`textures`, `textures-64`), hf:... or timm:....
 
-    A path is a folder with train/ and val/ (or valid/, test/), a folder of class folders, any tree of
-    unlabeled images, IDX files or CIFAR's official layout; a folder that is called like a set is written
-    ./textures. Without `split`: train where images are split, else all.
+    A path is a folder with train/ and val/ (or valid/, test/), a folder of class folders, any tree of unlabeled
+    images, IDX files, CIFAR's official layout, a text list, a zip or tar, Parquet files, what `save_to_disk` wrote, or
+    a folder of such files; braces name several files, as in shards-{000..009}.tar or {train,val}.txt. A path that
+    looks like a name or a pattern is written with ./ in front. Without `split`: train where images are split, else all.
     With `allow_truncated`, files that end early count as readable; this is part of the fingerprint.
     UsageError for an unknown name, DataError for what is missing on the disk, an absent split included.
     """
-    openers = _splits(data, allow_truncated)
-    if split is None:
-        return next(iter(openers.values()))()
-    if split not in openers:
-        there = (
-            "it is not split: that would be a train/ and a val/ folder, side by side"
-            if "all" in openers
-            else f"it has only {', '.join(openers)}"
-        )
-        raise DataError(f"{data} has no {split} images: {there}")
-    return openers[split]()
+    return _opened(_splits(data, allow_truncated), data, split)
 
 
 def split_names(data: str | Path) -> tuple[str, ...]:
@@ -83,25 +84,112 @@ def open_pair(data: str | Path, *, allow_truncated: bool = False) -> tuple[Image
 
     DataError names the classes of val that train does not have; the other way round does no harm.
     """
-    train = open_images(data, "train", allow_truncated=allow_truncated)
-    val = open_images(data, "val", allow_truncated=allow_truncated)
+    openers = _splits(data, allow_truncated)
+    train, val = _opened(openers, data, "train"), _opened(openers, data, "val")
     return train, (val if train.labels is None else val.with_classes(train.classes))
+
+
+def lasting_name(data: str | Path) -> str:
+    """What names `data` from any working folder: names as they are, paths in full."""
+    if isinstance(data, str) and (data in NAMED_SETS or data.startswith(HUB)):
+        return data
+    if isinstance(data, str) and data.startswith(TIMM):
+        return lasting_uri(data)
+    return str(Path(data).expanduser().absolute())
 
 
 _Openers = dict[str, Callable[[], ImageSet]]  # by split, train first
 
 
+def _opened(openers: _Openers, data: str | Path, split: Split | None) -> ImageSet:
+    if split is None:
+        return next(iter(openers.values()))()
+    if split not in openers:
+        there = (
+            "it is not split: that would be a train/ and a val/ folder, side by side"
+            if "all" in openers
+            else f"it has only {', '.join(openers)}"
+        )
+        raise DataError(f"{data} has no {split} images: {there}")
+    return openers[split]()
+
+
 def _splits(data: str | Path, allow_truncated: bool) -> _Openers:
-    """What `data` names, by split, not read yet."""
-    if isinstance(data, str) and data in NAMED_SETS:
-        return {split: partial(_open_textures, data, split) for split in ("train", "val")}
+    """What `data` names, by split; of images and labels nothing is read yet."""
+    if isinstance(data, str):
+        if data in NAMED_SETS:
+            return {split: partial(_open_textures, data, split) for split in ("train", "val")}
+        if data.startswith(HUB):
+            return hub_splits(data, allow_truncated)
+        if data.startswith(TIMM):
+            from timm.data import create_dataset
+
+            return timm_splits(data, create_dataset, allow_truncated)
+        if "{" in data and not os.access(data, os.F_OK):
+            files = [Path(name).expanduser() for name in expand_braces(data)]
+            require_files(files, data)
+            return _file_splits(files, allow_truncated)
     root = _existing(data)
     if splits := cifar_splits(root) or idx_splits(root):
         return {split: partial(_open_arrays, root, splits, split) for split in splits.readers}
     if not root.is_dir():
-        raise DataError(f"{root} is a file; images are read from a folder, or from an archive of CIFAR")
-    folders = _split_folders(root) or {"all": root}
-    return {split: partial(_open_folder, folder, split, allow_truncated) for split, folder in folders.items()}
+        return _file_splits([root], allow_truncated)
+    if is_saved(root):
+        return saved_splits(root, allow_truncated)
+    if folders := _split_folders(root):
+        return {split: partial(_open_folder, folder, split, allow_truncated) for split, folder in folders.items()}
+    if found := _set_files(root):
+        return _file_splits(found, allow_truncated)
+    return {"all": partial(_open_folder, root, "all", allow_truncated)}
+
+
+def _file_splits(files: Sequence[Path], allow_truncated: bool) -> _Openers:
+    """The splits of files that hold or name images: lists, archives or Parquet files."""
+    kinds = {_kind(path.name) for path in files}
+    if kinds == {"archive"}:
+        return packed_splits(files, allow_truncated)
+    if kinds == {"parquet"}:
+        return parquet_splits(files, allow_truncated)
+    if kinds != {"list"}:
+        raise DataError(
+            f"{files[0]} is a file; images are read from a folder, from an archive (.zip, .tar), from what a list "
+            "names (.txt, .lst, .list, .tsv), or from .parquet"
+            if len(kinds) == 1
+            else f"{files[0]} and {len(files) - 1:,} more are of several kinds; name files of one kind"
+        )
+    lists = split_files(files) if len(files) > 1 else {"all": list(files)}
+    if more := next((paths for paths in lists.values() if len(paths) > 1), None):
+        raise DataError(f"{more[0]} and {more[1]} name images of one split; join them")
+    return {split: partial(open_list, paths[0], split, allow_truncated) for split, paths in lists.items()}
+
+
+def _kind(name: str) -> str | None:
+    """What a file holds by its name, None for anything but sets of images."""
+    if is_list_name(name):
+        return "list"
+    if is_archive_name(name):
+        return "archive"
+    return "parquet" if name.lower().endswith(".parquet") else None
+
+
+def _set_files(root: Path) -> list[Path]:
+    """The files in `root` that are the set: lists called train and val, or archives where no images lie beside."""
+    entries = list_folder(root)
+    lists = {path.stem: path for path in sorted(Path(entry.path) for entry in entries if is_list_name(entry.name))}
+    val = next((lists[name] for name in ("val", "valid", "validation", "test") if name in lists), None)
+    if "train" in lists and val is not None:
+        return [lists["train"], val]
+    folders = [entry for entry in entries if is_folder(entry)]
+    if any(is_image_name(entry.name) for entry in entries):
+        return []
+    if [entry.name for entry in folders] == ["data"]:  # where the hub keeps a set's Parquet files
+        return sorted(Path(entry.path) for entry in list_folder(root / "data") if _kind(entry.name) == "parquet")
+    return [] if folders else _packed_files(root)
+
+
+def _packed_files(root: Path) -> list[Path]:
+    """Archives and Parquet files in a folder."""
+    return sorted(Path(entry.path) for entry in list_folder(root) if _kind(entry.name) in ("archive", "parquet"))
 
 
 def _existing(data: str | Path) -> Path:
@@ -121,29 +209,27 @@ def _existing(data: str | Path) -> Path:
 def _split_folders(root: Path) -> dict[str, Path]:
     """train/ and val/ (or what val is called) below `root`; nothing if `root` holds classes or images."""
     entries = list_folder(root)
-    present = {entry.name for entry in entries if is_folder(entry)}
-    found = {split: [name for name in names if name in present] for split, names in _SPLIT_FOLDERS.items()}
-    folders = {split: root / names[0] for split, names in found.items() if names}
-    if len(folders) == 2:
-        return folders
-    if len(alike := sorted(name for name in present if name.lower() in _LIKE_SPLITS)) > 1:
-        raise DataError(f"{root} holds {'/, '.join(alike)}/; call what to train on train/ and the rest val/")
-    # a lone train/ among others may be a class, the vehicle: as a split it has folders of its own
-    if "train" in folders and any(is_folder(entry) for entry in list_folder(folders["train"])):
-        return folders
-    alone = len(present) == 1 and not any(is_image_name(entry.name) for entry in entries)
-    return folders if alone else {}
+    found = choose_splits(
+        str(root),
+        [entry.name for entry in entries if is_folder(entry)],
+        any(is_image_name(entry.name) for entry in entries),
+        lambda name: any(is_folder(entry) for entry in list_folder(root / name)),
+    )
+    return {split: root / name for split, name in found.items()}
 
 
-def _open_folder(root: Path, split: str, allow_truncated: bool) -> FileImages:
-    """All images below `root`, labeled if they lie in two or more class folders."""
+def _open_folder(root: Path, split: str, allow_truncated: bool) -> ImageSet:
+    """All images below `root`, labeled if they lie in two or more class folders; without any, those in archives."""
     listing = list_images(root)
+    if not listing.names and (files := _packed_files(root)):
+        opener = open_parquet if _kind(files[0].name) == "parquet" else open_packed
+        return opener(files, split, allow_truncated)
     if not listing.names:
         raise DataError(_no_images(root, listing))
     found = class_folders(listing.names)
     classes, labels = found if found is not None and len(found[0]) > 1 else ((), None)
     place = root.resolve()
-    above = any(place.name in names for names in _SPLIT_FOLDERS.values())
+    above = any(place.name in names for names in SPLIT_FOLDERS.values())
     return FileImages(
         name=place.parent.name if above else place.name,
         split=split,
@@ -236,9 +322,20 @@ def raise_unreadable(bad: Sequence[UnreadableImage], total: int) -> None:
     """
     if bad:
         raise DataError(
-            f"{len(bad):,} of {total:,} images cannot be read, so no number is given; repair or remove them, "
-            f"or allow truncated files:\n{_listed({error.name: error.reason for error in bad})}"
+            f"{len(bad):,} of {total:,} images cannot be read, so no number is given; repair or remove them "
+            f"(eval revisited can allow truncated ones):\n{_listed({error.name: error.reason for error in bad})}"
         )
+
+
+@contextlib.contextmanager
+def listing_unreadable(sets: Sequence[ImageSet], workers: int = 0) -> Iterator[None]:
+    """A pass over some of `sets` that fails for its data names the images of all that cannot be decoded."""
+    try:
+        yield
+    except DataError:
+        bad = [UnreadableImage(*found) for images in sets for found in find_unreadable(images, workers)]
+        raise_unreadable(bad, sum(len(images) for images in sets))
+        raise
 
 
 class UnreadableBudget:

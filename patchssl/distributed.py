@@ -1,14 +1,22 @@
-"""The one file that names torch.distributed: everything here is a no-op when there is one process."""
+"""The one file that names torch.distributed: everything here is a no-op when there is one process.
+
+Sharding (FSDP2) is imported where it is asked for: it takes a second. Sharded modules and tensors are known by what
+they can do, `reshard` and `to_local`.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 T = TypeVar("T")
 
@@ -20,11 +28,29 @@ def join_launched(device_type: str = "cpu") -> None:
         atexit.register(_leave)
 
 
+@contextlib.contextmanager
+def joined(device_type: str = "cpu") -> Iterator[None]:
+    """Inside, launched processes work together; one that fails leaves at once, so that no other waits for it."""
+    join_launched(device_type)
+    try:
+        yield
+    except BaseException:
+        if is_active():
+            dist.destroy_process_group()
+        raise
+
+
 def _leave() -> None:
     """End together: a process that goes while another still talks to it brings that one down."""
-    with contextlib.suppress(RuntimeError):
-        dist.barrier()
-    dist.destroy_process_group()
+    if is_active():
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Go on when every process is here."""
+    all_gather_objects(None)
 
 
 def local_rank() -> int:
@@ -72,6 +98,118 @@ def all_gather_objects(own: T) -> list[T]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, own)
     return gathered
+
+
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """`module` with its gradients averaged over all processes after every backward pass; itself when alone."""
+    if not is_active():
+        return module
+    ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def shard(module: nn.Module, parts: Sequence[nn.Module]) -> nn.Module:
+    """`module` with its weights dealt over all processes (FSDP2), gathered for each of `parts` when it computes.
+
+    In place. Its own forward pass has to be called: weights are whole inside only. Alone, nothing changes.
+    """
+    if is_active():
+        from torch.distributed.fsdp import fully_shard
+
+        for part in (*parts, module):
+            fully_shard(part)
+    return module
+
+
+def reshard(module: nn.Module) -> None:
+    """Give back the weights that a forward pass without a backward one left gathered."""
+    for part in _shards(module):
+        part.reshard()
+
+
+def gradients_shared(module: nn.Module, *, when: bool) -> contextlib.AbstractContextManager[None]:
+    """Average gradients in the backward passes inside only `when` it is said to: the last of accumulated ones."""
+    for part in _shards(module)[:1]:  # the root's setting is everybody's
+        part.set_requires_gradient_sync(when)
+    if isinstance(module, DistributedDataParallel) and not when:
+        return module.no_sync()
+    return contextlib.nullcontext()
+
+
+def own_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What this process holds of each tensor: all of it, unless it is dealt over processes."""
+    return [getattr(tensor, "to_local", lambda whole=tensor: whole)() for tensor in tensors]
+
+
+def whole_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of each tensor, (len(tensors),), over all processes where tensors are dealt over them."""
+    norms = torch.stack(torch._foreach_norm(own_shards(tensors)))
+    return all_reduce_sum(norms.square()).sqrt() if hasattr(tensors[0], "to_local") else norms
+
+
+def whole_state(module: nn.Module) -> dict[str, Any]:
+    """The state of a `module` that may be sharded, whole and on the CPU; in rank 0, which writes it, at least."""
+    if not _shards(module):
+        return module.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_whole_state(module: nn.Module, state: dict[str, Any]) -> None:
+    """The inverse of `whole_state`, in every process."""
+    if not _shards(module):
+        module.load_state_dict(state)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(module, state, options=StateDictOptions(full_state_dict=True))
+
+
+def whole_optimizer_state(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """The state of the optimizer of `module`, by the names of its weights: sharded or not, it reads the same."""
+    if _shards(module):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_optimizer_state_dict(module, optimizer, options=options)
+    return _renamed(optimizer.state_dict(), dict(enumerate(_names(module, optimizer))))
+
+
+def load_whole_optimizer_state(module: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of `whole_optimizer_state`, whether or not the weights were sharded then or are now."""
+    if _shards(module):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        whole = {**state, "state": {**_untouched(module, state), **state["state"]}}
+        set_optimizer_state_dict(module, optimizer, whole, options=StateDictOptions(full_state_dict=True))
+    else:
+        optimizer.load_state_dict(_renamed(state, {name: i for i, name in enumerate(_names(module, optimizer))}))
+
+
+def _untouched(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """AdamW's state before its first step for weights that had none yet: sharded weights want one for each."""
+    names = {name for group in state["param_groups"] for name in group["params"]} - state["state"].keys()
+    shapes = {name: weight.shape for name, weight in module.named_parameters() if name in names}
+    return {name: {"step": torch.zeros(()), "exp_avg": torch.zeros(shape), "exp_avg_sq": torch.zeros(shape)}
+            for name, shape in shapes.items()}
+
+
+def _names(module: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Names in `module` of the weights of `optimizer`, in its order."""
+    names = {id(weight): name for name, weight in module.named_parameters()}
+    return [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _renamed(state: dict[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+    """The state of an optimizer with its weights called otherwise."""
+    groups = [{**group, "params": [names[key] for key in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[key]: value for key, value in state["state"].items()}, "param_groups": groups}
+
+
+def _shards(module: nn.Module) -> list[Any]:
+    """The sharded parts of `module`, itself first."""
+    return [part for part in module.modules() if hasattr(part, "set_requires_gradient_sync")]
 
 
 def _all_reduce(x: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

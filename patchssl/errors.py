@@ -59,11 +59,11 @@ class CheckpointError(PatchSSLError):
 
 
 class Interrupted(PatchSSLError):
-    """A run was stopped by a signal after saving; `exit_code` is 130 for Ctrl-C and 75 otherwise."""
+    """A run was stopped by the signal `number` after saving; `exit_code` is 130 for Ctrl-C and 75 otherwise."""
 
-    def __init__(self, message: str, exit_code: int = 130) -> None:
+    def __init__(self, message: str, exit_code: int = 130, number: int | None = None) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.number = exit_code, number
 
 
 def one_of(what: str, asked: str, choices: Iterable[str]) -> str:

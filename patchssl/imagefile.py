@@ -66,7 +66,7 @@ def list_images(root: Path) -> Listing:
                 if (place.st_dev, place.st_ino) not in above:
                     below = above | {(place.st_dev, place.st_ino)}
                     pending.append((entry.path, f"{prefix}{entry.name}/", below))
-            elif (extension := _extension(entry.name)) in EXTENSIONS:
+            elif (extension := extension_of(entry.name)) in EXTENSIONS:
                 names.append(prefix + entry.name)
             else:
                 others[extension] += 1
@@ -83,12 +83,12 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for an image."""
-    return _extension(name) in EXTENSIONS
+    return extension_of(name) in EXTENSIONS
 
 
-def _extension(name: str) -> str:
+def extension_of(name: str) -> str:
     """Lower-case extension with its dot, or the words for a name without one."""
-    _, dot, extension = name.rpartition(".")
+    _, dot, extension = name.rpartition("/")[2].rpartition(".")
     return dot + extension.lower() if dot else "no extension"
 
 

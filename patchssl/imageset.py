@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,9 @@ import numpy as np
 
 from patchssl.errors import DataError
 from patchssl.imagefile import decode_image
+
+_NEGATIVE = re.compile(r"-\d+")
+_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -95,15 +99,15 @@ class ArrayImages(ImageSet):
         return len(self.ids)
 
     def pixels(self, index: int) -> np.ndarray:
-        image = self.array[self.ids[_inside(index, len(self))]]
+        image = self.array[self.ids[inside(index, len(self))]]
         return image.copy() if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
     def item_name(self, index: int) -> str:
-        return f"{self.split}/{self.ids[_inside(index, len(self))]:05d}"
+        return f"{self.split}/{self.ids[inside(index, len(self))]:05d}"
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ArrayImages:
         chosen = self._chosen(indices)
-        return replace(self, ids=self.ids[chosen], labels=self._labels_at(chosen), source=_part(self.source))
+        return replace(self, ids=self.ids[chosen], labels=self._labels_at(chosen), source=part_of(self.source))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -119,7 +123,7 @@ class ArrayImages(ImageSet):
     def with_classes(self, classes: tuple[str, ...]) -> ArrayImages:
         if self.labels is None or classes == self.classes:
             return self
-        return replace(self, classes=classes, labels=_translated(self, self.classes, self.labels, classes))
+        return replace(self, classes=classes, labels=translated(self, self.classes, self.labels, classes))
 
 
 class Names(Sequence[str]):
@@ -131,11 +135,24 @@ class Names(Sequence[str]):
         self._block = b"".join(encoded)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
+    @classmethod
+    def from_arrays(cls, block: np.ndarray, ends: np.ndarray) -> Names:
+        """From what `as_arrays` gave; ValueError for arrays that do not fit."""
+        if ends.ndim != 1 or ends[:1].tolist() != [0] or ends[-1] != block.size or (np.diff(ends) < 0).any():
+            raise ValueError("the ends of names do not fit their bytes")
+        names = cls([])
+        names._block, names._ends = block.tobytes(), ends
+        return names
+
+    def as_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All bytes (uint8), and where the names end in them, after a 0 (len + 1,) int64."""
+        return np.frombuffer(self._block, dtype=np.uint8), self._ends
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
-        at = _inside(index, len(self))
+        at = inside(index, len(self))
         return os.fsdecode(self._block[self._ends[at] : self._ends[at + 1]])
 
 
@@ -165,52 +182,88 @@ class FileImages(ImageSet):
         chosen = self._chosen(indices)
         names = Names(self.names[index] for index in chosen)
         return replace(
-            self, names=names, labels=self._labels_at(chosen), others={}, source=_part(self.source)
+            self, names=names, labels=self._labels_at(chosen), others={}, source=part_of(self.source)
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """From count, relative names and sizes in bytes; -1 is the size of what cannot be found."""
-        digest = hashlib.sha256(f"files {len(self)} truncated={self.allow_truncated}\n".encode())
+        return files_fingerprint(len(self), self.allow_truncated, self._entries())
+
+    def _entries(self) -> Iterator[tuple[str, int]]:
         for name in sorted(self.names):
             try:
-                size = (self.root / name).stat().st_size
+                yield name, (self.root / name).stat().st_size
             except OSError:
-                size = -1
-            digest.update(os.fsencode(name) + f"\0{size}\n".encode())
-        return digest.hexdigest()
+                yield name, -1
 
     def with_classes(self, classes: tuple[str, ...]) -> FileImages:
         if (found := class_folders(self.names)) is None:
             return self
-        return replace(self, classes=classes, labels=_translated(self, *found, classes))
+        return replace(self, classes=classes, labels=translated(self, *found, classes))
 
     def describe(self) -> str:
         left_out = f"; left out {counted(self.others)}" if self.others else ""
         return super().describe() + left_out
 
 
-def _inside(index: int, length: int) -> int:
+def files_fingerprint(count: int, allow_truncated: bool, entries: Iterable[tuple[str, int]]) -> str:
+    """sha256 in hex of `count` files by names, in sorted order, and sizes in bytes: the same wherever they lie."""
+    digest = hashlib.sha256(f"files {count} truncated={allow_truncated}\n".encode())
+    for name, size in entries:
+        digest.update(os.fsencode(name) + f"\0{size}\n".encode())
+    return digest.hexdigest()
+
+
+def labeled_fingerprint(fingerprint: str, order: Iterable[int], images: ImageSet) -> str:
+    """`fingerprint`, made to depend on the class of each image too, in this order, where there are classes."""
+    if images.labels is None:
+        return fingerprint
+    digest = hashlib.sha256(fingerprint.encode())
+    for index in order:
+        digest.update(f"\n{images.classes[images.labels[index]]}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def written_labels(words: Sequence[str], where: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Classes and labels that are written down: numbers from 0 on, all of them, or names.
+
+    Numbers name the classes "0" to the largest; names are sorted. DataError for a label that is empty or negative.
+    """
+    distinct = set(words)
+    if wrong := sorted(word for word in distinct if not word or _NEGATIVE.fullmatch(word)):
+        raise DataError(f"{where} holds the label '{wrong[0]}'; labels are numbers from 0 on, or names of classes")
+    if all(word.isascii() and word.isdecimal() for word in distinct):
+        largest = max((int(word) for word in distinct if len(word) < 20), default=-1)
+        if largest >= _MOST_CLASSES or any(len(word) >= 20 for word in distinct):
+            raise DataError(f"{where} holds labels of {_MOST_CLASSES:,} or more: those are no numbers of classes")
+        return tuple(map(str, range(largest + 1))), np.array([int(word) for word in words], dtype=np.int64)
+    classes = tuple(sorted(distinct))
+    ids = {name: i for i, name in enumerate(classes)}
+    return classes, np.array([ids[word] for word in words], dtype=np.int64)
+
+
+def translated(
+    images: ImageSet, names: tuple[str, ...], labels: np.ndarray, classes: tuple[str, ...]
+) -> np.ndarray:
+    """Labels, ids into `names`, as ids into `classes`; DataError for names that `classes` lacks."""
+    ids = {name: i for i, name in enumerate(classes)}
+    if unknown := [name for name in names if name not in ids]:
+        raise DataError(
+            f"{len(unknown):,} of the {len(names):,} classes in {images.source} are unknown to the training "
+            f"images: {shortened(unknown, 10)}; give both the same classes"
+        )
+    return np.array([ids[name] for name in names], dtype=np.int64)[labels]
+
+
+def inside(index: int, length: int) -> int:
     if not 0 <= (at := operator.index(index)) < length:
         raise IndexError(f"index {at} of {length}")
     return at
 
 
-def _part(source: str) -> str:
+def part_of(source: str) -> str:
     return source if source.startswith("part of ") else f"part of {source}"
-
-
-def _translated(
-    images: ImageSet, names: tuple[str, ...], labels: np.ndarray, classes: tuple[str, ...]
-) -> np.ndarray:
-    """Labels, ids into `names`, as ids into `classes`."""
-    ids = {name: i for i, name in enumerate(classes)}
-    if unknown := [name for name in names if name not in ids]:
-        raise DataError(
-            f"{len(unknown):,} of the {len(names):,} classes in {images.source} are unknown to the training "
-            f"images: {shortened(unknown, 10)}; give both the same class folders"
-        )
-    return np.array([ids[name] for name in names], dtype=np.int64)[labels]
 
 
 def class_folders(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray] | None:

@@ -142,16 +142,16 @@ class Summary:
     results: Path
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines: every record of these weights under the plan's protocols, and what failed."""
+        """For machines: the records of what the plan names, and what failed."""
         return {**self.plan.as_dict(), "records": [result.as_dict() for result in self.records()],
                 "failed": dict(self.failed)}
 
     def records(self) -> list[Result]:
-        """Records of this run, and those that were there already."""
+        """Records of this run, and those of what was done already; what failed has none, whatever lies there of old."""
         kept, _ = read_results(self.results) if self.results.is_dir() else ([], [])
-        wanted = {cell.protocol.fingerprint for cell in (*self.plan.run, *self.plan.done)}
-        known = {result.weights_sha256 for result in self.found} or {cell.weights for cell in self.plan.done}
-        return [record for record in kept if record.weights_sha256 in known and record.protocol_fingerprint in wanted]
+        known = {(cell.weights, *cell.key()) for cell in self.plan.done}
+        known |= {(record.weights_sha256, *_key(record)) for record in self.found}
+        return [record for record in kept if (record.weights_sha256, *_key(record)) in known]
 
     def text(self) -> str:
         """A table of the main numbers, what was left out, and what failed."""
@@ -181,7 +181,9 @@ def evaluate(model: str | Backbone, data: str | Path, tasks: Sequence[str] = ("k
 
 def headline(result: Result) -> str:
     """The main numbers of a record in percent: mine on textures, protocol native: 20-NN top-1 22.3%, top-5 67.0%."""
-    shown = [f"{label} {result.metrics[name]:.1%}" for name, label in PERCENT_OF.items() if name in result.metrics]
+    intervals = result.detail.get("interval95", {})
+    shown = [f"{label} {result.metrics[name]:.1%}{_between(intervals.get(name))}" for name, label in PERCENT_OF.items()
+             if name in result.metrics]
     for name, facts in result.detail.get("fewshot", {}).items():
         spread = f" ± {facts['deviation']:.1%}" if facts["deviation"] is not None else ""
         shown.append(f"{name} {result.metrics[name]:.1%}{spread} ({facts['draws']} draws)")
@@ -189,3 +191,12 @@ def headline(result: Result) -> str:
     if "best_epoch" in chosen:
         shown.append(f"{chosen['by']} {chosen['best_epoch']} of {chosen['epochs']}")
     return f"{result.model} on {result.dataset}, protocol {result.protocol}: {', '.join(shown)}"
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    return f" (95 % interval {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
+
+
+def _key(record: Result) -> tuple[str, str, str]:
+    """What `Cell.key` says of the benchmark that made `record`."""
+    return record.dataset, record.protocol_fingerprint, record.task

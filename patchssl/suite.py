@@ -16,7 +16,7 @@ import torch
 
 from patchssl.backbone import Backbone
 from patchssl.console import Console
-from patchssl.data import NAMED_SETS, ImageSet, open_images, open_pair
+from patchssl.data import NAMED_SETS, ImageSet, listing_unreadable, open_images, open_pair
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copydays import copydays_protocol, dataset_name, evaluate_copydays
@@ -91,6 +91,10 @@ class Cell:
         """In words: knn on textures (native)."""
         return f"{self.task} on {self.dataset} ({self.protocol.name})"
 
+    def key(self) -> tuple[str, str, str]:
+        """What tells its record from others of the same weights: data set, protocol's fingerprint, task."""
+        return plain_text(self.dataset), self.protocol.fingerprint, self.protocol.task
+
 
 @dataclass(frozen=True)
 class SuitePlan:
@@ -158,7 +162,7 @@ def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Pat
                         "with train/ and val/, Copydays' blocks, or gnd_NAME.pkl beside jpg/, each alone or side by "
                         "side")
     known = {} if overwrite or results is None else _finished(results, backbone.weights_sha256)
-    done = tuple(cell for cell in cells if (key := _key(cell)) in known and cell.fingerprint() in known[key])
+    done = tuple(cell for cell in cells if (key := cell.key()) in known and cell.fingerprint() in known[key])
     run = tuple(cell for cell in cells if cell not in done)
     pace = _seconds_per_image(backbone, options.device) if run else 0.0
     return SuitePlan(run, done, left_out, pace)
@@ -200,10 +204,12 @@ def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: O
     outputs = sorted({output for other in alike for output in other.protocol.settings.get("outputs", ["features"])})
     if options.cache is None or cell.task not in ("knn", "linear") or len(alike) < 2 or isinstance(backbone, RawPixels):
         return
-    for images in open_pair(cell.data):
-        progress = console.counter(f"{images.split} features") if console else None
-        extract_outputs(backbone, images, cell.protocol, outputs, batch_size=options.batch_size,
-                        workers=options.workers, device=options.device, progress=progress, cache=options.cache)
+    pair = open_pair(cell.data)
+    with listing_unreadable(pair, options.workers):
+        for images in pair:
+            progress = console.counter(f"{images.split} features") if console else None
+            extract_outputs(backbone, images, cell.protocol, outputs, batch_size=options.batch_size,
+                            workers=options.workers, device=options.device, progress=progress, cache=options.cache)
 
 
 def run_cell(backbone: Backbone, cell: Cell, options: Options, progress: Progress | None = None) -> Result:
@@ -360,10 +366,6 @@ def _finished(results: Path, weights: str) -> dict[tuple[str, str, str], set[str
             key = (record.dataset, record.protocol_fingerprint, record.task)
             found.setdefault(key, set()).add(record.dataset_fingerprint)
     return found
-
-
-def _key(cell: Cell) -> tuple[str, str, str]:
-    return plain_text(cell.dataset), cell.protocol.fingerprint, cell.protocol.task
 
 
 def _decode_seconds(images: ImageSet) -> float:

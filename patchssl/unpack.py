@@ -37,7 +37,7 @@ def unpack(
     try:
         with archive.open("rb") as file, gzip.GzipFile(fileobj=_Watched(file, archive, progress)) as content:
             bounded = cast(BinaryIO, _Bounded(content, most_bytes))
-            with tarfile.open(fileobj=bounded, mode="r|", bufsize=_BLOCK, tarinfo=_Entry) as tar:
+            with tarfile.open(fileobj=bounded, mode="r|", bufsize=_BLOCK, tarinfo=BoundedEntry) as tar:
                 for member in tar:
                     if (name := _place(member, keep)) is None:
                         continue
@@ -88,11 +88,11 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
         raise DataError(f"'{member.name}' ends after {target.stat().st_size:,} of {member.size:,} bytes")
 
 
-class _Entry(tarfile.TarInfo):
+class BoundedEntry(tarfile.TarInfo):
     """A member; long names and the like, which tarfile reads into memory, must be short."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: Any, errors: str) -> _Entry:
+    def frombuf(cls, buf: bytes | bytearray, encoding: Any, errors: str) -> BoundedEntry:
         entry = super().frombuf(buf, encoding, errors)
         if not (entry.isreg() or entry.isdir()) and entry.size > _LONGEST_HEADER:
             raise DataError(f"it holds a header of {entry.size:,} bytes")

@@ -24,7 +24,16 @@ from patchssl.eval.results import Result, read_results
 from patchssl.loading import load_backbone
 from patchssl.pretrain.config import Recipe, load_recipe
 from patchssl.pretrain.plan import Plan, plan_run
-from patchssl.pretrain.run import KnnProbe, pretrain, read_run, resume, training_images
+from patchssl.pretrain.resuming import changed_recipe, read_run
+from patchssl.pretrain.run import (
+    KnnProbe,
+    interruptible,
+    pretrain,
+    require_new,
+    resume,
+    run_folder,
+    training_images,
+)
 
 if TYPE_CHECKING:
     from patchssl.export import ExportReport
@@ -105,21 +114,30 @@ def default_device(device: str | None) -> torch.device:
     return chosen
 
 
-def pretrain_with_probe(recipe: str, data: str | None, out: Path | None, seed: int, overrides: tuple[str, ...], *,
-                        device: str | None, console: Console, name: str | None = None) -> Path:
+def pretrain_with_probe(recipe: str | Recipe, data: str | None, out: Path | None, seed: int,
+                        overrides: tuple[str, ...] = (), *, device: str | None, console: Console,
+                        name: str | None = None) -> Path:
     """`pretrain` with an in-training k-NN where the recipe asks for one."""
-    effective = load_recipe(recipe, overrides)
+    effective = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    folder = out or run_folder(recipe, seed)
+    require_new(folder)
     chosen = str(default_device(device))
-    probe = make_probe(effective, data, seed)
-    return pretrain(recipe, data, out, seed, name=name, overrides=overrides, device=chosen, progress=console,
-                    knn=probe)
+    with interruptible(folder) as stops:
+        probe = make_probe(effective, data, seed)
+        return pretrain(effective, data, folder, seed, name=name, device=chosen, progress=console, knn=probe,
+                        stops=stops)
 
 
-def resume_with_probe(folder: Path, *, device: str | None, console: Console) -> Path:
+def resume_with_probe(folder: Path, overrides: tuple[str, ...] = (), *, allow_changes: bool = False,
+                      device: str | None, console: Console) -> Path:
     """`resume` with the in-training k-NN the run had."""
-    recipe, data, seed = run_facts(folder)
     chosen = str(default_device(device))
-    return resume(folder, device=chosen, progress=console, knn=make_probe(recipe, data, seed))
+    with interruptible(folder) as stops:
+        _, facts = read_run(folder)
+        recipe, changes = changed_recipe(folder, facts.get("recipe", {}), overrides, allow_changes)
+        data = recipe.data if "data" in changes else facts["data"]
+        return resume(folder, overrides, allow_changes=allow_changes, device=chosen, progress=console,
+                      knn=make_probe(recipe, data, facts["seed"]), stops=stops)
 
 
 def make_probe(recipe: Recipe, data: str | None, seed: int) -> KnnProbe | None:

@@ -62,9 +62,24 @@ def test_bench_matching_reports_every_rule_peer_and_patch_size():
     for row in report["milliseconds"].values():
         assert set(row) == {"center", "paper", "pair by pair", "similarity"}
         assert all(value > 0 for value in row.values())
+    memory = report["MiB"]
+    assert all(0 < row["center"] < row["similarity"] for row in memory.values())
+    assert memory["patch 8"]["similarity"] > 30 * memory["patch 32"]["similarity"]  # patches grow 16 times
     row, ratios = report["milliseconds"]["patch 16"], report["times faster than"]
     assert ratios["similarity"]["patch 16"] == pytest.approx(row["similarity"] / row["center"])
     assert report["machine"]["threads"] == 1 and report["machine"]["versions"]["torch"] == torch.__version__
+
+
+def test_peak_memory_counts_what_is_there_at_once():
+    def work():
+        first = torch.zeros(2**18)  # 1 MiB
+        second = first + 1  # 2 MiB at once
+        del first
+        third = second.view(512, 512).exp_().T  # no memory of its own
+        return third @ third + 1  # product and result beside it: 3 MiB at once, its operand included
+
+    assert bench.peak_memory(work) == 3
+    assert bench.peak_memory(lambda: None) == 0
 
 
 def test_similarity_takes_the_teacher_token_of_greatest_cosine():

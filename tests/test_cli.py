@@ -111,6 +111,12 @@ WRONG = {
     "option of pixels": (["eval", "knn", "pixels?size=32", "--data", "textures"], "pixels?img_size=32"),
     "protocol of pixels": (["eval", "knn", "pixels", "--data", "textures", "--protocol", "dino"], "native, not dino"),
     "run to resume": (["pretrain", "--resume", "nowhere"], "nowhere is not a run folder"),
+    "changes of a new run": (["pretrain", "quickstart", "--allow-changes"], "belongs to --resume RUN"),
+    "slurm option alone": (["pretrain", "quickstart", "--slurm-gpus", "2"], "--slurm-gpus needs --slurm"),
+    "slurm cluster": (["pretrain", "quickstart", "--slurm", "--slurm-cluster", "slurmm"], "did you mean 'slurm'?"),
+    "slurm option": (["pretrain", "quickstart", "--slurm", "--slurm-option", "mem"], "mem is not KEY=VALUE"),
+    "slurm recipe": (["pretrain", "quickstrt", "--slurm"], "did you mean 'quickstart'?"),
+    "slurm without data": (["pretrain", "cifar10", "--slurm"], "give --data FOLDER"),
     "rule": (["plot", "matches", "textures:0", "--rule", "centre"], "loss.rule = 'centre'"),
     "figure": (["plot", "views", "textures:0", "--out", "views.xyz"], "'xyz'"),
     "run of curves": (["plot", "curves", "nowhere"], "nowhere is not a run folder"),
@@ -139,13 +145,22 @@ def test_an_unknown_protocol_names_the_known_ones(patchssl, tiny_run, colors):
     assert "dino, native" in answer.err
 
 
-@pytest.mark.parametrize("more", [["quickstart"], ["optim.lr=1"], ["--data", "textures"], ["--out", "x"],
-                                  ["--seed", "0"], ["--dry-run"]], ids=" ".join)
-def test_resume_refuses_to_change_the_run(patchssl, tiny_run, more):
+@pytest.mark.parametrize(("more", "sentence"), [
+    (["quickstart"], "--resume RUN takes no RECIPE (quickstart)"),
+    (["--data", "textures"], "--resume RUN takes no --data"),
+    (["--out", "x", "--seed", "0"], "--resume RUN takes no --out, --seed"),
+    (["--dry-run"], "--resume RUN takes no --dry-run"),
+    (["optim.lr=1"], "optim.lr was 0.008, now 1.0; put it back, or give --allow-changes"),
+    (["run.workers=1", "optim.epochs=3"], "optim.epochs was 2, now 3; put it back, or give --allow-changes"),
+    (["model.depth=2", "--allow-changes"], "model.depth was 1, now 2: the checkpoints"),
+    (["optim.epoch=3"], "did you mean 'optim.epochs'"),
+    (["optim.epochs=1", "--allow-changes"], "optim.epochs = 1, but 2 epochs are done"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_resume_refuses_to_change_the_run(patchssl, tiny_run, more, sentence):
     before = {path: path.stat().st_mtime_ns for path in tiny_run.iterdir()}
     answer = patchssl("pretrain", "--resume", tiny_run, *more)
     assert answer.code == 2
-    assert "--resume RUN takes no" in answer.err
+    assert sentence in words(answer.err)
     assert before == {path: path.stat().st_mtime_ns for path in tiny_run.iterdir()}
 
 

@@ -14,6 +14,7 @@ from patchssl.data import (
     UnreadableBudget,
     check_readable,
     find_unreadable,
+    lasting_name,
     open_images,
     open_pair,
     raise_unreadable,
@@ -314,3 +315,26 @@ def test_images_reach_workers_that_start_anew(tmp_path):
         for images in (files, open_images("textures", "val").subset([3, 700])):
             here = [images.pixels(i) for i in range(2)]
             np.testing.assert_array_equal(pool.map(images.pixels, range(2)), here)
+
+
+def test_what_names_the_same_images_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lasting_name("textures") == "textures"
+    assert lasting_name("hf:owner/name:train") == "hf:owner/name:train"
+    assert lasting_name("pets") == lasting_name(Path("pets")) == str(tmp_path / "pets")
+    assert lasting_name("s-{0..1}.tar") == f"{tmp_path}/s-{{0..1}}.tar"
+    monkeypatch.setenv("HOME", "/home/me")
+    assert lasting_name("~/pets") == "/home/me/pets"
+
+
+def test_braces_in_the_name_of_a_folder_that_is_there(tmp_path):
+    assert len(open_images(write_images(tmp_path / "{a,b}", ["1.png"]))) == 1
+    assert len(open_images(str(tmp_path / "{a,b}"))) == 1
+
+
+def test_lists_of_one_split_are_not_joined_silently(tmp_path):
+    write_images(tmp_path, ["1.png", "2.png"])
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("1.png\n")
+    with pytest.raises(DataError, match=r"a\.txt and .*b\.txt name images of one split; join them"):
+        open_images(f"{tmp_path}/{{a,b}}.txt")

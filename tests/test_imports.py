@@ -17,15 +17,16 @@ TESTS = Path(__file__).parent
 # a module imports from its own layer and from those before it; a package stands for all its modules
 LAYERS = [
     ["errors", "distributed", "hub"],
-    ["geometry", "data", "textures", "imageset", "imagefile", "arrayfile", "plainpickle"],
+    ["geometry", "data", "textures", "imageset", "imagefile", "arrayfile", "plainpickle",
+     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
     ["report", "catalog", "inspection"],
     ["export"],
     ["workflows", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
-     "suite", "scoring", "bench_eval", "bench_report",
+     "suite", "scoring", "bench_eval", "bench_step", "bench_training", "bench_report", "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
-     "download", "unpack", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
+     "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
     ["cli", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
@@ -39,6 +40,10 @@ HOMES = {
     "onnx": {"export/onnx_file.py"},
     "onnxruntime": {"export/onnx_file.py"},
     "huggingface_hub": {"hub.py"},
+    "datasets": {"hubset.py"},
+    "pyarrow": {"hubset.py"},
+    "submitit": {"slurm.py"},
+    "tensorboard": {"pretrain/board.py"},
 }
 
 

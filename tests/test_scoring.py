@@ -1,6 +1,7 @@
 """All benchmarks at once: what is found, what is run, what is left alone; and what the command line adds."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from patchssl.eval.features import RawPixels
 from patchssl.eval.results import read_results
 from patchssl.loading import load_backbone
 from patchssl.make_sets import make_copydays, make_revisited
-from patchssl.scoring import evaluate, headline, make_options
+from patchssl.scoring import Summary, evaluate, headline, make_options
 from patchssl.suite import TASKS, Choices, Options, plan_suite, run_suite
 
 CPU = torch.device("cpu")
@@ -285,6 +286,32 @@ def test_one_failure_does_not_stop_the_rest(everything, options, monkeypatch):
         run_suite(backbone, plan, options, stop_at_errors=True)
 
 
+def test_the_table_has_no_old_number_of_what_failed_now(everything, options, tmp_path, monkeypatch):
+    backbone, data, results = load_backbone(SMALL), str(everything / "colors"), tmp_path / "results"
+    plan = plan_suite(backbone, data, TASKS, None, options)
+    run_suite(backbone, plan, options, keep=lambda result: result.write(results))
+    done = Summary(plan_suite(backbone, data, TASKS, results, options), [], {}, results)
+    assert [record.task for record in done.records()] == ["knn", "linear"]
+    again = plan_suite(backbone, data, TASKS, results, options, overwrite=True)
+    monkeypatch.setattr(suite, "evaluate_knn", lambda *_args, **_options: (_ for _ in ()).throw(DataError("planted")))
+    found, failed = run_suite(backbone, again, options)
+    summary = Summary(again, found, failed, results)
+    assert [record.task for record in summary.records()] == ["linear"]
+    assert "20-NN" not in summary.text() and "planted" in summary.text()
+
+
+@pytest.mark.parametrize("tasks", [["knn"], ["knn", "linear"]])
+def test_unreadable_images_of_both_sets_are_listed(everything, options, tmp_path, tasks):
+    data = shutil.copytree(everything / "colors", tmp_path / "colors")
+    bad = [next(file for file in sorted((data / split).rglob("*")) if file.is_file()) for split in ("train", "val")]
+    for file in bad:
+        file.write_bytes(b"")
+    backbone = load_backbone(SMALL)
+    _, failed = run_suite(backbone, plan_suite(backbone, str(data), tasks, None, options), options)
+    assert len(failed) == len(tasks)
+    assert all(str(file) in why for file in bad for why in failed.values())
+
+
 # from Python
 
 def test_evaluate_gives_a_row_for_every_metric(colors, tiny_run):
@@ -440,6 +467,7 @@ def test_the_best_test_epoch_is_called_so(patchssl, colors, tmp_path):
     arguments = ("--data", colors, "--epochs", "2", "--workers", "0", "--results", tmp_path)
     dino = patchssl("eval", "linear", SMALL, *arguments, "--protocol", "dino")
     assert re.search(r"protocol dino-2-epochs: top-1 .*, best test epoch [12] of 2\n", dino.out), dino.err
+    assert re.search(r"top-1 \d+\.\d% \(95 % interval \d+\.\d% to \d+\.\d%\)", dino.out), dino.out
     assert "best test epoch" not in patchssl("eval", "linear", SMALL, *arguments).out
 
 
@@ -450,6 +478,13 @@ def test_a_place_for_results_that_is_none_is_refused_at_once(patchssl, tmp_path,
     answer = patchssl("eval", task, "pixels", "--data", "nothing", *more, "--results", tmp_path / "file" / "deep")
     assert (answer.code, answer.out) == (4, "")
     assert f"{tmp_path / 'file'} is no folder" in answer.err
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(patchssl, tmp_path, monkeypatch):
+    real = os.access  # root may write anywhere, so the answer of the system is planted
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and real(path, mode))
+    refused = patchssl("eval", "knn", "no such model", "--data", tmp_path, "--results", tmp_path / "new" / "folder")
+    assert refused.code == 4 and f"nothing can be written in {tmp_path}" in refused.err
 
 
 def test_few_shots_are_printed_with_their_spread(patchssl, colors, tmp_path):

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchssl.cachefolder import default_folder
+
 DEFAULT_LIMIT = 20 * 2**30  # bytes
 _KEY_DIGITS = 40
 
@@ -35,13 +37,6 @@ class Entry:
     size: int  # bytes
     used: float  # seconds since 1970
     facts: Mapping[str, Any]
-
-
-def default_folder() -> Path:
-    """PATCHSSL_CACHE, or patchssl in the user's cache folder."""
-    if named := os.environ.get("PATCHSSL_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchssl"
 
 
 class FeatureCache:

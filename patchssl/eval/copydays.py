@@ -88,6 +88,10 @@ def evaluate_copydays(
                           needs_whitening=plan.settings["whitening"] is not None)
     if say is not None:
         say(found.describe())
+        database, ranks = len(found.originals) + len(found.distractors or ()), plan.settings["num_ranks"]
+        if database < ranks:
+            say(f"the database has {database} images, fewer than the first {ranks} ranks of {plan.name}: all of them "
+                "are ranked, which is easier than the full set; more photographs or distractors make it harder")
     where = backbone.device if device is None else torch.device(device)
     run = _Run(backbone, plan, batch_size, workers, where, cache)
     if found.whitening is not None:

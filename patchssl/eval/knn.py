@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.backbone import Backbone
-from patchssl.data import ImageSet
+from patchssl.data import ImageSet, listing_unreadable
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.faiss_index import IndexPlan
@@ -210,7 +210,8 @@ def _features_of_both(train: ImageSet, val: ImageSet, progress: Progress | None,
     parts, done = [], 0
     for images in (train, val):
         shown = None if progress is None else shifted(progress, done, len(train) + len(val))
-        parts.append(extract_features(images=images, progress=shown, **options))
+        with listing_unreadable((train, val), options["workers"]):
+            parts.append(extract_features(images=images, progress=shown, **options))
         done += len(images)
     return parts
 

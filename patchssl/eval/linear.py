@@ -19,8 +19,8 @@ import torch
 
 import patchssl
 from patchssl.backbone import Backbone
-from patchssl.data import ImageSet, find_unreadable, raise_unreadable
-from patchssl.errors import DataError, UnreadableImage, UsageError
+from patchssl.data import ImageSet, listing_unreadable
+from patchssl.errors import UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import Progress, RawPixels, describe_device, extract_outputs, shifted
 from patchssl.eval.linear_cached import cached_probe, require_narrow
@@ -124,14 +124,8 @@ def _run_dino(backbone: Backbone, sets: tuple[ImageSet, ImageSet], labels: tuple
 def _outputs(backbone: Backbone, images: ImageSet, plan: Protocol, progress: Progress | None,
              options: Mapping[str, Any], later: ImageSet | None) -> dict[str, torch.Tensor]:
     """The protocol's outputs of `images`; where some cannot be read, the error names those of `later` with them."""
-    try:
+    with listing_unreadable([images] if later is None else [images, later], options["workers"]):
         return extract_outputs(backbone, images, plan, plan.settings["outputs"], progress=progress, **options)
-    except DataError:
-        if later is not None:
-            bad = [UnreadableImage(*found) for part in (images, later)
-                   for found in find_unreadable(part, options["workers"])]
-            raise_unreadable(bad, len(images) + len(later))
-        raise
 
 
 def _detail(train: ImageSet, val: ImageSet, seed: int, outcome: Outcome, scores: LinearScores) -> dict[str, Any]:

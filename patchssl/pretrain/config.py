@@ -28,8 +28,8 @@ from patchssl.errors import UsageError, one_of
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[NonNegativeFloat, NonNegativeFloat]
-Method = Literal["pwself", "dino"]
-Rule = Literal["center", "paper"]
+Method = Literal["pwself", "dino", "ibot"]
+Rule = Literal["center", "paper", "similarity", "random"]
 
 
 class Part(BaseModel):
@@ -97,12 +97,13 @@ class PhotometricConfig(Part):
 class HeadConfig(Part):
     """Projection head: an MLP to an L2-normalized bottleneck, then weight-normalized prototypes."""
 
-    num_prototypes: PositiveInt = 10_000
+    num_prototypes: Annotated[int, Field(ge=2)] = 10_000  # one alone is always certain
     hidden: PositiveInt = 2048
     bottleneck: PositiveInt = 256
     layers: PositiveInt = 3
     norm_last_layer: bool = True
     freeze_last_layer_epochs: NonNegativeFloat = 1
+    shared: bool = True  # one head for class and patch tokens; false: patches have one of their own
 
 
 class LossConfig(Part):
@@ -112,6 +113,7 @@ class LossConfig(Part):
     teacher_temp: PositiveFloat = 0.04
     teacher_temp_start: PositiveFloat = 0.04
     teacher_temp_warmup_epochs: NonNegativeFloat = 0
+    patch_teacher_temp: PositiveFloat | None = None  # of patch tokens, after the same warm-up; null: as class tokens
     centering: Literal["ema", "sinkhorn"] = "ema"
     center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     center_per_position: bool = False  # the authors' centers: one per token position instead of one per kind
@@ -119,6 +121,7 @@ class LossConfig(Part):
     patch_weight: NonNegativeFloat = 1.0
     patch_warmup_epochs: NonNegativeFloat = 0
     rule: Rule = "center"
+    matches_per_pair: NonNegativeInt = 0  # so many of each pair's matches, drawn anew every time; 0: all
 
     @model_validator(mode="after")
     def _combinations(self) -> LossConfig:
@@ -130,11 +133,30 @@ class LossConfig(Part):
         return self
 
 
+class MaskConfig(Part):
+    """What the student of iBOT does not see of its global views."""
+
+    probability: Share = 0.5  # of a view to be masked at all
+    ratio: tuple[Share, Share] = (0.1, 0.5)  # share of a masked view's patches, drawn from this range
+    shape: Literal["block", "random"] = "block"
+    aspect: Range = (0.3, 1 / 0.3)  # width / height of a block, drawn log-uniformly
+    start_epoch: NonNegativeInt = 0  # no masks, and so no patch term, before
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> MaskConfig:
+        for name in ("ratio", "aspect"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high or (name == "aspect" and not low):
+                raise ValueError(f"masks.{name} = [{low}, {high}] must be ascending, and positive for an aspect")
+        return self
+
+
 class OptimConfig(Part):
     """AdamW and its schedules."""
 
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 256  # images per update, all processes together
+    accumulate: PositiveInt = 1  # parts that a process cuts its batch into, one after the other, for want of memory
     lr: PositiveFloat = 5e-4  # at a batch of 256, scaled linearly
     min_lr: NonNegativeFloat = 1e-6
     warmup_epochs: NonNegativeFloat = 10
@@ -144,7 +166,7 @@ class OptimConfig(Part):
     clip_grad: NonNegativeFloat = 3.0  # norm per parameter tensor; 0 switches it off
     teacher_momentum: Share = 0.996
     teacher_momentum_end: Share = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
 
 
 class RunConfig(Part):
@@ -152,9 +174,13 @@ class RunConfig(Part):
 
     workers: NonNegativeInt = 2
     threads: NonNegativeInt = 0  # torch threads on a CPU; 0 leaves torch's choice
+    compile: bool = False  # torch.compile of every transformer block
+    shard: bool = False  # deal the weights over all processes (FSDP2) instead of keeping them whole in each
+    deterministic: bool = False  # on a GPU: the same bits again, slower
     log_seconds: PositiveFloat = 5.0
     checkpoint_minutes: PositiveFloat = 10.0
     knn_every_epochs: NonNegativeInt = 0  # k-NN on a split held out of train; 0: never
+    tensorboard: bool = False  # write the log rows as TensorBoard's event files too, in the run folder
 
 
 class Recipe(Part):
@@ -169,6 +195,7 @@ class Recipe(Part):
     photometric: PhotometricConfig = PhotometricConfig()
     head: HeadConfig = HeadConfig()
     loss: LossConfig = LossConfig()
+    masks: MaskConfig = MaskConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
 
@@ -181,10 +208,20 @@ class Recipe(Part):
         return self
 
     @model_validator(mode="after")
-    def _dino_has_no_patch_term(self) -> Recipe:
-        if self.method == "dino" and self.photometric.patch_share:
-            raise ValueError(f"photometric.patch_share = {self.photometric.patch_share}: method dino colors "
+    def _baselines_color_whole_views(self) -> Recipe:
+        if self.method != "pwself" and self.photometric.patch_share:
+            raise ValueError(f"photometric.patch_share = {self.photometric.patch_share}: method {self.method} colors "
                              "whole views, set it to 0 (or choose method pwself)")
+        if self.method == "ibot" and (self.loss.weighting != "balanced" or self.loss.matches_per_pair):
+            raise ValueError("loss.weighting = paper and loss.matches_per_pair belong to method pwself: ibot compares "
+                             "masked patches of one view, and weighs class and patch term by loss.patch_weight")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_can_be_cut(self) -> Recipe:
+        if self.optim.batch_size % self.optim.accumulate:
+            raise ValueError(f"optim.batch_size = {self.optim.batch_size} cannot be cut into optim.accumulate = "
+                             f"{self.optim.accumulate} equal parts; choose a divisor")
         return self
 
 

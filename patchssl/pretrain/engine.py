@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD, VitBackbone
+from patchssl.distributed import (
+    all_reduce_mean,
+    data_parallel,
+    gradients_shared,
+    load_whole_optimizer_state,
+    load_whole_state,
+    reshard,
+    shard,
+    whole_optimizer_state,
+    whole_state,
+)
 from patchssl.networks import NetworkSpec, build_vit
-from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.config import LossConfig, Recipe
 from patchssl.pretrain.drop_path import use_sampled_drop_path
 from patchssl.pretrain.head import ProjectionHead
-from patchssl.pretrain.health import effective_rank, entropy, feature_spread, marginal_entropy
-from patchssl.pretrain.loss import MatchPlan, plan_matches
-from patchssl.pretrain.methods import Centers, Losses, Network, Targets, student_losses, teacher_targets
+from patchssl.pretrain.health import class_health, effective_rank, feature_spread, patch_health
+from patchssl.pretrain.masked_loss import plan_masked
+from patchssl.pretrain.match_plan import MatchPlan, plan_matches
+from patchssl.pretrain.methods import (
+    Batch,
+    Centers,
+    Losses,
+    Network,
+    Targets,
+    shared_pairs,
+    student_losses,
+    teacher_targets,
+)
 from patchssl.pretrain.optim import clip_per_parameter, make_optimizer, set_step_values
 from patchssl.pretrain.photometric import apply_colors, normalize
 from patchssl.pretrain.schedules import StepValues, values_at
@@ -25,35 +47,71 @@ from patchssl.pretrain.teacher import make_teacher, update_teacher
 from patchssl.pretrain.views import ViewBatch
 
 
+class Part(NamedTuple):
+    """What is known of one part of a batch before the update: its views, and what they are to agree on."""
+
+    views: ViewBatch
+    plan: MatchPlan
+
+
 @dataclass(frozen=True)
 class StepReport:
-    """What one update found out; tensors stay on the device so that nobody waits for them."""
+    """What one update found out; tensors stay on the device so that nobody waits for them.
+
+    `losses` are means over the parts of an accumulated batch; `last`, targets and plan are the last part's.
+    """
 
     losses: Losses
+    last: Losses
     targets: Targets
     plan: MatchPlan
     grad_norm: Tensor
+    student_temp: float
+    centers: tuple[Tensor, ...]  # norms of the class tokens' and, where there is one, the patch tokens' center
     values: StepValues
 
     def row(self) -> dict[str, float]:
-        """The log row: plain numbers; this waits for the device."""
-        probs, class_tokens = self.targets.class_probs, self.targets.class_tokens
-        teacher_entropy = entropy(probs)
+        """The log row: plain numbers, means over all processes, which call this together; waits for the device."""
         found = {
             "loss": self.losses.total,
             "class_loss": self.losses.class_term,
             "patch_loss": self.losses.patch_term,
-            "teacher_entropy": teacher_entropy,
-            "marginal_entropy": marginal_entropy(probs),
-            "class_kl": self.losses.class_term / self.plan.class_weight.sum() - teacher_entropy,
-            "patch_entropy": entropy(self.targets.patch_probs) if len(self.targets.patch_probs) else torch.zeros(()),
-            "effective_rank": effective_rank(class_tokens),
-            "feature_spread": feature_spread(class_tokens),
+            **class_health(self.targets.class_probs, self.last.class_logits / self.student_temp,
+                           self.plan.class_weight, self.last.class_term),
+            **patch_health(self.last.patch_stats, self.plan, self.last.patch_term),
+            "effective_rank": effective_rank(self.targets.class_tokens),
+            "feature_spread": feature_spread(self.targets.class_tokens),
             "matched_share_global": self.plan.matched_share[0],
             "matched_share_local": self.plan.matched_share[1],
             "grad_norm": self.grad_norm,
+            **dict(zip(("center_norm", "patch_center_norm"), self.centers, strict=False)),
         }
-        return {name: float(value) for name, value in found.items()} | self.values._asdict()
+        means = all_reduce_mean(torch.stack([value.detach().float() for value in found.values()]))
+        return dict(zip(found, means.tolist(), strict=True)) | self.values._asdict()
+
+
+class StudentPass(torch.nn.Module):
+    """The student's forward pass as one module, so that a wrapper around it can share out its gradients."""
+
+    def __init__(self, network: Network, config: LossConfig) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+
+    def forward(self, batch: Batch, targets: Targets, plan: MatchPlan, patch_weight: float) -> Losses:
+        """See `student_losses`."""
+        return student_losses(self.network, batch, targets, plan, patch_weight, self.config)
+
+
+class TeacherPass(torch.nn.Module):
+    """The teacher's forward pass as one module, inside which sharded weights are whole."""
+
+    def __init__(self, network: Network, config: LossConfig) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+
+    def forward(self, centers: Centers, globals_: Tensor, plan: MatchPlan, values: StepValues) -> Targets:
+        """See `teacher_targets`."""
+        return teacher_targets(self.network, centers, globals_, plan, values, self.config)
 
 
 class Engine:
@@ -66,7 +124,9 @@ class Engine:
         self.student = student.to(device).train()
         self.teacher = make_teacher(self.student)
         self.centers = Centers(recipe).to(device)
+        self.student_pass, self.teacher_pass = self._passes()
         self.optimizer = make_optimizer(self.student, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision_of(recipe, device) is torch.float16)
         self.steps_done = 0
 
     @property
@@ -74,49 +134,107 @@ class Engine:
         """Updates of the whole run."""
         return self.recipe.optim.epochs * self.steps_per_epoch
 
+    def _passes(self) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """Student and teacher as what is called: compiled, and wrapped for several processes where there are some."""
+        student, teacher = StudentPass(self.student, self.recipe.loss), TeacherPass(self.teacher, self.recipe.loss)
+        if self.recipe.run.compile:
+            for network in (self.student, self.teacher):
+                compile_blocks(network)
+        if not self.recipe.run.shard:
+            return data_parallel(student, self.device), teacher
+        return shard(student, student.network.blocks), shard(teacher, teacher.network.blocks)
+
     def train_step(self, batch: ViewBatch) -> StepReport:
-        """One update on one batch of views, which lie on the CPU."""
-        values = values_at(self.steps_done, self.recipe, self.steps_per_epoch)
-        plan = plan_matches(batch.boxes, batch.mirrored, self.recipe).to(self.device)
-        globals_, locals_ = color_views(batch, self.recipe, self.device)
-        drop_path = batch.drop_path.to(self.device, non_blocking=True)
+        """One update on this process's share of a batch of views, which lie on the CPU."""
+        return self.update(self.prepare(batch))
+
+    def prepare(self, batch: ViewBatch) -> list[Part]:
+        """Plan the batch, part by part, on the CPU, and send it to the device; waits for nothing."""
+        parts = []
+        for views in batch.split(self.recipe.optim.accumulate):
+            plan = plan_batch(views, self.recipe)
+            parts.append(Part(views.to(self.device, non_blocking=True), plan.to(self.device)))
+        return parts
+
+    def update(self, parts: Sequence[Part]) -> StepReport:
+        """One update on a prepared batch; all of it happens on the device, none of it waits for the device."""
+        recipe, values = self.recipe, values_at(self.steps_done, self.recipe, self.steps_per_epoch)
         set_step_values(self.optimizer, values)
-        with self._autocast():
-            targets = teacher_targets(self.teacher, self.centers, globals_, plan, values, self.recipe.loss)
-            losses = student_losses(self.student, globals_, locals_, drop_path, targets, plan,
-                                    values.patch_weight, self.recipe.loss)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        if values.last_layer_frozen:
-            drop_gradients(self.student.head.last_layer)
-        if values.backbone_frozen:
-            drop_gradients(self.student.backbone)
-        grad_norm = clip_per_parameter(self.student.parameters(), self.recipe.optim.clip_grad)
-        self.optimizer.step()
+        plans = shared_pairs([part.plan for part in parts])
+        said, found = [], []
+        for number, (part, plan) in enumerate(zip(parts, plans, strict=True), start=1):
+            batch = training_batch(part.views, recipe, self.device)
+            with self._autocast():
+                targets = self.teacher_pass(self.centers, batch.globals_, plan, values)
+            with gradients_shared(self.student_pass, when=number == len(parts)):
+                with self._autocast():
+                    losses = self.student_pass(batch, targets, plan, values.patch_weight)
+                self.scaler.scale(losses.total / len(parts)).backward()
+            said.append(targets)
+            found.append(detach(losses))
+        self.centers.update(self.teacher, said)
+        reshard(self.teacher_pass)
+        grad_norm = self._move(values)
         update_teacher(self.teacher, self.student, values.teacher_momentum)
         self.steps_done += 1
-        return StepReport(detach(losses), targets, plan, grad_norm, values)
+        return StepReport(mean_losses(found), found[-1], said[-1], plans[-1], grad_norm, recipe.loss.student_temp,
+                          self.centers.norms(), values)
+
+    def _move(self, values: StepValues) -> Tensor:
+        """Let the optimizer use the gradients; returns their global norm before clipping."""
+        if values.last_layer_frozen:
+            for head in self.student.heads:
+                drop_gradients(head.last_layer)
+        if values.backbone_frozen:
+            drop_gradients(self.student.backbone)
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = clip_per_parameter(self.student.parameters(), self.recipe.optim.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return grad_norm
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next update depends on."""
-        return {"student": network_to_file(self.student.state_dict()),
-                "teacher": network_to_file(self.teacher.state_dict()),
-                "centers": self.centers.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "steps_done": self.steps_done}
+        networks = {"student": self.student, "teacher": self.teacher}
+        return {**{name: network_to_file(whole_state(network)) for name, network in networks.items()},
+                "centers": self.centers.state_dict(),
+                "optimizer": whole_optimizer_state(self.student, self.optimizer),
+                "scaler": self.scaler.state_dict(), "steps_done": self.steps_done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was saved."""
-        self.student.load_state_dict(network_from_file(state["student"]))
-        self.teacher.load_state_dict(network_from_file(state["teacher"]))
+        load_whole_state(self.student, network_from_file(state["student"]))
+        load_whole_state(self.teacher, network_from_file(state["teacher"]))
         self.centers.load_state_dict(state["centers"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_whole_optimizer_state(self.student, self.optimizer, state["optimizer"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["steps_done"]
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        precision = self.recipe.optim.precision
-        if precision == "bf16" or (precision == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+        dtype = precision_of(self.recipe, self.device)
+        return contextlib.nullcontext() if dtype is torch.float32 else torch.autocast(self.device.type, dtype)
+
+
+def precision_of(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """The type that matrix products are computed in."""
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+             "auto": torch.bfloat16 if device.type == "cuda" else torch.float32}
+    return names[recipe.optim.precision]
+
+
+def compile_blocks(network: Network) -> None:
+    """torch.compile of each transformer block, which all compile alike."""
+    for block in network.blocks:
+        block.compile()
+
+
+def plan_batch(views: ViewBatch, recipe: Recipe) -> MatchPlan:
+    """What the tokens of a batch are compared with, from geometry, masks and draws, on the CPU."""
+    if recipe.method == "ibot":
+        return plan_masked(views.masks, recipe)
+    return plan_matches(views.boxes, views.mirrored, recipe, views.match_draws)
 
 
 def network_spec(recipe: Recipe) -> NetworkSpec:
@@ -139,7 +257,8 @@ def build_student(recipe: Recipe, seed: int, start: VitBackbone | None = None) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         head = ProjectionHead(backbone.embed_dim, recipe.head)
-    return Network(backbone, head), num_drop_path
+        patch_head = None if recipe.head.shared else ProjectionHead(backbone.embed_dim, recipe.head)
+    return Network(backbone, head, patch_head, masked=recipe.method == "ibot"), num_drop_path
 
 
 def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -157,6 +276,12 @@ def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple
     return colored[0], colored[1]
 
 
+def training_batch(views: ViewBatch, recipe: Recipe, device: torch.device) -> Batch:
+    """Colored views and draws of a batch whose views lie on `device`."""
+    globals_, locals_ = color_views(views, recipe, device)
+    return Batch(globals_, locals_, views.drop_path.to(device), views.masks if recipe.method == "ibot" else None)
+
+
 def drop_gradients(module: torch.nn.Module) -> None:
     """Keep the optimizer, its weight decay included, from moving `module` in this update."""
     for parameter in module.parameters():
@@ -165,7 +290,16 @@ def drop_gradients(module: torch.nn.Module) -> None:
 
 def detach(losses: Losses) -> Losses:
     """The same numbers without the graph behind them."""
-    return Losses(*(tensor.detach() for tensor in losses))
+    plain: dict[str, Any] = {name: value.detach() for name, value in losses._asdict().items()
+                             if isinstance(value, Tensor)}
+    return losses._replace(**plain)
+
+
+def mean_losses(parts: Sequence[Losses]) -> Losses:
+    """Terms as means over `parts` of equal size, all else as in the last one."""
+    means: dict[str, Any] = {name: torch.stack([getattr(part, name) for part in parts]).mean()
+                             for name in ("total", "class_term", "patch_term")}
+    return parts[-1]._replace(**means)
 
 
 def network_to_file(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -45,10 +45,15 @@ class Prototypes(nn.Module):
 
     def __init__(self, bottleneck: int, num_prototypes: int, *, norm: bool) -> None:
         super().__init__()
+        self.num_prototypes = num_prototypes
         self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not norm)
         self.weight_v = nn.Parameter(torch.empty(num_prototypes, bottleneck))
         nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)  # nn.Linear's own start
 
+    def rows(self) -> Tensor:
+        """The prototypes (K, bottleneck) themselves: directions times lengths."""
+        return F.normalize(self.weight_v, dim=1) * self.weight_g
+
     def forward(self, bottleneck: Tensor) -> Tensor:
         """Logits (..., K) of unit vectors (..., bottleneck)."""
-        return F.linear(bottleneck, F.normalize(self.weight_v, dim=1) * self.weight_g)
+        return F.linear(bottleneck, self.rows())

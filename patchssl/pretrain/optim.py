@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from patchssl.distributed import own_shards, whole_norms
 from patchssl.pretrain.schedules import StepValues
 
 
@@ -34,8 +35,8 @@ def clip_per_parameter(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    norms = torch._foreach_norm(grads)
+    norms = whole_norms(grads)
     if max_norm:
-        factors = (max_norm / (torch.stack(norms) + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, list(factors.unbind()))
-    return torch.stack(norms).norm()
+        factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(own_shards(grads), list(factors.unbind()))
+    return norms.norm()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.config import LossConfig, Recipe
 
 
 class StepValues(NamedTuple):
@@ -18,6 +18,7 @@ class StepValues(NamedTuple):
     weight_decay: float
     teacher_momentum: float
     teacher_temp: float
+    patch_teacher_temp: float
     patch_weight: float
     last_layer_frozen: bool
     backbone_frozen: bool
@@ -66,12 +67,18 @@ def values_at(step: int, recipe: Recipe, steps_per_epoch: int) -> StepValues:
         lr=warmup_cosine(step, steps=steps, warmup=warmup, peak=optim.lr * optim.batch_size / 256, end=optim.min_lr),
         weight_decay=cosine(step, steps=steps, start=optim.weight_decay, end=optim.weight_decay_end),
         teacher_momentum=cosine(step, steps=steps, start=optim.teacher_momentum, end=optim.teacher_momentum_end),
-        teacher_temp=linear(epoch, steps=math.ceil(loss.teacher_temp_warmup_epochs), start=loss.teacher_temp_start,
-                            end=loss.teacher_temp),
+        teacher_temp=_teacher_temp(epoch, loss, loss.teacher_temp),
+        # without masks nothing is compared, and iBOT's warm-up waits
+        patch_teacher_temp=_teacher_temp(max(0, epoch - recipe.masks.start_epoch), loss,
+                                         loss.patch_teacher_temp or loss.teacher_temp),
         patch_weight=_patch_weight(step, recipe, steps_per_epoch),
         last_layer_frozen=step < recipe.head.freeze_last_layer_epochs * steps_per_epoch,
         backbone_frozen=recipe.init is not None and step < optim.freeze_backbone_epochs * steps_per_epoch,
     )
+
+
+def _teacher_temp(epoch: int, loss: LossConfig, end: float) -> float:
+    return linear(epoch, steps=math.ceil(loss.teacher_temp_warmup_epochs), start=loss.teacher_temp_start, end=end)
 
 
 def _patch_weight(step: int, recipe: Recipe, steps_per_epoch: int) -> float:

@@ -38,13 +38,12 @@ class EmaCenter(nn.Module):
         self.register_buffer("value", torch.zeros(positions, num_prototypes))
 
     @torch.no_grad()
-    def update(self, head: ProjectionHead, bottleneck: Tensor) -> None:
-        """Move towards the mean logits of all tokens, from their bottleneck vectors (B, positions or N, d).
+    def update(self, head: ProjectionHead, mean: Tensor) -> None:
+        """Move towards the mean logits, given this process's `mean` bottleneck (1, d), or (positions, d).
 
         Logits are linear in the bottleneck, so their mean is the prototypes' answer to the mean vector: tokens
         whose logits nobody needs are never projected.
         """
-        mean = bottleneck.float().mean(0) if len(self.value) > 1 else bottleneck.float().flatten(0, -2).mean(0, True)
         self.value.lerp_(head.last_layer(all_reduce_mean(mean)).to(self.value.dtype), 1 - self.momentum)
 
 
@@ -52,10 +51,11 @@ class EmaCenter(nn.Module):
 def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """Probabilities (T, K) whose prototypes are used equally often (SwAV, arXiv 2006.09882; DINOv2's constants).
 
-    Rows are tokens of all processes together; each row of the result sums to 1.
+    Rows are tokens of all processes together, of which one may have none; each row of the result sums to 1.
     """
     scaled = logits.float() / temperature
-    q = torch.exp(scaled - all_reduce_max(scaled.max()))
+    highest = scaled.max() if scaled.numel() else scaled.new_tensor(-torch.inf)
+    q = torch.exp(scaled - all_reduce_max(highest))
     for _ in range(iterations):
         q = q / all_reduce_sum(q.sum(0, keepdim=True)).clamp(min=1e-30)
         q = q / q.sum(1, keepdim=True).clamp(min=1e-30)

@@ -23,9 +23,10 @@ from patchssl.data import ImageSet, UnreadableBudget
 from patchssl.errors import DataError, UnreadableImage, UsageError, one_of
 from patchssl.geometry import View, patches_per_side
 from patchssl.pretrain.config import Recipe, ViewConfig
+from patchssl.pretrain.masking import draw_masks
 from patchssl.pretrain.photometric import ColorDraws, draw_sample_colors, stack_draws
 
-STREAMS = {"crops": 0, "color": 1, "drop_path": 2, "masks": 3, "shuffle": 4}
+STREAMS = {"crops": 0, "color": 1, "drop_path": 2, "masks": 3, "shuffle": 4, "matches": 5}
 TRIES = 10  # random crops before the central one, as torchvision's RandomResizedCrop
 DRAWS_PER_VIEW = 2 * TRIES + 3  # (area, aspect) of every try, then top, left, mirror
 
@@ -104,6 +105,8 @@ class ViewSample:
     global_colors: ColorDraws  # (G, ...)
     local_colors: ColorDraws  # (L, ...)
     drop_path: NDArray[np.float32]  # (V, places) uniform in [0, 1)
+    masks: NDArray[np.bool_]  # (G, N_global), or nothing for a method without
+    match_draws: NDArray[np.float32]  # (2, G, V, N) uniform in [0, 1), or nothing where matching needs no draws
     unreadable: tuple[str, ...]  # names of images that it stands in for
 
 
@@ -119,6 +122,8 @@ class ViewBatch:
     global_colors: ColorDraws  # (B, G, ...)
     local_colors: ColorDraws  # (B, L, ...)
     drop_path: Tensor  # (B, V, places) float32
+    masks: Tensor  # (B, G, N_global) bool: what the student does not see; (B, 0) for a method without masks
+    match_draws: Tensor  # (B, 2, G, V, N) float32, see `plan_matches`; (B, 0) where matching needs none
     unreadable: tuple[str, ...]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
@@ -132,8 +137,22 @@ class ViewBatch:
         """The batch in page-locked memory, draws of color excepted."""
         return self._map(Tensor.pin_memory)
 
+    def split(self, parts: int) -> list[ViewBatch]:
+        """The batch cut into `parts` of equal size; what was unreadable is named in the first."""
+        if parts == 1:
+            return [self]
+        size = len(self.index) // parts
+        return [self._slice(slice(begin, begin + size), () if begin else self.unreadable)
+                for begin in range(0, len(self.index), size)]
+
+    def _slice(self, chosen: slice, unreadable: tuple[str, ...]) -> ViewBatch:
+        global_colors, local_colors = (ColorDraws(*(field[chosen] for field in draws))
+                                       for draws in (self.global_colors, self.local_colors))
+        return replace(self._map(lambda tensor: tensor[chosen]), unreadable=unreadable, global_colors=global_colors,
+                       local_colors=local_colors)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> ViewBatch:
-        names = ("global_views", "local_views", "boxes", "mirrored", "index", "drop_path")
+        names = ("global_views", "local_views", "boxes", "mirrored", "index", "drop_path", "masks", "match_draws")
         moved: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
         return replace(self, **moved)
 
@@ -164,17 +183,34 @@ class ViewDataset(Dataset[ViewSample]):
         boxes = np.array([(v.top, v.left, v.height, v.width) for v in views], dtype=np.float64)
         mirrored = np.array([v.mirrored for v in views])
         return ViewSample(cut_views(pixels, views[:num_global]), local_views, boxes, mirrored, index,
-                          *self._colors(key), drop_path, unreadable)
+                          *self._colors(key), drop_path, self._masks(key), self._match_draws(key), unreadable)
 
     def _rng(self, key: tuple[int, int], stream: str) -> np.random.Generator:
         return sample_rng(self.seed, *key, stream)
 
+    def _masks(self, key: tuple[int, int]) -> NDArray[np.bool_]:
+        views, masks = self.recipe.views, self.recipe.masks
+        if self.recipe.method != "ibot":
+            return np.zeros(0, dtype=np.bool_)
+        side = patches_per_side(views.global_size, self.recipe.model.patch_size)
+        if key[0] < masks.start_epoch:
+            return np.zeros((views.num_global, side * side), dtype=np.bool_)
+        return draw_masks(self._rng(key, "masks"), views.num_global, side, side, masks)
+
+    def _match_draws(self, key: tuple[int, int]) -> NDArray[np.float32]:
+        loss, views = self.recipe.loss, self.recipe.views
+        if self.recipe.method != "pwself" or not (loss.matches_per_pair or loss.rule == "random"):
+            return np.zeros(0, dtype=np.float32)
+        most = max(self._patches(views.global_size), self._patches(views.local_size) if views.num_local else 0)
+        return self._rng(key, "matches").random((2, views.num_global, views.num_views, most), dtype=np.float32)
+
+    def _patches(self, size: int) -> int:
+        return (size // self.recipe.model.patch_size) ** 2
+
     def _colors(self, key: tuple[int, int]) -> tuple[ColorDraws, ColorDraws]:
-        views, patch_size = self.recipe.views, self.recipe.model.patch_size
-        global_patches = patches_per_side(views.global_size, patch_size) ** 2
-        local_patches = (views.local_size // patch_size) ** 2  # whole patches, unless there are no local views
-        return draw_sample_colors(self._rng(key, "color"), self.recipe.photometric,
-                                  views.num_global, views.num_local, global_patches, local_patches)
+        views = self.recipe.views  # local sizes are whole patches, unless there are no local views
+        return draw_sample_colors(self._rng(key, "color"), self.recipe.photometric, views.num_global, views.num_local,
+                                  self._patches(views.global_size), self._patches(views.local_size))
 
     def _readable(self, asked: int, budget: UnreadableBudget | None = None,
                   ) -> tuple[int, NDArray[np.uint8], tuple[str, ...]]:
@@ -201,6 +237,8 @@ def collate_views(samples: Sequence[ViewSample]) -> ViewBatch:
         global_colors=stack_draws([sample.global_colors for sample in samples]),
         local_colors=stack_draws([sample.local_colors for sample in samples]),
         drop_path=torch.from_numpy(np.stack([sample.drop_path for sample in samples])),
+        masks=torch.from_numpy(np.stack([sample.masks for sample in samples])),
+        match_draws=torch.from_numpy(np.stack([sample.match_draws for sample in samples])),
         unreadable=tuple(name for sample in samples for name in sample.unreadable))
 
 

@@ -283,7 +283,9 @@ def test_the_record_says_what_was_compared(small, tmp_path):
                for block, aps in detail["aps"].items())
     assert result.protocol_fingerprint == copydays_protocol("dino", mean_color()).fingerprint
     assert read_result(result.write(tmp_path)).metrics == result.metrics
-    assert [line.split(": ", 1)[1] for line in said] == ["4 originals, 76 copies, 5 in distractors, 9 in whitening"]
+    found, ranks = said
+    assert found.split(": ", 1)[1] == "4 originals, 76 copies, 5 in distractors, 9 in whitening"
+    assert "the database has 9 images, fewer than the first 20 ranks of dino" in ranks
 
 
 def test_the_fingerprint_of_the_data_covers_the_images_that_take_part_alone(small, tmp_path):

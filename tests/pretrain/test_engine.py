@@ -2,47 +2,25 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
+from small_runs import BATCH, STEPS, make_batch, make_recipe
 from torch.optim import AdamW
 
-from patchssl.imageset import ArrayImages
-from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.engine import Engine, build_student, color_views, network_from_file, network_to_file
-from patchssl.pretrain.loss import plan_matches
+from patchssl.pretrain.engine import (
+    Engine,
+    build_student,
+    color_views,
+    network_from_file,
+    network_to_file,
+    training_batch,
+)
+from patchssl.pretrain.match_plan import plan_matches
 from patchssl.pretrain.methods import Centers, student_losses, teacher_targets
 from patchssl.pretrain.schedules import values_at
-from patchssl.pretrain.views import ViewDataset, collate_views
 
-BATCH, STEPS = 6, 5  # images an update, updates an epoch
 CPU = torch.device("cpu")
-
-
-def make_recipe(**parts):
-    small = {
-        "model": {"arch": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
-        "views": {"num_global": 2, "num_local": 2, "global_size": 24, "local_size": 16},
-        "head": {"num_prototypes": 32, "hidden": 24, "bottleneck": 8, "freeze_last_layer_epochs": 0},
-        "optim": {"epochs": 4, "batch_size": BATCH, "warmup_epochs": 0, "lr": 0.05},
-    }
-    for name, values in parts.items():
-        small[name] = small.get(name, {}) | values if isinstance(values, dict) else values
-    return Recipe.model_validate(small)
-
-
 DINO = {"method": "dino", "photometric": {"patch_share": 0}}
-
-
-def make_images(count=30):
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 10, 10, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
-    return ArrayImages(array=pixels, ids=np.arange(count), name="noise", split="train", source="noise")
-
-
-def make_batch(recipe, step=0, seed=0):
-    _, places = build_student(recipe, seed)
-    views = ViewDataset(make_images(), recipe, seed, places)
-    return collate_views([views[0, (step * BATCH + i) % 30] for i in range(BATCH)])
 
 
 def run(recipe, steps=2, seed=0, engine=None):
@@ -88,10 +66,10 @@ class ByHand:
     def step(self, batch):
         recipe, values = self.recipe, values_at(self.steps, self.recipe, STEPS)
         plan = plan_matches(batch.boxes, batch.mirrored, recipe)
-        globals_, locals_ = color_views(batch, recipe, CPU)
-        targets = teacher_targets(self.teacher, self.centers, globals_, plan, values, recipe.loss)
-        loss = student_losses(self.student, globals_, locals_, batch.drop_path, targets, plan, values.patch_weight,
-                              recipe.loss).total
+        views = training_batch(batch, recipe, CPU)
+        targets = teacher_targets(self.teacher, self.centers, views.globals_, plan, values, recipe.loss)
+        loss = student_losses(self.student, views, targets, plan, values.patch_weight, recipe.loss).total
+        self.centers.update(self.teacher, [targets])
         self.optimizer.zero_grad()
         loss.backward()
         for name, p in self.student.named_parameters():
@@ -250,3 +228,42 @@ def test_gradient_norm_in_the_report_is_the_one_before_clipping():
     _, (free,) = run(make_recipe(optim={"clip_grad": 0}), steps=1)
     assert float(clipped.grad_norm) == pytest.approx(float(free.grad_norm), rel=1e-5)
     assert float(free.grad_norm) > 1e-3
+
+
+def test_compiled_blocks_make_the_same_updates_under_the_same_names(monkeypatch):
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: plain(module, backend="aot_eager"))
+    recipes = [make_recipe(model={"drop_path": 0.3}, run={"compile": wanted}) for wanted in (False, True)]
+    (eager, eager_reports), (compiled, reports) = (run(recipe, steps=3) for recipe in recipes)
+    assert [float(r.losses.total) for r in reports] == pytest.approx(
+        [float(r.losses.total) for r in eager_reports], rel=1e-5)
+    assert compiled.state_dict()["student"].keys() == eager.state_dict()["student"].keys()
+
+
+def test_fp16_scales_its_loss_and_keeps_the_scale_in_its_state():
+    # a head as wide as real ones are: the gradient of a narrow one's short bottleneck overflows
+    parts = {"model": {"drop_path": 0.0}, "optim": {"lr": 0.0005}, "head": {"hidden": 2048, "bottleneck": 64}}
+    half = {**parts, "optim": {"lr": 0.0005, "precision": "fp16"}}
+    engine = Engine(make_recipe(**half), 0, STEPS, CPU)
+    engine.scaler.load_state_dict(engine.scaler.state_dict() | {"scale": 64.0})
+    (_, exact), (engine, reports) = run(make_recipe(**parts), steps=3), run(make_recipe(**half), 3, engine=engine)
+    assert [float(r.losses.total) for r in reports] == pytest.approx(
+        [float(r.losses.total) for r in exact], rel=0.02)
+    assert [float(r.grad_norm) for r in reports] == pytest.approx([float(r.grad_norm) for r in exact], rel=0.1)
+    assert {p.dtype for p in engine.student.parameters()} == {torch.float32}
+    engine.scaler.update(new_scale=512.0)
+    again = Engine(make_recipe(**half), 0, STEPS, CPU)
+    again.load_state_dict(engine.state_dict())
+    assert again.scaler.get_scale() == 512
+
+
+def test_fp16_leaves_an_update_out_whose_gradients_overflow():
+    recipe = make_recipe(optim={"precision": "fp16"})
+    engine = Engine(recipe, 0, STEPS, CPU)
+    engine.train_step(make_batch(recipe))
+    before = {name: value.clone() for name, value in engine.student.state_dict().items()}
+    engine.scaler.update(new_scale=1e38)
+    report = engine.train_step(make_batch(recipe, 1))
+    assert not torch.isfinite(report.grad_norm) and torch.isfinite(report.losses.total)
+    assert all(torch.equal(value, before[name]) for name, value in engine.student.state_dict().items())
+    assert engine.scaler.get_scale() < 1e38

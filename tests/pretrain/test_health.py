@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from patchssl.pretrain.config import recipe_keys
 from patchssl.pretrain.health import (
+    class_health,
     collapse_warnings,
     effective_rank,
     entropy,
@@ -64,7 +66,8 @@ def test_spread_of_identical_opposite_and_orthogonal_features():
     assert float(feature_spread(torch.tensor([[9.0, 0.0], [0.0, 0.1]]))) == pytest.approx(0.5**0.5)
 
 
-HEALTHY = {"teacher_entropy": 2.0, "marginal_entropy": 4.0, "effective_rank": 20.0, "feature_spread": 0.6}
+HEALTHY = {"teacher_entropy": 2.0, "marginal_entropy": 4.0, "effective_rank": 20.0, "feature_spread": 0.6,
+           "matched_share_global": 0.5, "matched_share_local": 0.0, "patch_entropy": 2.0, "patch_marginal_entropy": 4.0}
 
 
 def test_a_healthy_row_says_nothing():
@@ -73,7 +76,9 @@ def test_a_healthy_row_says_nothing():
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"teacher_entropy": 6.9, "marginal_entropy": 6.9}, ["almost uniform", "loss.teacher_temp"]),
-    ({"teacher_entropy": 0.0, "marginal_entropy": 0.01}, ["same few prototypes", "loss.centering=sinkhorn"]),
+    ({"teacher_entropy": 0.0, "marginal_entropy": 0.01}, ["all images", "same few prototypes", "centering=sinkhorn"]),
+    ({"patch_entropy": 6.9, "patch_marginal_entropy": 6.9}, ["of patches are almost uniform"]),
+    ({"patch_entropy": 0.0, "patch_marginal_entropy": 0.01}, ["all patches", "same few prototypes"]),
     ({"effective_rank": 1.2}, ["class tokens hardly differ", "effective rank 1.2", "collapsed"]),
     ({"feature_spread": 0.01}, ["class tokens hardly differ", "spread 0.01", "collapsed"]),
 ])
@@ -82,8 +87,34 @@ def test_each_collapse_has_its_words(change, words):
     assert [word for word in words if word not in warning] == []
 
 
+def test_without_matches_nothing_is_said_of_patches():
+    none = {"matched_share_global": 0.0, "patch_entropy": 0.0, "patch_marginal_entropy": 0.0}
+    assert collapse_warnings(HEALTHY | none, num_prototypes=1000) == []
+
+
+def test_a_falling_rank_is_noticed_and_few_tokens_say_nothing():
+    (warning,) = collapse_warnings(HEALTHY | {"effective_rank": 5.0}, 1000, best_rank=20.0)
+    assert "has fallen from 20.0 to 5.0" in warning
+    assert collapse_warnings(HEALTHY | {"effective_rank": 8.0}, 1000, best_rank=20.0) == []
+    assert collapse_warnings(HEALTHY | {"effective_rank": 1.5}, 1000, num_tokens=4, best_rank=9.0) == []
+
+
+def test_kl_is_exact_under_unequal_weights():
+    """Three pairs of different weight: the weighted mean of KL(teacher || student) computed pair by pair."""
+    rng = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 1, 5, generator=rng).softmax(-1), torch.randn(2, 3, 5, generator=rng)
+    weight = torch.tensor([[[0.0, 0.5, 0.1]], [[0.0, 0.2, 0.4]]])
+    log_student = student.log_softmax(-1)
+    term = -sum(weight[b, 0, v] * (teacher[b, 0] * log_student[b, v]).sum() for b in range(2) for v in range(3))
+    pairs = [weight[b, 0, v] * F.kl_div(log_student[b, v], teacher[b, 0], reduction="sum")
+             for b in range(2) for v in range(3)]
+    found = class_health(teacher, student, weight, term)
+    assert float(found["class_kl"]) == pytest.approx(float(sum(pairs) / weight.sum()), rel=1e-5)
+    assert float(found["teacher_entropy"]) == pytest.approx(float(-(teacher * teacher.log()).sum(-1).mean()), rel=1e-5)
+
+
 def test_advice_names_settings_that_exist():
-    ill = {"teacher_entropy": 6.9, "marginal_entropy": 0.0, "effective_rank": 1.0, "feature_spread": 0.0}
+    ill = HEALTHY | {"teacher_entropy": 6.9, "marginal_entropy": 0.0, "effective_rank": 1.0, "feature_spread": 0.0}
     named = set(re.findall(r"(?:loss|optim|head|views)\.\w+", " ".join(collapse_warnings(ill, 1000))))
     assert named
     assert named <= set(recipe_keys())

@@ -2,37 +2,40 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from patchssl.backbone import VitBackbone
 from patchssl.networks import NetworkSpec, build_vit
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.drop_path import set_drop_path_draws, use_sampled_drop_path
 from patchssl.pretrain.head import ProjectionHead
-from patchssl.pretrain.loss import plan_matches
-from patchssl.pretrain.methods import Centers, Network, student_losses, teacher_targets
+from patchssl.pretrain.mask_token import masked_tokens
+from patchssl.pretrain.masked_loss import plan_masked
+from patchssl.pretrain.match_plan import plan_matches
+from patchssl.pretrain.methods import Batch, Centers, Network, student_losses, teacher_targets
 from patchssl.pretrain.schedules import StepValues
 from patchssl.pretrain.teacher import make_teacher
 
 PATCH, SIZE, LOCAL, K = 8, 24, 16, 7
 SPEC = NetworkSpec(arch="vit_tiny_patch16_224", image_size=SIZE, patch_size=PATCH, embed_dim=12, depth=2,
                    num_heads=3)
-VALUES = StepValues(lr=0.1, weight_decay=0.0, teacher_momentum=0.9, teacher_temp=0.05, patch_weight=0.7,
-                    last_layer_frozen=False, backbone_frozen=False)
+VALUES = StepValues(lr=0.1, weight_decay=0.0, teacher_momentum=0.9, teacher_temp=0.05,
+                    patch_teacher_temp=0.05, patch_weight=0.7, last_layer_frozen=False, backbone_frozen=False)
 
 
 def make_recipe(num_global=2, num_local=1, method="pwself", **loss):
     return Recipe.model_validate({
         "method": method, "model": {"patch_size": PATCH}, "loss": loss,
-        "photometric": {"patch_share": 0 if method == "dino" else 1},
+        "photometric": {"patch_share": 1 if method == "pwself" else 0},
         "views": {"num_global": num_global, "num_local": num_local, "global_size": SIZE, "local_size": LOCAL},
         "head": {"num_prototypes": K, "hidden": 16, "bottleneck": 6},
     })
 
 
-def make_network(recipe, drop_path=0.0):
+def make_network(recipe, drop_path=0.0, masked=False):
     backbone = VitBackbone(build_vit(SPEC, seed=0))
     use_sampled_drop_path(backbone.module, drop_path)
-    network = Network(backbone, ProjectionHead(12, recipe.head))
+    network = Network(backbone, ProjectionHead(12, recipe.head), masked=masked)
     for i, p in enumerate(network.parameters()):
         if p.requires_grad:
             torch.nn.init.normal_(p, std=0.4, generator=torch.Generator().manual_seed(i))
@@ -65,6 +68,15 @@ def tokens_of_the_plan(logits, plan):
     return logits[:, :, 1:].flatten(0, 2)[plan.teacher_tokens]
 
 
+def patch_probs(targets):
+    """(T, K): given, or made from what the teacher's tokens are."""
+    said = targets.patches
+    if isinstance(said, torch.Tensor):
+        return said
+    center = said.center if said.position is None else said.center[said.position]
+    return ((said.bottleneck @ said.prototypes.T - center) / said.temp).softmax(-1)
+
+
 def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)
 
@@ -79,7 +91,8 @@ def test_ema_centers_are_means_of_all_teacher_tokens_and_move_after_use():
         targets = teacher_targets(teacher, centers, globals_, plan, VALUES, recipe.loss)
         logits = all_logits(teacher, globals_)
         close(targets.class_probs, ((logits[:, :, 0] - class_center) / 0.05).softmax(-1))
-        close(targets.patch_probs, ((tokens_of_the_plan(logits, plan) - patch_center) / 0.05).softmax(-1))
+        close(patch_probs(targets), ((tokens_of_the_plan(logits, plan) - patch_center) / 0.05).softmax(-1))
+        centers.update(teacher, [targets])
         class_center = 0.9 * class_center + 0.1 * logits[:, :, 0].mean((0, 1))
         patch_center = 0.9 * patch_center + 0.1 * logits[:, :, 1:].mean((0, 1, 2))
         close(centers.class_token.value[0], class_center)
@@ -96,7 +109,8 @@ def test_centers_per_position():
         targets = teacher_targets(teacher, centers, globals_, plan, VALUES, recipe.loss)
         logits = all_logits(teacher, globals_)
         centered = torch.cat([logits[:, :, :1], logits[:, :, 1:] - center], dim=2)
-        close(targets.patch_probs, (tokens_of_the_plan(centered, plan) / 0.05).softmax(-1))
+        close(patch_probs(targets), (tokens_of_the_plan(centered, plan) / 0.05).softmax(-1))
+        centers.update(teacher, [targets])
         center = 0.9 * center + 0.1 * logits[:, :, 1:].mean((0, 1))
         close(centers.patch_tokens.value, center)
     assert center.std(0).max() > 0.01
@@ -107,7 +121,9 @@ def test_a_batch_without_matches_still_moves_both_centers():
     teacher, centers = make_teacher(make_network(recipe)), Centers(recipe)
     plan = plan_for(recipe, 2, shift=30.0)
     globals_, _ = views_of(2, 2, 1)
-    assert teacher_targets(teacher, centers, globals_, plan, VALUES, recipe.loss).patch_probs.shape == (0, K)
+    targets = teacher_targets(teacher, centers, globals_, plan, VALUES, recipe.loss)
+    centers.update(teacher, [targets])
+    assert patch_probs(targets).shape == (0, K)
     close(centers.patch_tokens.value[0], 0.1 * all_logits(teacher, globals_)[:, :, 1:].mean((0, 1, 2)))
 
 
@@ -126,7 +142,8 @@ def test_sinkhorn_balances_class_tokens_and_matched_patches_apart_and_keeps_no_c
     targets = teacher_targets(teacher, centers, globals_, plan, VALUES, recipe.loss)
     logits = all_logits(teacher, globals_)
     close(targets.class_probs.flatten(0, 1), slow_sinkhorn(logits[:, :, 0].flatten(0, 1)))
-    close(targets.patch_probs, slow_sinkhorn(tokens_of_the_plan(logits, plan)))
+    close(patch_probs(targets), slow_sinkhorn(tokens_of_the_plan(logits, plan)))
+    centers.update(teacher, [targets])
     assert not any(value.any() for value in centers.state_dict().values())
 
 
@@ -134,7 +151,7 @@ def test_sinkhorn_without_matches():
     recipe = make_recipe(centering="sinkhorn")
     targets = teacher_targets(make_teacher(make_network(recipe)), Centers(recipe), views_of(2, 2, 1)[0],
                               plan_for(recipe, 2, shift=30.0), VALUES, recipe.loss)
-    assert targets.patch_probs.shape == (0, K)
+    assert patch_probs(targets).shape == (0, K)
 
 
 @pytest.mark.parametrize("centering", ["ema", "sinkhorn"])
@@ -144,9 +161,9 @@ def test_targets_are_probabilities_without_gradient_and_the_teacher_stays(center
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     targets = teacher_targets(teacher.eval(), Centers(recipe), views_of(3, 2, 1)[0], plan_for(recipe, 3),
                               VALUES, recipe.loss)
-    assert not any(x.requires_grad for x in targets)
+    assert not any(x.requires_grad for x in tree_leaves(targets) if isinstance(x, torch.Tensor))
     close(targets.class_probs.sum(-1), torch.ones(3, 2))
-    close(targets.patch_probs.sum(-1), torch.ones(len(targets.patch_probs)))
+    close(patch_probs(targets).sum(-1), torch.ones(len(patch_probs(targets))))
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
@@ -168,13 +185,14 @@ def test_dino_over_three_updates_equals_its_paper():
         globals_, locals_ = views_of(4, 2, 2, seed=step)
         targets = teacher_targets(teacher, centers, globals_, plan, VALUES, recipe.loss)
         draws = torch.zeros(4, 4, 4)
-        losses = student_losses(student, globals_, locals_, draws, targets, plan, 0.0, recipe.loss)
+        losses = student_losses(student, Batch(globals_, locals_, draws), targets, plan, 0.0, recipe.loss)
         views = [*globals_.unbind(1), *locals_.unbind(1)]
         s = [student.head(student.backbone.tokens(v)[:, 0]) for v in views]
         t = [student.head(student.backbone.tokens(v)[:, 0]).detach() for v in views[:2]]
         terms = [-(((t[i] - center) / 0.05).softmax(1) * (s[j] / 0.1).softmax(1).log()).sum(1).mean()
                  for i in range(2) for j in range(4) if i != j]
         close(losses.total, sum(terms) / 6)
+        centers.update(teacher, [targets])
         center = 0.9 * center + 0.1 * torch.cat(t).mean(0)
         close(centers.class_token.value[0], center)
     assert centers.patch_tokens is None
@@ -196,7 +214,8 @@ def slow_terms(student, globals_, locals_, draws, targets, plan, recipe):
     for chosen in (slice(g), slice(g, None)):
         flat += [row[v][1:] for row in per_view for v in range(len(row))[chosen]]
     patches = torch.cat(flat)[plan.student_tokens]
-    patch_term = -(plan.weight * (targets.patch_probs[plan.teacher] * patches[plan.student]).sum(-1)).sum()
+    weight = plan.weight / plan.pairs
+    patch_term = -(weight * (patch_probs(targets)[plan.teacher] * patches[plan.student]).sum(-1)).sum()
     return class_term, patch_term, torch.stack([torch.stack([v[0] for v in row]) for row in per_view])
 
 
@@ -209,7 +228,7 @@ def test_student_losses_equal_one_view_at_a_time(layout, weighting):
     globals_, locals_ = views_of(3, *layout)
     draws = torch.rand(3, sum(layout), 4, generator=torch.Generator().manual_seed(5))
     targets = teacher_targets(teacher, Centers(recipe), globals_, plan, VALUES, recipe.loss)
-    losses = student_losses(student, globals_, locals_, draws, targets, plan, 0.7, recipe.loss)
+    losses = student_losses(student, Batch(globals_, locals_, draws), targets, plan, 0.7, recipe.loss)
     class_term, patch_term, log_probs = slow_terms(student, globals_, locals_, draws, targets, plan, recipe)
     assert patch_term > 0
     close(losses.class_term, class_term)
@@ -234,4 +253,32 @@ def test_a_teacher_token_that_nobody_matches_changes_no_loss():
     teacher.backbone.tokens = lambda images: tokens
     second = teacher_targets(teacher, Centers(recipe), globals_, plan, VALUES, recipe.loss)
     assert unmatched
-    assert torch.equal(first.patch_probs, second.patch_probs)
+    assert torch.equal(patch_probs(first), patch_probs(second))
+
+
+def test_ibot_hides_patches_of_global_views_from_the_student_alone():
+    """Class and patch term by one forward pass a view: masked globals, whole locals, targets of whole globals."""
+    recipe = make_recipe(num_local=1, method="ibot")
+    student = make_network(recipe, masked=True)
+    teacher = make_teacher(student)
+    globals_, locals_ = views_of(2, 2, 1)
+    masks = torch.rand(2, 2, 9, generator=torch.Generator().manual_seed(3)) < 0.4
+    masks[1, 0] = False
+    plan = plan_masked(masks, recipe)
+    targets = teacher_targets(teacher, Centers(recipe), globals_, plan, VALUES, recipe.loss)
+    losses = student_losses(student, Batch(globals_, locals_, torch.zeros(2, 3, 4), masks), targets, plan, 0.7,
+                            recipe.loss)
+    said = (all_logits(teacher, globals_) / 0.05).softmax(-1)
+    class_terms, patch_terms = [], []
+    for i in range(2):
+        seen = [masked_tokens(student.backbone, globals_[i, v][None], student.mask_token[0], masks[i, v][None])[0]
+                for v in range(2)] + [student.backbone.tokens(locals_[i, 0][None])[0]]
+        answers = [(student.head(tokens) / 0.1).log_softmax(-1) for tokens in seen]
+        class_terms += [-(said[i, t, 0] * answers[v][0]).sum() for t in range(2) for v in range(3) if t != v]
+        for v in range(2):
+            each = -(said[i, v, 1:] * answers[v][1:]).sum(-1)
+            patch_terms.append(each[masks[i, v]].sum() / max(1, int(masks[i, v].sum())))
+    close(losses.class_term, torch.stack(class_terms).mean())
+    close(losses.patch_term, torch.stack(patch_terms).mean())
+    gradient = torch.autograd.grad(losses.total, student.mask_token)[0]
+    assert gradient.shape == (1, 12) and gradient.abs().max() > 0

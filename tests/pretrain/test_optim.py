@@ -40,7 +40,7 @@ def test_only_matrices_decay():
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
     model[0].weight.data.fill_(1.0)
     optimizer = make_optimizer(model, torch.device("cpu"))
-    set_step_values(optimizer, StepValues(0.1, 0.5, 0.99, 0.04, 1.0, False, False))
+    set_step_values(optimizer, StepValues(0.1, 0.5, 0.99, 0.04, 0.04, 1.0, False, False))
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()

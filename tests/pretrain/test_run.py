@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -12,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import patchssl
 from patchssl.checkpoint import load_checkpoint
-from patchssl.errors import DataError, Interrupted, NotFiniteError, PatchSSLError, UsageError
+from patchssl.errors import CheckpointError, DataError, Interrupted, NotFiniteError, PatchSSLError, UsageError
 from patchssl.pretrain.config import load_recipe, parse_recipe
 from patchssl.pretrain.plan import plan_run
 from patchssl.pretrain.run import pretrain, resume
+from patchssl.pretrain.views import ViewDataset
 from patchssl.textures import textures
 
 RECIPE = """
@@ -231,6 +234,53 @@ def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(whole, data, cap
     assert same(whole, "run")
 
 
+def test_a_kill_while_a_damaged_checkpoint_is_replaced_costs_nothing_more(whole, data):
+    """The damaged newest one must not take the place of the whole one before it."""
+    for stop in (4, 7):
+        with pytest.raises(Interrupted):
+            (resume("run", progress=interrupting(stop)) if stop > 4
+             else pretrain(recipe(), data, "run", seed=3, progress=interrupting(stop)))
+    run = Path("run")
+    (run / "checkpoint.pth").write_bytes(b"PK")
+    with pytest.raises(Interrupted):
+        resume("run", progress=interrupting(6))
+    assert sorted(path.name for path in run.glob("checkpoint*")) == [
+        "checkpoint-previous.pth", "checkpoint.pth", "checkpoint.pth.damaged"]
+    (run / "checkpoint.pth").replace(run / "checkpoint.pth.partial")  # as if killed between the two renames
+    assert load_checkpoint(run)["steps_done"] == 4
+    resume("run")
+    assert same(whole, "run")
+
+
+@pytest.mark.parametrize("left", [["run.json"], ["run.json", "recipe.yaml.partial"], ["run.json", "recipe.yaml"],
+                                  ["run.json", "recipe.yaml", "checkpoint.pth.partial"]], ids=" ".join)
+def test_a_kill_while_the_run_begins_can_be_resumed(whole, tmp_path, left):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in left:
+        content = (whole / name.removesuffix(".partial")).read_bytes()
+        (run / name).write_bytes(content[:99] if "partial" in name else content)
+    resume(run)
+    assert same(whole, run)
+    assert {path.name for path in run.iterdir()} - set(left) <= {path.name for path in whole.iterdir()}
+    assert load_recipe(run / "recipe.yaml") == load_recipe(whole / "recipe.yaml")
+
+
+def test_a_kill_before_the_run_was_written_down_means_to_start_again(whole, data):
+    Path("run").mkdir()
+    Path("run/run.json.partial").write_text('{"data"')
+    with pytest.raises(UsageError, match=r"run is not a run folder.*stopped before.*started again"):
+        resume("run")
+    assert same(whole, pretrain(recipe(), data, "run", seed=3))
+
+
+def test_a_run_begun_anew_forgets_the_recipe_of_the_one_before(whole, data):
+    pretrain(recipe("optim.lr=0.01"), data, "run")
+    Path("run/checkpoint.pth").unlink()  # as if killed before it
+    assert same(whole, pretrain(recipe(), data, "run", seed=3))
+    assert load_recipe("run/recipe.yaml") == recipe(f"data={data}")
+
+
 def test_a_log_that_was_cut_short_is_mended(whole, data):
     with pytest.raises(Interrupted):
         pretrain(recipe(), data, "run", seed=3, progress=interrupting(5))
@@ -289,6 +339,112 @@ def test_sigterm_to_the_whole_group_saves_though_workers_get_it_too(data):
     assert load_checkpoint(Path("run"))["steps_done"] >= 3
 
 
+def slow_after(monkeypatch, number):
+    """Let SIGTERM come while a process waits for ever for its `number`-th image."""
+    main, original, asked = os.getpid(), ViewDataset.__getitem__, []
+
+    def read(dataset, key):
+        asked.append(key)
+        worker = torch.utils.data.get_worker_info()
+        if len(asked) == number and (worker is None or worker.id == 0):  # once: a second signal kills
+            os.kill(main, signal.SIGTERM)
+            time.sleep(30 if os.getpid() == main else 1)
+        return original(dataset, key)
+
+    monkeypatch.setattr(ViewDataset, "__getitem__", read)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("after", [1, 17])
+def test_a_signal_is_obeyed_while_images_are_waited_for(whole, data, monkeypatch, workers, after):
+    """In the first batch, too, when there is nothing to save yet."""
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        slow_after(patch, after)
+        with pytest.raises(Interrupted, match=r"by SIGTERM (at update \d+ of 12, saved|before the first update); "
+                                              r"go on with: patchssl pretrain --resume run") as caught:
+            pretrain(recipe(f"run.workers={workers}"), data, "run", seed=3)
+    assert caught.value.exit_code == 75
+    assert multiprocessing.active_children() == []  # or the end of this process would wait for them
+    assert time.monotonic() - began < 20
+    assert Path("run/checkpoint.pth").exists() == ("saved" in str(caught.value))
+    if workers == 0:
+        assert ("at update 3" if after == 17 else "before the first") in str(caught.value)
+    resume("run")
+    assert same(whole, "run")
+
+
+def test_a_signal_while_the_data_is_opened_ends_the_run_before_it_began(data, monkeypatch):
+    monkeypatch.setattr("patchssl.pretrain.run.open_images", lambda data: os.kill(os.getpid(), signal.SIGUSR1))
+    with pytest.raises(Interrupted, match="by SIGUSR1 before the first update, nothing is lost; start it again"):
+        pretrain(recipe(), data, "run")
+    assert not Path("run").exists()
+
+
+def test_a_signal_during_the_knn_saves_and_the_resumed_run_makes_up_for_it(data):
+    asked = []
+
+    def probe(backbone):
+        asked.append(backbone.features(torch.ones(1, 3, 24, 24)).sum().item())
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the k-NN goes on")
+        return asked[-1]
+
+    every = recipe("run.knn_every_epochs=1", "run.tensorboard=true")
+    with pytest.raises(Interrupted, match=f"at update 4 of {STEPS}, saved"):
+        pretrain(every, data, "run", seed=3, knn=probe)
+    assert [row["step"] for row in rows_of(Path("run"))] == [1, 2, 3, 4]
+    assert "knn_top1" not in rows_of(Path("run"))[3]
+    resume("run", knn=probe)
+    undisturbed = pretrain(every, data, "undisturbed", seed=3, knn=probe)
+    timeless = [[{key: value for key, value in row.items()
+                  if key not in ("seconds", "images_per_second", "memory_bytes")} for row in rows_of(run)]
+                for run in (Path("run"), undisturbed)]
+    assert timeless[0] == timeless[1]
+    assert [row["step"] for row in timeless[0] if "knn_top1" in row] == [4, 8, 12]
+    assert same("run", undisturbed)
+    events = [EventAccumulator(f"{run}/tensorboard").Reload().Scalars("knn_top1") for run in ("run", undisturbed)]
+    shown = [[(event.step, event.value) for event in each] for each in events]
+    assert shown[0] == shown[1]
+
+
+def test_a_worker_that_was_killed_is_a_sentence_and_the_run_can_go_on(whole, data):
+    """What the kernel does when memory runs out."""
+    def kill_a_worker():
+        (worker, *_) = multiprocessing.active_children()
+        worker.kill()
+
+    with pytest.raises(PatchSSLError, match=r"ended unexpectedly.*fewer run\.workers.*--resume run") as caught:
+        pretrain(recipe("run.workers=2", "optim.epochs=100", "run.checkpoint_minutes=1e-9"), data, "run", seed=3,
+                 progress=Listener(3, kill_a_worker))
+    assert caught.value.exit_code == 1
+    assert load_checkpoint(Path("run"))["steps_done"] >= 2
+
+
+def test_a_full_disk_ends_the_run_and_spares_what_is_there(whole, data):
+    """/dev/full answers as a full disk does, here while the checkpoint after the third update is written."""
+    def fill():
+        Path("run/checkpoint.pth.partial").symlink_to("/dev/full")
+
+    with pytest.raises(CheckpointError) as caught:
+        pretrain(recipe("run.checkpoint_minutes=1e-9"), data, "run", seed=3, progress=Listener(3, fill))
+    assert str(caught.value) == (
+        "run/checkpoint.pth could not be written (No space left on device); the checkpoint before it is intact, free "
+        "some space, then go on with: patchssl pretrain --resume run")
+    assert load_checkpoint(Path("run"))["steps_done"] == 2
+    resume("run")
+    assert same(whole, "run")
+
+
+def test_a_disk_that_is_full_at_the_first_checkpoint(whole, data):
+    with pytest.raises(CheckpointError, match=r"No space left on device\); no checkpoint was there before it, free"):
+        pretrain(recipe("run.checkpoint_minutes=1e-9"), data, "run", seed=3,
+                 progress=Listener(1, lambda: Path("run/checkpoint.pth.partial").symlink_to("/dev/full")))
+    resume("run")
+    assert same(whole, "run")
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(data):
     with pytest.raises(Interrupted):
         pretrain(recipe(), data, "run", seed=3, progress=interrupting(5))
@@ -296,7 +452,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(data):
     path = Path("run/recipe.yaml")
     path.write_text(path.read_text().replace("lr: 0.05", "lr: 1.0e+36").replace("clip_grad: 3.0", "clip_grad: 0"))
     with pytest.raises(NotFiniteError, match=r"at update [67];.*run is untouched.*optim\.lr") as caught:
-        resume("run")
+        resume("run", allow_changes=True)
     assert caught.value.exit_code == 3
     assert Path("run/checkpoint.pth").read_bytes() == before
     assert not Path("run/checkpoint-previous.pth").exists()
@@ -321,6 +477,51 @@ def test_changed_images_are_refused_on_resume(data, tmp_path):
         resume("run")
     (own / "07.png").write_bytes((data / "07.png").read_bytes())
     assert resume("run") == Path("run")
+
+
+def test_unreadable_images_are_remembered_by_a_resumed_run(data, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for copy in range(5):
+        for path in data.iterdir():
+            (own / f"{copy}{path.name}").write_bytes(path.read_bytes())
+    (own / "zzz.png").write_text("no image")
+    settings = recipe("optim.epochs=2", "optim.batch_size=11")
+    whole = pretrain(settings, own, "whole")
+    with pytest.raises(Interrupted):
+        pretrain(settings, own, "run", progress=interrupting(12))
+    resume("run")
+    counts = [[row["unreadable_images"] for row in rows_of(run)] for run in (whole, Path("run"))]
+    assert counts[0] == counts[1] and counts[0][-1] == 1
+
+
+def test_images_that_were_moved_are_found_by_their_new_name(data, tmp_path):
+    own, moved = tmp_path / "own", tmp_path / "moved"
+    own.mkdir()
+    for path in data.iterdir():
+        (own / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(Interrupted):
+        pretrain(recipe(), own, "run", progress=interrupting(3))
+    own.rename(moved)
+    resume("run", (f"data={moved}",), progress=(listener := Listener()))
+    assert listener.rows[0]["step"] == 4
+    assert resume("run") == Path("run")  # by the new name from now on
+    assert json.loads(Path("run/run.json").read_text())["data"] == str(moved)
+
+
+def test_a_resumed_run_keeps_its_number_of_threads(data):
+    """Sums are shared out to threads: 1 and 2 of them differ in the last bits."""
+    torch.set_num_threads(2)
+    with pytest.raises(Interrupted):
+        pretrain(recipe("run.threads=0"), data, "run", seed=3, progress=interrupting(1))
+    torch.set_num_threads(1)
+    listener = interrupting(2)
+    with pytest.raises(Interrupted):
+        resume("run", progress=listener)
+    assert torch.get_num_threads() == 2
+    assert any("torch uses 2 threads, as when the run began" in sentence for sentence in listener.sentences)
+    resume("run", ("run.threads=1",))  # whoever says so gets another number
+    assert torch.get_num_threads() == 1
 
 
 def test_a_run_finds_its_images_from_another_folder(data, monkeypatch, tmp_path):

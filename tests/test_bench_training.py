@@ -1,0 +1,39 @@
+"""What the bench of a step times: the three ways make the same kind of update, and two of them the same one."""
+
+import json
+
+import pytest
+import torch
+from small_runs import make_recipe
+
+from patchssl import bench_training
+from patchssl.bench_training import bench_step, make_contender, noise_batch
+
+CPU = torch.device("cpu")
+PAPER = {"rule": "paper", "weighting": "paper", "center_per_position": True}
+
+
+def losses(way, loss):
+    recipe = make_recipe(loss=loss, views={"num_local": 8}, optim={"batch_size": 3})
+    engine = make_contender(way, recipe, CPU)
+    batch = noise_batch(recipe, engine.num_drop_path)
+    reports = [engine.train_step(batch) for _ in range(3)]
+    return [float(report.losses.total) for report in reports], engine.centers.patch_tokens.value
+
+
+@pytest.mark.parametrize(("way", "loss"), [("plain autograd", {"matches_per_pair": 2}), ("all tokens", PAPER)])
+def test_the_peers_learn_the_same_as_ours(way, loss):
+    (ours, our_centers), (theirs, their_centers) = losses("ours", loss), losses(way, loss)
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    torch.testing.assert_close(our_centers, their_centers, rtol=1e-3, atol=1e-5)
+
+
+def test_a_small_bench_fits_into_json(monkeypatch):
+    monkeypatch.setattr(bench_training, "bench_patch_term", lambda *given, **more: {})
+    found = json.loads(json.dumps(bench_step(["vit_tiny"], [64], images=1, repeats=1)))
+    cell = found["steps"]["vit_tiny, 64 prototypes"]
+    assert cell["ours"]["parameters"] == cell["all tokens"]["parameters"]
+    assert 0 < cell["ours"]["matches"] < cell["all tokens"]["matches"]
+    assert cell["ours"]["floor MiB"] < cell["ours"]["peak MiB"]
+    assert cell["ours in shares of"]["all tokens"]["seconds"] == pytest.approx(
+        cell["ours"]["seconds"] / cell["all tokens"]["seconds"])
