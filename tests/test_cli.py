@@ -18,11 +18,12 @@ from patchssl.cli import app
 ROOT = Path(package.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 COMMANDS = [[], ["quickstart"], ["pretrain"], ["eval"], *(["eval", name] for name in (
-                "knn", "linear", "copydays", "revisited", "all")),
+                "knn", "linear", "copydays", "revisited", "patches", "all")),
             ["models"], ["inspect"], ["export"], ["tables"], ["compare"],
             ["data"], *(["data", name] for name in ("get", "check", "imagenet100", "make-copydays", "make-revisited")),
-            ["plot"], *(["plot", name] for name in ("attention", "matches", "views", "curves")),
-            ["bench"], *(["bench", name] for name in ("views", "matching", "eval", "tables")), ["cache"], ["doctor"]]
+            ["plot"], *(["plot", name] for name in ("attention", "pca", "matches", "views", "curves")),
+            ["bench"], *(["bench", name] for name in ("views", "matching", "step", "eval", "tables")),
+            ["cache"], ["doctor"]]
 
 
 def start(*arguments, cwd):
