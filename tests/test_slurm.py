@@ -35,7 +35,7 @@ def processes(submitted):
     return [int(word) for word in children.stdout.split()]
 
 
-def wait_for(what, found, seconds=90):
+def wait_for(what, found, seconds=300):
     limit = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < limit, f"no {what} after {seconds} s"

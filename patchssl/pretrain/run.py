@@ -30,7 +30,7 @@ from patchssl.backbone import Origin, VitBackbone
 from patchssl.checkpoint import load_checkpoint, recover_checkpoint, save_checkpoint
 from patchssl.data import ImageSet, UnreadableBudget, lasting_name, open_images
 from patchssl.distributed import all_gather_objects, joined, local_rank, rank, wait_for_all, world_size
-from patchssl.errors import Interrupted, NotFiniteError, PatchSSLError, UsageError
+from patchssl.errors import CheckpointError, Interrupted, NotFiniteError, PatchSSLError, UsageError
 from patchssl.pretrain.board import require_tensorboard
 from patchssl.pretrain.config import Recipe, dump_recipe, load_recipe
 from patchssl.pretrain.engine import Engine, StepReport, network_spec
@@ -340,15 +340,25 @@ def _train(run: Run) -> Path:
             _close(run)
     except Stopped as stop:
         raise _interrupted(run, stop) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError, CheckpointError) as error:
+        if (lost := _lost_reader(error)) is None:
             raise
         # the update at hand may be half done: it is not saved
-        raise PatchSSLError(f"a process that reads images ended unexpectedly, often for want of memory ({error}); with "
+        raise PatchSSLError(f"a process that reads images ended unexpectedly, often for want of memory ({lost}); with "
                             "fewer run.workers, go on from the last checkpoint with: "
                             f"patchssl pretrain --resume {run.folder}") from error
     run.progress.say(f"pretraining done in {run.seconds:.0f} s, saved in {run.folder}")
     return run.folder
+
+
+def _lost_reader(error: BaseException | None) -> BaseException | None:
+    """What says that a process that reads images is gone: torch's word breaks in anywhere, even while saving."""
+    while error is not None:
+        cut_off = isinstance(error, ConnectionError | EOFError) and "in DataLoader worker" not in str(error)
+        if cut_off or "DataLoader worker (pid" in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager

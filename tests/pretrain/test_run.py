@@ -422,6 +422,25 @@ def test_a_worker_that_was_killed_is_a_sentence_and_the_run_can_go_on(whole, dat
     assert load_checkpoint(Path("run"))["steps_done"] >= 2
 
 
+def test_a_worker_lost_while_a_checkpoint_is_written_is_said_too(data, monkeypatch):
+    """torch tells of it wherever the main process is."""
+    def save(value, file):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("patchssl.checkpoint.torch.save", save)
+    with pytest.raises(PatchSSLError, match=r"reads images ended unexpectedly.*pid 7"):
+        pretrain(recipe("run.checkpoint_minutes=1e-9"), data, "run")
+
+
+def test_a_failure_of_ones_own_in_a_worker_is_not_taken_for_a_lost_one(data, monkeypatch):
+    def read(dataset, key):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(ViewDataset, "__getitem__", read)
+    with pytest.raises(RuntimeError, match=r"in DataLoader worker process 0[\s\S]*a mistake"):
+        pretrain(recipe("run.workers=1"), data, "run")
+
+
 def test_a_full_disk_ends_the_run_and_spares_what_is_there(whole, data):
     """/dev/full answers as a full disk does, here while the checkpoint after the third update is written."""
     def fill():
