@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-import patchssl
 from patchssl.eval.results import read_results
 from patchssl.report.paper import write_paper
 from patchssl.report.tables import write_tables
 
-RESULTS = Path(patchssl.__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 QUICKSTART = ("pixels-32-e3b0c442", "random-9cbc6802", "quickstart-0-c2565524")  # what seed 0 wrote
 
 
