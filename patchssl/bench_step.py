@@ -138,14 +138,14 @@ def peak_memory(way: str, num_prototypes: int, num_images: int, device: str) -> 
     term = make_patch_term(num_prototypes, num_images, torch.device(device))
     small = make_patch_term(64, 1, torch.device(device))
     small.update(way)  # what libraries set up once is nobody's
-    before = _peak(device)
+    before = peak_so_far(torch.device(device))
     term.update(way)
-    return _peak(device) - before
+    return peak_so_far(torch.device(device)) - before
 
 
-def _peak(device: str) -> float:
-    """MiB at most so far, of this process or, on an accelerator, of torch's tensors."""
-    if device != "cpu":
+def peak_so_far(device: torch.device) -> float:
+    """MiB at most so far: of torch's tensors on a GPU, else of this process (Linux)."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     # not getrusage, whose peak a process inherits from the one that started it
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchssl.bench import machine
-from patchssl.bench_step import bench_patch_term
+from patchssl.bench_step import MIB, bench_patch_term, peak_so_far
 from patchssl.errors import PatchSSLError
 from patchssl.imageset import ArrayImages
 from patchssl.pretrain.config import Recipe
@@ -32,7 +31,6 @@ ARCHS = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224
 PROTOTYPES = (10_000, 65_536)
 WAYS = ("ours", "plain autograd", "all tokens")
 PAIRS = 18  # of 2 global and 8 local views
-MIB = 2**20
 
 
 def bench_step(archs: Sequence[str] = ("vit_tiny", "vit_small"), prototypes: Sequence[int] = PROTOTYPES,
@@ -89,13 +87,13 @@ def measure_step(way: str, arch: str, num_prototypes: int, images: int, repeats:
     torch.set_num_threads(1)
     place = torch.device(device)
     recipe = step_recipe(way, arch, num_prototypes, images)
-    before = _peak(place)
+    before = peak_so_far(place)
     engine = make_contender(way, recipe, place)
     batch = noise_batch(recipe, engine.num_drop_path)
     trained = sum(p.numel() for p in engine.student.parameters())
     floor = 4 * sum(p.numel() * (5 if p.requires_grad else 2) for p in engine.student.parameters()) / MIB
     times = [_seconds(engine, batch, place) for _ in range(1 + repeats)][1:]
-    return {"seconds": float(np.median(times)), "peak MiB": _peak(place) - before, "floor MiB": floor,
+    return {"seconds": float(np.median(times)), "peak MiB": peak_so_far(place) - before, "floor MiB": floor,
             "parameters": trained, "matches": float(len(engine.prepare(batch)[0].plan.weight))}
 
 
@@ -208,11 +206,3 @@ def _seconds(engine: Engine, batch: ViewBatch, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock() - began
-
-
-def _peak(device: torch.device) -> float:
-    """MiB at most so far: of torch's tensors on a GPU, else of this process (Linux)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB
-    # not getrusage, whose peak a process inherits from the one that started it
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
