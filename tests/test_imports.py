@@ -27,7 +27,7 @@ LAYERS = [
      "suite", "scoring", "bench_eval", "bench_step", "bench_training", "bench_report", "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
      "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
-    ["cli", "__main__"],
+    ["commands", "cli", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
