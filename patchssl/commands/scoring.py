@@ -101,6 +101,9 @@ def copydays(
     protocol: Annotated[str | None, typer.Option("--protocol", help="dino, dino-nodistractors, dino-nowhitening, "
                                                                        "dino-plain, sscd, sscd-224 or native; default: "
                                                                        "dino for models trained at 224 px.")] = None,
+    ranks: Annotated[int | None, typer.Option("--ranks", min=1, help="How many results count, for a set too small "
+                                                                           "for the protocol's 20 (sscd: 100); another "
+                                                                           "protocol, as native-12-ranks.")] = None,
     distractors: DistractorsOpt = None,
     whitening: WhiteningOpt = None,
     results: ResultsOpt = Path("results"),
@@ -116,8 +119,8 @@ def copydays(
 
     with Console() as console:
         options = scoring.make_options(device, batch_size, workers, cached=cached)
-        result = scoring.score_copydays(model, data, protocol, options, distractors=distractors, whitening=whitening,
-                                        console=console)
+        result = scoring.score_copydays(model, data, protocol, options, ranks=ranks, distractors=distractors,
+                                        whitening=whitening, console=console)
     print_record(result, results, as_json)
 
 
