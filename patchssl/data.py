@@ -292,7 +292,7 @@ def require_readable(sets: Sequence[ImageSet], workers: int = 0) -> None:
     """
     if any(_unreadable(images, workers, None, all_of_them=False) for images in sets):
         bad = [UnreadableImage(*found) for images in sets for found in find_unreadable(images, workers)]
-        raise_unreadable(bad, sum(len(images) for images in sets))
+        raise_unreadable(sorted(bad, key=lambda error: error.name), sum(len(images) for images in sets))
 
 
 def _unreadable(images: ImageSet, workers: int, progress: Callable[[int, int], None] | None,

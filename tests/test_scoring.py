@@ -480,14 +480,14 @@ def test_data_sets_are_made_and_checked(patchssl, tmp_path):
     made = patchssl("data", "make-copydays", photographs, tmp_path / "copies", "--size", "128")
     assert made.code == 0, made.err
     assert f"eval copydays MODEL --data {tmp_path / 'copies'}" in made.out
-    assert " --ranks 3 (protocols count 20 ranks, which takes 20 originals)" in made.out
+    assert " --ranks 2 (protocols count 20 ranks, which takes 20 originals)" in made.out
     refused = patchssl("eval", "copydays", SMALL, "--data", tmp_path / "copies", "--results", tmp_path / "results")
-    assert refused.code == 4 and "a database of 3 images (originals), fewer than the first 20 ranks" in refused.err
+    assert refused.code == 4 and "a database of 2 images (originals), fewer than the first 20 ranks" in refused.err
     left_out = patchssl("eval", "all", SMALL, "--data", tmp_path / "copies", "--results", tmp_path / "results")
-    assert left_out.code == 4 and "score it with --ranks 3" in left_out.err
+    assert left_out.code == 4 and "score it with --ranks 2" in left_out.err
     scored = patchssl("eval", "copydays", SMALL, "--data", tmp_path / "copies", "--results", tmp_path / "results",
-                      "--ranks", "3", "--workers", "0")
-    assert scored.code == 0 and "protocol native-3-ranks: strong mAP" in scored.out
+                      "--ranks", "2", "--workers", "0")
+    assert scored.code == 0 and "protocol native-2-ranks: strong mAP" in scored.out
     assert patchssl("data", "check", tmp_path / "copies").code == 0
     next((tmp_path / "copies" / "jpegqual" / "5").iterdir()).unlink()
     broken = patchssl("data", "check", tmp_path / "copies")
