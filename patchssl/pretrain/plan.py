@@ -8,9 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from patchssl.imageset import ImageSet
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.run import make_engine, make_loader, peak_memory, training_images
 from patchssl.pretrain.start import starting_backbone
+
+_SLOW = 10.0  # seconds of an update
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ class Plan:
 
 def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None) -> Plan:
     """What the run would cost, from a few updates on a few of its images; nothing is written."""
-    images = training_images(recipe, data, seed)
+    return plan_images(recipe, training_images(recipe, data, seed), seed, device)
+
+
+def plan_images(recipe: Recipe, images: ImageSet, seed: int, device: str | None = None) -> Plan:
+    """`plan_run` on `images`, whatever the recipe's data; of slow updates one is enough."""
     full = make_engine(recipe, images, seed, device, starting_backbone(recipe))
     batch_size = min(recipe.optim.batch_size, 64 if recipe.views.global_size <= 64 else 8)
     small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch_size})})
@@ -54,6 +61,8 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
         began = time.perf_counter()
         full.train_step(next(batches))
         times.append(time.perf_counter() - began)
+        if times[-1] > _SLOW:
+            break
     scale = recipe.optim.batch_size / batch_size
     seconds = min(times) * scale
     memory = int(weights + max(0, peak_memory(full.device) - weights) * scale)
