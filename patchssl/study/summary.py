@@ -87,7 +87,7 @@ class Summary:
                         "protocol": measure.protocol, "metric": measure.metric, "measure": measure.title,
                         **_percent(mean, ("mean", "low", "high")), "n": mean.n,
                         **_percent(gap if known else None, ("difference", "difference_low", "difference_high")),
-                        "p": gap.p if known and gap else None, "pairs": gap.n if known and gap else None})
+                        "p": round(gap.p, 6) if known and gap and gap.p is not None else None, "pairs": gap.n if known and gap else None})
         return found
 
     def text(self) -> str:
@@ -106,7 +106,7 @@ class Summary:
     def write(self) -> list[Path]:
         """Write study.md, study.csv and study.json, and the comparison tables of all records as table.*."""
         self.place.root.mkdir(parents=True, exist_ok=True)
-        texts = {"md": self.text(), "csv": to_csv(pd.DataFrame(self.rows())),
+        texts = {"md": self.text(), "csv": to_csv(pd.DataFrame(self.rows(), dtype=object)),
                  "json": json.dumps(self.as_dict(), indent=2, sort_keys=True) + "\n"}
         paths = [self.place.root / f"{STEM}.{suffix}" for suffix in texts]
         for path, text in zip(paths, texts.values(), strict=True):
