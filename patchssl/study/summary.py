@@ -80,14 +80,16 @@ class Summary:
         for measure in (*self.measures, *self.curves):
             for variant in self.variants:
                 mean, gap = self.mean(measure, variant), self.difference(measure, variant)
+                if variant == self.place.study.reference:
+                    gap = None
                 if mean is not None:
-                    known = variant != self.place.study.reference and gap is not None
                     found.append({
                         "variant": variant, "task": measure.task, "dataset": measure.dataset,
                         "protocol": measure.protocol, "metric": measure.metric, "measure": measure.title,
                         **_percent(mean, ("mean", "low", "high")), "n": mean.n,
-                        **_percent(gap if known else None, ("difference", "difference_low", "difference_high")),
-                        "p": round(gap.p, 6) if known and gap and gap.p is not None else None, "pairs": gap.n if known and gap else None})
+                        **_percent(gap, ("difference", "difference_low", "difference_high")),
+                        "p": None if gap is None or gap.p is None else round(gap.p, 6),
+                        "pairs": None if gap is None else gap.n})
         return found
 
     def text(self) -> str:

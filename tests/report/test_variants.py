@@ -18,6 +18,7 @@ from patchssl.report.variants import (
     paired_over_seeds,
 )
 
+
 def test_a_paired_difference_is_that_of_scipy():
     rng = np.random.default_rng(0)
     first, second = rng.random(5), rng.random(5)
