@@ -52,9 +52,7 @@ def ask(source: str, out: Path | None, data: str | None, *, only: Sequence[str],
         ablations: bool, device: str | None, planning: bool) -> Asked:
     """The cells of the study `source`, and where they go; everything that would spoil them is refused here."""
     study = load_study(source)
-    if planning and data is None and study.data is None and study.stand_in is not None:
-        data = study.name  # which is planned without them
-    place = place_of(study, out, data)
+    place = place_of(study, out, data, planning=planning)
     cells = cells_of(study, only, seeds, ablations=ablations)
     for cell in cells:
         place.outcome(cell)

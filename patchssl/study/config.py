@@ -6,14 +6,17 @@ import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from patchssl.errors import UsageError, one_of
 from patchssl.holdout import PREFIX as HOLDOUT
-from patchssl.pretrain.config import Part, Recipe, load_recipe
+from patchssl.pretrain.config import Part, Recipe, load_recipe, shipped_names, shipped_or_own
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 UNTRAINED = "untrained"  # the variant that every study may have beside its own: the network before its first update
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$", max_length=40)]
@@ -98,8 +101,7 @@ class Study(Part):
 
 def study_names() -> list[str]:
     """Names of the studies that come with the package."""
-    shipped = (resources.files("patchssl") / "studies").iterdir()
-    return sorted(path.name.removesuffix(".yaml") for path in shipped if path.name.endswith(".yaml"))
+    return shipped_names(_studies())
 
 
 def load_study(source: str | Path) -> Study:
@@ -107,19 +109,11 @@ def load_study(source: str | Path) -> Study:
 
     Raises UsageError for an unknown name or key (with the nearest right one) and for a value out of range.
     """
-    path = Path(source)
-    if str(source) in study_names():
-        text = (resources.files("patchssl") / "studies" / f"{source}.yaml").read_text("utf-8")
-    elif path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise UsageError(f"study {source} is not a file; shipped studies are {', '.join(study_names())}")
-        try:
-            text = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"study {source} is no text in UTF-8: {error}") from None
-    else:
-        raise UsageError(one_of("study", str(source), study_names()) + ", or name a .yaml file")
-    return parse_study(text, where=str(source), folder=path.parent)
+    return parse_study(shipped_or_own("study", source, _studies()), where=str(source), folder=Path(source).parent)
+
+
+def _studies() -> Traversable:
+    return resources.files("patchssl") / "studies"
 
 
 def parse_study(text: str, where: str = "study", folder: Path | None = None) -> Study:

@@ -98,7 +98,7 @@ class Place:
 
     root: Path
     study: Study
-    data: str  # lasting, the part held out of it included
+    data: str  # lasting, the part held out of it included; "" where a plan does without
 
     @property
     def records(self) -> Path:
@@ -181,7 +181,7 @@ class Place:
         """UsageError unless `recipe` and `data` are those of `cell`, settings that move no number aside."""
         changes = {key: values for key, values in changes_between(recipe, cell.recipe).items()
                    if not key.startswith(FREE)}
-        if data != self.data:
+        if self.data and data != self.data:
             changes["data"] = data, self.data
         if changes:
             raise UsageError(f"{self.root} holds another study's cell {cell.name} ({sentence(changes)}); choose "
@@ -198,6 +198,7 @@ def configurations(root: Path) -> int:
     return len(found)
 
 
-def place_of(study: Study, out: Path | None, data: str | None) -> Place:
-    """Where the study goes, by default studies/<name>, and what it works on."""
-    return Place(out or Path("studies") / study.name, study, lasting_name(study.images(data)))
+def place_of(study: Study, out: Path | None, data: str | None, *, planning: bool = False) -> Place:
+    """Where the study goes, by default studies/<name>, and what it works on, which a plan can do without."""
+    unnamed = planning and data is None and study.data is None and study.stand_in is not None
+    return Place(out or Path("studies") / study.name, study, "" if unnamed else lasting_name(study.images(data)))

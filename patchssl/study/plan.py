@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from patchssl.errors import PatchSSLError
+from patchssl.console import clock
 from patchssl.imageset import ArrayImages
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.plan import plan_images, plan_run
@@ -47,7 +46,7 @@ class StudyPlan:
     done: frozenset[str]  # names of cells
     failed: Mapping[str, str]  # name -> why
     costs: Mapping[str, Cost]  # by variant
-    notes: tuple[str, ...] = ()
+    stand_in: StandIn | None = None
 
     @property
     def missing(self) -> list[Cell]:
@@ -65,10 +64,10 @@ class StudyPlan:
         return all(self.costs[cell.variant].score is not None for cell in self.missing)
 
     def left(self, processes: int = 1) -> str:
-        """In words: 1:52:30 left for 2 processes."""
+        """In words: about 1:52:30 left for 2 processes."""
         shared = "one process" if processes == 1 else f"{processes} processes"
         scoring = "" if self.scoring_counted else ", scoring not counted"
-        return f"about {_clock(self.seconds / processes)} left for {shared}{scoring}"
+        return f"about {clock(self.seconds / processes)} left for {shared}{scoring}"
 
     def as_dict(self) -> dict[str, Any]:
         """For machines; seconds are those of one process."""
@@ -76,24 +75,26 @@ class StudyPlan:
         return {"study": self.name, "data": self.data, "cells": [cell.name for cell in self.cells],
                 "missing": [cell.name for cell in self.missing], "done": sorted(self.done),
                 "failed": dict(self.failed), "variants": variants, "estimated_seconds": self.seconds,
-                "scoring_counted": self.scoring_counted, "notes": list(self.notes)}
+                "scoring_counted": self.scoring_counted}
 
     def text(self) -> str:
         """For people."""
         width = max(len(name) for name in self.costs)
-        lines = [f"study {self.name} on {self.data}: {len(self.cells)} cells, {len(self.done)} done, "
+        assumed = "" if self.stand_in is None else (f"{self.stand_in.images:,} images of {self.stand_in.width} x "
+                                                    f"{self.stand_in.height} pixels, assumed and timed on noise")
+        lines = [f"study {self.name} on {self.data or assumed}: {len(self.cells)} cells, {len(self.done)} done, "
                  f"{len(self.failed)} failed, {len(self.missing)} to run"]
         for name, cost in self.costs.items():
             seeds = [str(cell.seed) for cell in self.missing if cell.variant == name]
-            score = "" if cost.score is None else f" + {_clock(cost.score)} scoring"
+            score = "" if cost.score is None else f" + {clock(cost.score)} scoring"
             how = f"measured on {cost.measured}" if cost.measured else "planned"
             lines.append(f"  {name:<{width}}  {cost.updates:>7,} updates, {cost.images:>11,} images, "
-                         f"{_clock(cost.train)} training{score} a cell ({how}); "
+                         f"{clock(cost.train)} training{score} a cell ({how}); "
                          + (f"seeds {', '.join(seeds)} to run" if seeds else "all done"))
         lines += [f"failed: {name}: {why}" for name, why in self.failed.items()]
         if self.missing:
             lines.append(f"{self.left()}; {self.left(2)}")
-        return "\n".join([*lines, *self.notes])
+        return "\n".join(lines)
 
 
 def plan_study(place: Place, cells: Sequence[Cell], *, device: str | None, known: Mapping[str, Cost] | None = None,
@@ -110,7 +111,7 @@ def plan_study(place: Place, cells: Sequence[Cell], *, device: str | None, known
     variants = list(dict.fromkeys(cell.variant for cell in cells))
     ended = [found for found in everything.values() if not found.failed]
     scoring = fmean(found.score_seconds for found in ended) if ended else None
-    costs, notes = {}, []
+    costs: dict[str, Cost] = {}
     for number, variant in enumerate(variants, 1):
         cell = next(cell for cell in cells if cell.variant == variant)
         if own := [found for found in ended if found.variant == variant]:
@@ -118,13 +119,13 @@ def plan_study(place: Place, cells: Sequence[Cell], *, device: str | None, known
         elif known and variant in known:
             costs[variant] = replace(known[variant], score=scoring)
         elif cell.trained:
-            costs[variant], note = _planned(place, cell, device, scoring)
-            notes += note
+            costs[variant] = _planned(place, cell, device, scoring)
         else:
             costs[variant] = Cost(0, 0, 0.0, scoring, 0)
         if progress:
             progress(number, len(variants))
-    return StudyPlan(place.study.name, place.data, tuple(cells), done, failed, costs, tuple(dict.fromkeys(notes)))
+    return StudyPlan(place.study.name, place.data, tuple(cells), done, failed, costs,
+                     place.study.stand_in)
 
 
 def _measured(own: Sequence[Outcome]) -> Cost:
@@ -132,27 +133,18 @@ def _measured(own: Sequence[Outcome]) -> Cost:
                 fmean(found.score_seconds for found in own), len(own))
 
 
-def _planned(place: Place, cell: Cell, device: str | None, scoring: float | None) -> tuple[Cost, list[str]]:
-    """The cost of a variant without a finished cell, and what is to be said about it."""
-    chosen, notes = str(default_device(device)), []
-    try:
+def _planned(place: Place, cell: Cell, device: str | None, scoring: float | None) -> Cost:
+    """The cost of a variant without a finished cell; without images, on noise in their place."""
+    chosen, stand_in = str(default_device(device)), place.study.stand_in
+    if place.data or stand_in is None:
         plan = plan_run(cell.recipe, place.data, cell.seed, chosen)
-    except PatchSSLError as error:
-        stand_in = place.study.stand_in
-        if stand_in is None:
-            raise
+    else:
         plan = plan_images(cell.recipe, _noise(stand_in, cell.recipe), cell.seed, chosen)
-        notes.append(f"the images are not at hand ({error}): planned for {stand_in.images:,} of {stand_in.width} x "
-                     f"{stand_in.height} pixels, timed on noise")
     images = plan.total_steps * cell.recipe.optim.batch_size
-    return Cost(images, plan.total_steps, plan.estimated_seconds, scoring, 0), notes
+    return Cost(images, plan.total_steps, plan.estimated_seconds, scoring, 0)
 
 
 def _noise(stand_in: StandIn, recipe: Recipe) -> ArrayImages:
     count = min(stand_in.images, recipe.max_images or stand_in.images)
     pixels = np.random.default_rng(0).integers(0, 256, (_DIFFERENT, stand_in.height, stand_in.width, 3), dtype=np.uint8)
     return ArrayImages(array=pixels, ids=np.arange(count) % _DIFFERENT, name="noise", split="train", source="noise")
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
+from patchssl.console import clock
 from patchssl.pretrain.logbook import write_whole
+from patchssl.report.published import PAPER_DATASETS, plain_name
 from patchssl.report.render import to_csv, to_markdown
-from patchssl.report.tables import NOT_RUN, write_tables
+from patchssl.report.scores import Column
+from patchssl.report.tables import NOT_RUN, make_frames, write_tables
 from patchssl.report.variants import (
     EQUAL_TIME,
     SHOWN,
@@ -103,6 +105,8 @@ class Summary:
             parts += ["## Equal images, equal time\n\n" + to_markdown(self._costs()),
                       f"## Differences to {study.reference} within the training\n\n"
                       + to_markdown(self._differences(self.curves, self.paces))]
+        if plain_name(study.name) in PAPER_DATASETS:
+            parts.append("## Published\n\n" + to_markdown(_published(study.name)))
         return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
     def write(self) -> list[Path]:
@@ -136,7 +140,8 @@ class Summary:
         study, ended = self.place.study, [found for name in self.variants for found in self.ended(name)]
         split = ("scored on the test images, which chose nothing here" if study.split == "test" else
                  f"scored on {study.validation_share:g} of the train images, held out; the test images were not opened")
-        lines = [f"{len(ended)} of {sum(map(len, self.variants.values()))} cells on {self.place.data}; {split}."]
+        data = self.place.data or "images that were not named"
+        lines = [f"{len(ended)} of {sum(map(len, self.variants.values()))} cells on {data}; {split}."]
         trained = [found for found in ended if found.images]
         if trained:
             images = sorted({found.images for found in trained})
@@ -144,8 +149,8 @@ class Summary:
                 *((found.train_seconds, found.score_seconds) for found in trained), strict=True))
             where = sorted({f"{found.device}, {found.threads} threads" for found in trained})
             lines.append(f"Budget: every run saw {' or '.join(f'{count:,}' for count in images)} images; a cell took "
-                         f"{_clock(train)} of training and {_clock(score)} of scoring on average, all "
-                         f"{len(ended)} together {_clock(sum(found.seconds for found in ended))} "
+                         f"{clock(train)} of training and {clock(score)} of scoring on average, all "
+                         f"{len(ended)} together {clock(sum(found.seconds for found in ended))} "
                          f"({'; '.join(where)}).")
         lines.append(f"Configurations tried in all: {self.tried} ({study.tried} before this study"
                      + (f", the others here and in {', '.join(study.searches)})." if study.searches
@@ -233,6 +238,13 @@ def _expected(place: Place) -> list[Measure]:
             if task in place.study.evaluations]
 
 
+def _published(dataset: str) -> pd.DataFrame:
+    """What others print for the data set, under the protocol they print it for."""
+    shown = ("knn", "top1@20"), ("linear", "top1")
+    columns = [Column(task, dataset, "dino", metric, "", "") for task, metric in shown]
+    return make_frames([], columns, [], [])[0]
+
+
 def _settings(place: Place, variant: str) -> dict[str, Any]:
     return place.study.all_variants().get(variant, {})
 
@@ -261,7 +273,3 @@ def _percent(found: Mean | Paired | None, names: Sequence[str]) -> dict[str, flo
     bounds = (found.mean, found.low, found.high) if found else (None, None, None)
     return {name: None if value is None else round(100 * value, 4)
             for name, value in zip(names, bounds, strict=True)}
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
