@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import patchssl as package
@@ -17,6 +18,7 @@ from patchssl.console import Console
 from patchssl.errors import UsageError
 from patchssl.eval.results import read_results
 from patchssl.study import command
+from patchssl.study import run as running
 from patchssl.study.config import load_study, parse_study, study_names
 from patchssl.study.place import Outcome, cells_of, configurations, place_of
 from patchssl.study.plan import plan_study
@@ -289,13 +291,13 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, colors):
 
 def test_two_processes_share_the_cells_and_end_as_one_would(tmp_path, colors, whole):
     file = save(tmp_path / "tiny.yaml")
-    both = [start(file, "--data", colors, "--out", tmp_path / "out", "--device", "cpu", cwd=tmp_path) for _ in range(2)]
+    both = [start(file, "--data", colors, "--out", tmp_path / "out", "--seed", 1, cwd=tmp_path) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    names = [cell.name for cell in cells_of(load_study(file))]
+    names = [cell.name for cell in cells_of(load_study(file), (), [1])]
     done = [[name for name in names if f"{name}: cell " in err] for _, err in said]
     assert sorted(done[0] + done[1]) == sorted(names)  # each by one of them
-    assert numbers(tmp_path / "out") == numbers(whole)
+    assert numbers(tmp_path / "out") == {key: record for key, record in numbers(whole).items() if key[0] in names}
 
 
 def test_a_study_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path, colors, whole, patchssl):
@@ -323,6 +325,35 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, colors):
     assert "saved" in err and "go on with the study by the same command" in err and "Traceback" not in err
     assert (out / "runs" / "dino-0" / "checkpoint.pth").is_file()
     assert not (out / "cells").exists()
+
+
+def test_what_goes_wrong_in_one_cell_is_named_and_tried_again(tmp_path, colors, monkeypatch):
+    asked = command.ask(str(save(tmp_path / "tiny.yaml", seeds=[0])), tmp_path / "out", str(colors), only=(), seeds=(),
+                        ablations=False, device="cpu", planning=False)
+    with monkeypatch.context() as patch:
+        whole, tried = running.pretrain_with_probe, []
+
+        def out_of_memory(recipe, *arguments, **options):
+            tried.append(recipe.method)
+            if recipe.method == "dino":
+                raise torch.OutOfMemoryError("none left")
+            return whole(recipe, *arguments, **options)
+
+        patch.setattr(running, "pretrain_with_probe", out_of_memory)
+        answer = command.run(asked, QUIET)
+    assert tried == ["dino", "pwself"]
+    assert answer.progress.failed == {"dino-0": "OutOfMemoryError: none left"}
+    assert answer.progress.done == ["pwself-0", "untrained-0"]
+    assert command.run(asked, QUIET).progress.failed == {}
+
+
+def test_a_damaged_outcome_is_named(tmp_path, colors, patchssl):
+    file = save(tmp_path / "tiny.yaml")
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    (tmp_path / "out" / "cells" / "dino-0.json").write_text('{"variant": "dino"}')
+    answer = patchssl("study", file, "--data", colors, "--out", tmp_path / "out", "--dry-run")
+    assert answer.code == 4
+    assert "dino-0.json is damaged" in answer.err
 
 
 # what is counted

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from patchssl.data import lasting_name
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import DataError, UsageError, one_of
 from patchssl.eval.results import Result, read_results
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.logbook import LOG, write_whole
@@ -140,7 +140,10 @@ class Place:
         path = self._outcome(cell)
         if not path.is_file():
             return None
-        found = Outcome(**json.loads(path.read_text("utf-8")))
+        try:
+            found = Outcome(**json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error}); remove it, and the cell is scored again") from None
         self._require_same(cell, found.recipe, found.data)
         return found
 

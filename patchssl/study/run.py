@@ -85,11 +85,12 @@ def _do(place: Place, cell: Cell, progress: Progress, *, device: str | None, con
     except Interrupted as stop:
         raise Interrupted(f"{cell.name}: {stop}; or go on with the study by the same command", stop.exit_code,
                           stop.number) from None
-    except PatchSSLError as error:
+    except (PatchSSLError, RuntimeError, MemoryError, OSError) as error:  # torch tells of most things by RuntimeError
+        why = str(error) if isinstance(error, PatchSSLError) else f"{type(error).__name__}: {error}"
         if isinstance(error, NotFiniteError):  # the same again, whoever tries
-            place.keep(cell, failed=str(error))
-        progress.failed[cell.name] = str(error)
-        console.say(f"{cell.name} failed: {error}")
+            place.keep(cell, failed=why)
+        progress.failed[cell.name] = why
+        console.say(f"{cell.name} failed: {why}")
     else:
         progress.done.append(cell.name)
 
@@ -101,7 +102,7 @@ def do_cell(place: Place, cell: Cell, *, device: str | None, console: Console) -
     chosen = default_device(device)
     row = _pretrained(place, cell, device, console) if cell.trained else {}
     began = time.monotonic()
-    options = make_options(device, 64, 0)
+    options = make_options(device, 64, cell.recipe.run.workers)
     backbone = load_backbone(str(place.run(cell)), options.device) if cell.trained else untrained(cell, options.device)
     _score(place, cell, backbone, options, console)
     updates = int(row.get("step", 0))

@@ -147,7 +147,7 @@ class Summary:
             images = sorted({found.images for found in trained})
             train, score = (fmean(seconds) for seconds in zip(
                 *((found.train_seconds, found.score_seconds) for found in trained), strict=True))
-            where = sorted({f"{found.device}, {found.threads} threads" for found in trained})
+            where = sorted({f"{found.device}, {found.threads} thread{'s' * (found.threads != 1)}" for found in trained})
             lines.append(f"Budget: every run saw {' or '.join(f'{count:,}' for count in images)} images; a cell took "
                          f"{clock(train)} of training and {clock(score)} of scoring on average, all "
                          f"{len(ended)} together {clock(sum(found.seconds for found in ended))} "
@@ -209,8 +209,9 @@ class Summary:
 
     def _named(self, name: str) -> list[str]:
         seeds = [str(found.seed) for found in self.ended(name)]
-        return [name, ", ".join(f"{key}={json.dumps(value)}" for key, value in _settings(self.place, name).items()),
-                ", ".join(seeds) or NOT_RUN]
+        own = [f"{key}={json.dumps(value)}" for key, value in _settings(self.place, name).items()]
+        what = "before the first update" if name == UNTRAINED else ", ".join(own)
+        return [name, what, ", ".join(seeds) or NOT_RUN]
 
 
 def summarize(place: Place, cells: Sequence[Cell]) -> Summary:
