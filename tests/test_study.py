@@ -15,7 +15,7 @@ import yaml
 
 import patchssl as package
 from patchssl.console import Console
-from patchssl.errors import UsageError
+from patchssl.errors import Interrupted, UsageError
 from patchssl.eval.results import read_results
 from patchssl.study import command
 from patchssl.study import run as running
@@ -345,6 +345,23 @@ def test_what_goes_wrong_in_one_cell_is_named_and_tried_again(tmp_path, colors, 
     assert answer.progress.failed == {"dino-0": "OutOfMemoryError: none left"}
     assert answer.progress.done == ["pwself-0", "untrained-0"]
     assert command.run(asked, QUIET).progress.failed == {}
+
+
+def test_ctrl_c_while_a_cell_is_scored_costs_its_scoring_only(tmp_path, colors, monkeypatch):
+    asked = command.ask(str(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors), only=("dino",), seeds=(0,),
+                        ablations=False, device="cpu", planning=False)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "run_suite", stop)
+        with pytest.raises(Interrupted, match="while dino-0 was scored, nothing is lost") as told:
+            command.run(asked, QUIET)
+    assert told.value.exit_code == 130
+    trained = (asked.place.run(asked.cells[0]) / "checkpoint.pth").stat().st_mtime_ns
+    assert command.run(asked, QUIET).progress.done == ["dino-0"]
+    assert (asked.place.run(asked.cells[0]) / "checkpoint.pth").stat().st_mtime_ns == trained
 
 
 def test_a_damaged_outcome_is_named(tmp_path, colors, patchssl):

@@ -85,6 +85,9 @@ def _do(place: Place, cell: Cell, progress: Progress, *, device: str | None, con
     except Interrupted as stop:
         raise Interrupted(f"{cell.name}: {stop}; or go on with the study by the same command", stop.exit_code,
                           stop.number) from None
+    except KeyboardInterrupt:  # pretraining has its own way with signals
+        raise Interrupted(f"stopped while {cell.name} was scored, nothing is lost; go on with the study by the same "
+                          "command") from None
     except (PatchSSLError, RuntimeError, MemoryError, OSError) as error:  # torch tells of most things by RuntimeError
         why = str(error) if isinstance(error, PatchSSLError) else f"{type(error).__name__}: {error}"
         if isinstance(error, NotFiniteError):  # the same again, whoever tries
