@@ -102,9 +102,10 @@ class Summary:
                  f"## Differences to {study.reference}, paired by seed\n\n"
                  + to_markdown(self._differences(self.measures or _expected(self.place)))]
         if self.paces:
-            parts += ["## Equal images, equal time\n\n" + to_markdown(self._costs()),
-                      f"## Differences to {study.reference} within the training\n\n"
-                      + to_markdown(self._differences(self.curves, self.paces))]
+            parts.append("## Equal images, equal time\n\n" + to_markdown(self._costs()))
+        if {*self.paces} - {study.reference}:
+            parts.append(f"## Differences to {study.reference} within the training\n\n"
+                         + to_markdown(self._differences(self.curves, self.paces)))
         if plain_name(study.name) in PAPER_DATASETS:
             parts.append("## Published\n\n" + to_markdown(_published(study.name)))
         return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
@@ -150,7 +151,7 @@ class Summary:
             where = sorted({f"{found.device}, {found.threads} thread{'s' * (found.threads != 1)}" for found in trained})
             lines.append(f"Budget: every run saw {' or '.join(f'{count:,}' for count in images)} images; a cell took "
                          f"{clock(train)} of training and {clock(score)} of scoring on average, all "
-                         f"{len(ended)} together {clock(sum(found.seconds for found in ended))} "
+                         f"cells together {clock(sum(found.seconds for found in ended))} "
                          f"({'; '.join(where)}).")
         lines.append(f"Configurations tried in all: {self.tried} ({study.tried} before this study"
                      + (f", the others here and in {', '.join(study.searches)})." if study.searches
