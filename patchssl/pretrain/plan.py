@@ -44,13 +44,13 @@ class Plan:
                 f"(measured on batches of {self.measured_batch} images, scaled)")
 
 
-def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None) -> Plan:
-    """What the run would cost, from a few updates on a few of its images; nothing is written."""
-    return plan_images(recipe, training_images(recipe, data, seed), seed, device)
+def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None, *,
+             images: ImageSet | None = None) -> Plan:
+    """What the run would cost, from a few updates on a few of its images; nothing is written.
 
-
-def plan_images(recipe: Recipe, images: ImageSet, seed: int, device: str | None = None) -> Plan:
-    """`plan_run` on `images`, whatever the recipe's data; of slow updates one is enough."""
+    `images`, where there are any, stand for those of `data`.
+    """
+    images = training_images(recipe, data, seed) if images is None else images
     full = make_engine(recipe, images, seed, device, starting_backbone(recipe))
     batch_size = min(recipe.optim.batch_size, 64 if recipe.views.global_size <= 64 else 8)
     small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch_size})})
@@ -61,7 +61,7 @@ def plan_images(recipe: Recipe, images: ImageSet, seed: int, device: str | None 
         began = time.perf_counter()
         full.train_step(next(batches))
         times.append(time.perf_counter() - began)
-        if times[-1] > _SLOW:
+        if times[-1] > _SLOW:  # one is enough
             break
     scale = recipe.optim.batch_size / batch_size
     seconds = min(times) * scale

@@ -12,7 +12,7 @@ import numpy as np
 from patchssl.console import clock
 from patchssl.imageset import ArrayImages
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.plan import plan_images, plan_run
+from patchssl.pretrain.plan import plan_run
 from patchssl.study.config import StandIn
 from patchssl.study.place import Cell, Outcome, Place, cells_of
 from patchssl.workflows import default_device
@@ -136,10 +136,8 @@ def _measured(own: Sequence[Outcome]) -> Cost:
 def _planned(place: Place, cell: Cell, device: str | None, scoring: float | None) -> Cost:
     """The cost of a variant without a finished cell; without images, on noise in their place."""
     chosen, stand_in = str(default_device(device)), place.study.stand_in
-    if place.data or stand_in is None:
-        plan = plan_run(cell.recipe, place.data, cell.seed, chosen)
-    else:
-        plan = plan_images(cell.recipe, _noise(stand_in, cell.recipe), cell.seed, chosen)
+    noise = None if place.data or stand_in is None else _noise(stand_in, cell.recipe)
+    plan = plan_run(cell.recipe, place.data, cell.seed, chosen, images=noise)
     images = plan.total_steps * cell.recipe.optim.batch_size
     return Cost(images, plan.total_steps, plan.estimated_seconds, scoring, 0)
 
