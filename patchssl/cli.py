@@ -21,6 +21,7 @@ from patchssl.commands.plotting import plot_app
 from patchssl.commands.pretraining import pretrain
 from patchssl.commands.scoring import eval_app
 from patchssl.commands.sets import data_app
+from patchssl.commands.studies import study
 from patchssl.errors import PatchSSLError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -62,6 +63,7 @@ def quickstart(
 
 
 app.command()(pretrain)
+app.command()(study)
 
 
 @app.command()

@@ -2,9 +2,9 @@
 
 `open_images` recognizes what is named and hands it on: folders and arrays are opened here, text lists by `listfile`,
 archives and WebDataset shards by `packed`, sets of Hugging Face's library and Parquet files by `hubset`, sets of
-timm's factory by `timmset`. `open_pair` gives train and val with the same id for the same
-class. Training skips unreadable images within `UnreadableBudget`; evaluation reads no number past one: it
-lists them all and fails (`require_readable`, `raise_unreadable`).
+timm's factory by `timmset`, a train split without a part of it by `holdout`. `open_pair` gives train and val with the
+same id for the same class. Training skips unreadable images within `UnreadableBudget`; evaluation reads no number past
+one: it lists them all and fails (`require_readable`, `raise_unreadable`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import numpy as np
 from patchssl.archive import is_archive_name
 from patchssl.arrayfile import Arrays, ArraySplits, cifar_splits, idx_splits
 from patchssl.errors import DataError, UnreadableImage, UsageError, one_of
+from patchssl.holdout import PREFIX as HOLDOUT
+from patchssl.holdout import holdout_splits, parse_holdout
 from patchssl.hubset import PREFIX as HUB
 from patchssl.hubset import hub_splits, is_saved, open_parquet, parquet_splits, saved_splits
 from patchssl.imagefile import (
@@ -62,7 +64,7 @@ _BLOCK = 256  # images a worker checks before it reports
 
 
 def open_images(data: str | Path, split: Split | None = None, *, allow_truncated: bool = False) -> ImageSet:
-    """The images that `data` names: a path, a set's name (`textures`, `textures-64`), hf:... or timm:....
+    """The images that `data` names: a path, a set's name (`textures`), hf:..., timm:... or holdout:SHARE:DATA.
 
     A path is a folder with train/ and val/ (or valid/, test/), a folder of class folders, any tree of unlabeled
     images, IDX files, CIFAR's official layout, a text list, a zip or tar, Parquet files, what `save_to_disk` wrote, or
@@ -95,6 +97,9 @@ def lasting_name(data: str | Path) -> str:
         return data
     if isinstance(data, str) and data.startswith(TIMM):
         return lasting_uri(data)
+    if isinstance(data, str) and data.startswith(HOLDOUT):
+        share, inner = parse_holdout(data)
+        return f"{HOLDOUT}{share:g}:{lasting_name(inner)}"
     return str(Path(data).expanduser().absolute())
 
 
@@ -121,6 +126,9 @@ def _splits(data: str | Path, allow_truncated: bool) -> _Openers:
             return {split: partial(_open_textures, data, split) for split in ("train", "val")}
         if data.startswith(HUB):
             return hub_splits(data, allow_truncated)
+        if data.startswith(HOLDOUT):
+            share, inner = parse_holdout(data)
+            return holdout_splits(_splits(inner, allow_truncated), share)
         if data.startswith(TIMM):
             from timm.data import create_dataset
 

@@ -18,12 +18,13 @@ TESTS = Path(__file__).parent
 LAYERS = [
     ["errors", "distributed", "hub"],
     ["geometry", "data", "textures", "imageset", "imagefile", "imageends", "arrayfile", "plainpickle",
-     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack"],
+     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack",
+     "holdout"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
     ["report", "catalog", "inspection"],
     ["export"],
-    ["workflows", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
+    ["workflows", "quickstart", "study", "drawing", "console", "make_sets", "bench", "doctor",
      "suite", "scoring", "bench_eval", "bench_step", "bench_training", "bench_report", "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
      "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
@@ -44,6 +45,7 @@ HOMES = {
     "pyarrow": {"hubset.py"},
     "submitit": {"slurm.py"},
     "tensorboard": {"pretrain/board.py"},
+    "filelock": {"study/place.py"},
 }
 
 
