@@ -23,17 +23,11 @@ from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.results import Result, read_results
 from patchssl.loading import load_backbone
 from patchssl.pretrain.config import Recipe, load_recipe
+from patchssl.pretrain.loop import KnnProbe
+from patchssl.pretrain.making import training_images
 from patchssl.pretrain.plan import Plan, plan_run
 from patchssl.pretrain.resuming import changed_recipe, read_run
-from patchssl.pretrain.run import (
-    KnnProbe,
-    interruptible,
-    pretrain,
-    require_new,
-    resume,
-    run_folder,
-    training_images,
-)
+from patchssl.pretrain.run import interruptible, pretrain, require_new, resume, run_folder
 
 if TYPE_CHECKING:
     from patchssl.export import ExportReport

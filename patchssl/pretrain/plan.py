@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.run import make_engine, make_loader, peak_memory, training_images
+from patchssl.pretrain.making import make_engine, make_loader, peak_memory, training_images
 from patchssl.pretrain.start import starting_backbone
 
 

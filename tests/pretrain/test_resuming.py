@@ -69,7 +69,7 @@ def test_what_moves_numbers_is_changed_only_when_allowed(run, allowed):
 
 
 def test_an_allowed_change_outlives_a_kill_before_the_next_checkpoint(run, monkeypatch):
-    monkeypatch.setattr("patchssl.pretrain.run._train", lambda run: None)
+    monkeypatch.setattr("patchssl.pretrain.run.train", lambda run: None)
     resume(run, ("optim.epochs=3",), allow_changes=True)
     monkeypatch.undo()
     resume(run)

@@ -375,7 +375,7 @@ def test_a_signal_is_obeyed_while_images_are_waited_for(whole, data, monkeypatch
 
 
 def test_a_signal_while_the_data_is_opened_ends_the_run_before_it_began(data, monkeypatch):
-    monkeypatch.setattr("patchssl.pretrain.run.open_images", lambda data: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr("patchssl.pretrain.making.open_images", lambda data: os.kill(os.getpid(), signal.SIGUSR1))
     with pytest.raises(Interrupted, match="by SIGUSR1 before the first update, nothing is lost; start it again"):
         pretrain(recipe(), data, "run")
     assert not Path("run").exists()
