@@ -103,7 +103,7 @@ class HeadConfig(Part):
     layers: PositiveInt = 3
     norm_last_layer: bool = True
     freeze_last_layer_epochs: NonNegativeFloat = 1
-    shared: bool = True  # one head for class and patch tokens; false: patches have one of their own
+    shared: bool = True  # prototypes for class and patch tokens; false: patches have their own, the MLP serves both
 
 
 class LossConfig(Part):

@@ -184,8 +184,8 @@ class Engine:
     def _move(self, values: StepValues) -> Tensor:
         """Let the optimizer use the gradients; returns their global norm before clipping."""
         if values.last_layer_frozen:
-            for head in self.student.heads:
-                drop_gradients(head.last_layer)
+            for prototypes in (self.student.head.last_layer, self.student.head.patch_layer):
+                drop_gradients(prototypes)
         if values.backbone_frozen:
             drop_gradients(self.student.backbone)
         self.scaler.unscale_(self.optimizer)
@@ -257,8 +257,7 @@ def build_student(recipe: Recipe, seed: int, start: VitBackbone | None = None) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         head = ProjectionHead(backbone.embed_dim, recipe.head)
-        patch_head = None if recipe.head.shared else ProjectionHead(backbone.embed_dim, recipe.head)
-    return Network(backbone, head, patch_head, masked=recipe.method == "ibot"), num_drop_path
+    return Network(backbone, head, masked=recipe.method == "ibot"), num_drop_path
 
 
 def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
