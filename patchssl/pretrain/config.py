@@ -224,6 +224,12 @@ class Recipe(Part):
                              f"{self.optim.accumulate} equal parts; choose a divisor")
         return self
 
+    @model_validator(mode="after")
+    def _shards_need_no_scale(self) -> Recipe:
+        if self.run.shard and self.optim.precision == "fp16":
+            raise ValueError("run.shard = true cannot scale the loss of optim.precision = fp16; choose bf16 or fp32")
+        return self
+
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""

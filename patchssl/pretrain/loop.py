@@ -146,6 +146,8 @@ def _make_updates(run: Run) -> None:
     engine, recipe = run.engine, run.recipe
     loader = make_loader(recipe, run.images, run.facts["seed"], engine.num_drop_path, start_step=engine.steps_done)
     clock = Clock(run.seconds, engine.steps_done)
+    if recipe.run.compile:
+        run.progress.say("run.compile = true: the first updates wait for the compiler, on a CPU for minutes")
     with run.stops.held(), signals_kept_from_children():
         batches = iter(loader)
     while (batch := _next_batch(run, batches)) is not None:

@@ -20,7 +20,7 @@ from patchssl.errors import UsageError
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.engine import Engine
 from patchssl.pretrain.stopping import SIGNALS
-from patchssl.pretrain.views import EpochSampler, ViewBatch, ViewDataset, collate_views
+from patchssl.pretrain.views import EpochSampler, ViewBatch, ViewDataset, batch_share, collate_views, updates_per_epoch
 
 
 def training_images(recipe: Recipe, data: str | Path | None, seed: int) -> ImageSet:
@@ -37,16 +37,13 @@ def training_images(recipe: Recipe, data: str | Path | None, seed: int) -> Image
 def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None,
                 start: VitBackbone | None = None) -> Engine:
     """An engine before its first update on `device` (default: the first GPU, else the CPU)."""
-    if len(images) < recipe.optim.batch_size:
-        raise UsageError(f"optim.batch_size = {recipe.optim.batch_size} is more than the {len(images)} images of "
-                         f"{images.name}; lower it")
-    _require_shares(recipe)
+    steps_per_epoch = updates_per_epoch(len(images), recipe.optim.batch_size)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     if recipe.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
         torch.use_deterministic_algorithms(True)
-    return Engine(recipe, seed, len(images) // recipe.optim.batch_size, training_device(device), start)
+    return Engine(recipe, seed, steps_per_epoch, training_device(device), start)
 
 
 def training_device(device: str | None) -> torch.device:
@@ -55,17 +52,13 @@ def training_device(device: str | None) -> torch.device:
     return torch.device("cuda", local_rank()) if chosen.type == "cuda" and chosen.index is None else chosen
 
 
-def _require_shares(recipe: Recipe) -> None:
-    """UsageError unless every process gets as much of a batch, in as many equal parts as are accumulated."""
-    optim, processes = recipe.optim, world_size()
-    if optim.batch_size % processes:
-        raise UsageError(f"optim.batch_size = {optim.batch_size} cannot be shared out evenly to {processes} processes; "
-                         f"choose a multiple of {processes}")
-    if optim.batch_size // processes % optim.accumulate:
-        raise UsageError(f"optim.accumulate = {optim.accumulate} cannot cut the {optim.batch_size // processes} images "
-                         f"that each of {processes} processes gets into equal parts; choose a divisor")
-    if recipe.run.shard and recipe.optim.precision == "fp16":
-        raise UsageError("run.shard = true cannot scale the loss of optim.precision = fp16; choose bf16 or fp32")
+def require_shares(recipe: Recipe) -> None:
+    """UsageError unless the processes there are can share out what `recipe` asks for; costs nothing, so ask first."""
+    accumulate, processes = recipe.optim.accumulate, world_size()
+    share = batch_share(recipe.optim.batch_size, processes)
+    if share % accumulate:
+        raise UsageError(f"optim.accumulate = {accumulate} cannot cut the {share} images that each of {processes} "
+                         "processes gets into equal parts; choose a divisor")
     if recipe.run.shard and processes > 1 and recipe.run.knn_every_epochs:
         raise UsageError("run.knn_every_epochs needs whole weights, with run.shard = true no process has them; set it "
                          "to 0 and score the finished run")

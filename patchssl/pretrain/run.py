@@ -24,7 +24,7 @@ from patchssl.errors import Interrupted, UsageError
 from patchssl.pretrain.board import require_tensorboard
 from patchssl.pretrain.config import Recipe, load_recipe
 from patchssl.pretrain.loop import KnnProbe, Progress, Run, Silent, train
-from patchssl.pretrain.making import make_engine, training_device, training_images
+from patchssl.pretrain.making import make_engine, require_shares, training_device, training_images
 from patchssl.pretrain.resuming import (
     FACTS,
     RECIPE,
@@ -76,11 +76,15 @@ def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: st
     """A run before its first update, in a folder that tells how it is made."""
     if recipe.run.tensorboard:
         require_tensorboard()
+    require_shares(recipe)
     images = training_images(recipe, None, seed)
     progress.say(images.describe())
     start = starting_backbone(recipe)
     if start is not None:
         progress.say(describe_start(start, recipe.views.global_size))
+    if recipe.optim.accumulate > 1 and recipe.loss.centering == "sinkhorn":
+        progress.say(f"loss.centering = sinkhorn balances each of the {recipe.optim.accumulate} parts of a batch "
+                     "(optim.accumulate) by itself: smaller parts are balanced more coarsely")
     engine = make_engine(recipe, images, seed, device, start)
     facts = {"data": lasting_name(recipe.data or ""), "dataset": images.name,
              "fingerprint": images.fingerprint, "seed": seed, "name": name or folder.name, "versions": versions(),
@@ -121,6 +125,7 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
         require_own_checkpoint(checkpoint, folder, recipe, facts["seed"])
     if recipe.run.tensorboard:
         require_tensorboard()
+    require_shares(recipe)
     images = _same_images(folder, recipe, facts, moved="data" in changes)
     start = None if checkpoint else _same_start(folder, recipe, facts)
     engine = make_engine(recipe, images, facts["seed"], device, start)

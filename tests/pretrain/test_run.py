@@ -566,6 +566,13 @@ def test_a_run_needs_data_and_enough_of_it(data):
     assert not Path("run").exists()
 
 
+def test_that_sinkhorn_balances_parts_is_said(data):
+    for parts, said in ((1, 0), (5, 1)):
+        listener = Listener()
+        pretrain(recipe(f"optim.accumulate={parts}", "optim.epochs=1"), data, f"run-{parts}", progress=listener)
+        assert len([s for s in listener.sentences if f"sinkhorn balances each of the {parts} parts" in s]) == said
+
+
 def test_max_images_takes_a_seeded_part(data):
     folder = pretrain(recipe("max_images=14", "optim.epochs=1"), data, "run", seed=0)
     assert [row["step"] for row in rows_of(folder)] == [1, 2]
@@ -636,6 +643,12 @@ def test_a_plan_counts_and_writes_nothing(data, tmp_path, overrides, steps):
     assert 0 < plan.seconds_per_step < 60
     assert 2**26 < plan.peak_memory_bytes < 2**35
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_measures_one_of_the_parts_that_are_accumulated(data):
+    plan = plan_run(recipe("views.global_size=72", "optim.batch_size=24", "optim.accumulate=12"), data, seed=0)
+    assert plan.measured_batch == 2
+    assert plan.total_steps == 3
 
 
 def test_a_plan_counts_the_students_parameters(data, whole):
