@@ -71,6 +71,7 @@ class Run:
     meetings: Meetings = field(init=False)
     saved_step: int = field(init=False)
     best_rank: float = 0.0  # highest effective rank of a row, for who watches it fall
+    warned: frozenset[str] = frozenset()  # of what the newest row gave cause to
 
     def __post_init__(self) -> None:
         self.budget = UnreadableBudget(len(self.images))
@@ -273,10 +274,11 @@ def _write_row(run: Run, row: dict[str, Any]) -> None:
     run.progress.update(run.engine.steps_done, run.engine.total_steps, row)
     if row["epoch"] > run.recipe.optim.warmup_epochs:
         images = run.recipe.optim.batch_size // world_size() // run.recipe.optim.accumulate
-        for warning in collapse_warnings(row, run.recipe.head.num_prototypes,
-                                         num_tokens=images * run.recipe.views.num_global,
-                                         best_rank=run.best_rank):
-            run.progress.say(f"warning: at update {run.engine.steps_done} {warning}")
+        warnings = collapse_warnings(row, run.recipe.head.num_prototypes,
+                                     num_tokens=images * run.recipe.views.num_global, best_rank=run.best_rank)
+        for kind in warnings.keys() - run.warned:  # said when it begins, not again in every row
+            run.progress.say(f"warning: at update {run.engine.steps_done} {warnings[kind]}")
+        run.warned = frozenset(warnings)
         run.best_rank = max(run.best_rank, row["effective_rank"])
 
 

@@ -197,6 +197,7 @@ def interruptible(folder: Path, stops: StopSignals | None = None) -> Iterator[St
     """Listen to signals, if nobody does, and turn one that comes before the first update into Interrupted."""
     try:
         if stops is not None:
+            stops.listen()
             yield stops
         else:
             with StopSignals() as stops:

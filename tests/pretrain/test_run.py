@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -573,6 +575,20 @@ def test_that_sinkhorn_balances_parts_is_said(data):
         assert len([s for s in listener.sentences if f"sinkhorn balances each of the {parts} parts" in s]) == said
 
 
+def test_a_signal_while_the_command_is_imported_is_answered(data):
+    """Sent as soon as it is caught at all: importing torch takes seconds."""
+    command = [sys.executable, "-m", "patchssl", "pretrain", "quickstart", "--data", str(data), "--out", "run"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    caught = "0"
+    while process.poll() is None and not int(caught, 16) >> (signal.SIGUSR1 - 1) & 1:
+        caught = Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:")[1].split()[0]
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "stopped by SIGUSR1 before the first update, nothing is lost; start it again" in err
+    assert not Path("run").exists()
+
+
 def test_max_images_takes_a_seeded_part(data):
     folder = pretrain(recipe("max_images=14", "optim.epochs=1"), data, "run", seed=0)
     assert [row["step"] for row in rows_of(folder)] == [1, 2]
@@ -631,7 +647,8 @@ def test_collapse_is_said_in_words(tmp_path):
     listener = Listener()
     pretrain(recipe("photometric.jitter=0", "photometric.grayscale=0", "photometric.solarize=[0,0,0]"), gray, "run",
              progress=listener)
-    assert [s for s in listener.sentences if s.startswith("warning: at update") and "features have collapsed" in s]
+    said = [s for s in listener.sentences if s.startswith("warning: at update") and "features have collapsed" in s]
+    assert len(said) == 1 < len(listener.rows)  # when it begins, not in every row
 
 
 @pytest.mark.parametrize(("overrides", "steps"), [([], 12), (["optim.epochs=1", "max_images=5"], 1)])
