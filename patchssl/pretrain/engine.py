@@ -149,7 +149,10 @@ class Engine:
         return self.update(self.prepare(batch))
 
     def prepare(self, batch: ViewBatch) -> list[Part]:
-        """Plan the batch, part by part, on the CPU, and send it to the device; waits for nothing."""
+        """Plan the batch, part by part, on the CPU, and send it to the device; waits for nothing.
+
+        A GPU is meanwhile busy with the update before: see `patchssl.pretrain.match_plan`.
+        """
         parts = []
         for views in batch.split(self.recipe.optim.accumulate):
             plan = plan_batch(views, self.recipe)
