@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -210,7 +211,8 @@ class Engine:
         load_whole_state(self.student, network_from_file(state["student"]))
         load_whole_state(self.teacher, network_from_file(state["teacher"]))
         self.centers.load_state_dict(state["centers"])
-        load_whole_optimizer_state(self.student, self.optimizer, state["optimizer"])
+        # a copy: torch takes its tensors as they are, and those of a file would keep that on the disk, deleted or not
+        load_whole_optimizer_state(self.student, self.optimizer, copy.deepcopy(state["optimizer"]))
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["steps_done"]
