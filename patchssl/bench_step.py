@@ -9,19 +9,21 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.bench import Contender, machine, median_times
+from patchssl.errors import PatchSSLError
 from patchssl.pretrain.cross_entropy import MatchTable, TeacherTokens, matched_cross_entropy, tabulate_matches
 
 BOTTLENECK, STUDENT_TEMP, TEACHER_TEMP = 256, 0.1, 0.04
 PER_IMAGE = {"student tokens": 218, "teacher tokens": 189, "matches": 273}  # 2 + 8 views, 16 matches a pair at most
 MIB = 2**20
 WAYS = ("ours", "plain")
+T = TypeVar("T")
 
 
 class PatchTerm(NamedTuple):
@@ -66,10 +68,11 @@ def bench_patch_term(num_prototypes: int = 65_536, num_images: int = 8, repeats:
     needs Linux there.
     """
     term = make_patch_term(num_prototypes, num_images, torch.device(device))
-    apart = [float((a - b).norm() / b.norm()) for a, b in zip(term.update("ours"), term.update("plain"), strict=True)]
+    differences = [float((a - b).norm() / b.norm())
+                   for a, b in zip(term.update("ours"), term.update("plain"), strict=True)]
     contenders = {way: Contender(partial(_update, term, way)) for way in WAYS}
     seconds = median_times(contenders, repeats) if device == "cpu" else _device_times(contenders, repeats)
-    memory = {way: _memory_apart(way, num_prototypes, num_images, device) for way in WAYS}
+    memory = {way: apart(peak_memory, way, num_prototypes, num_images, device) for way in WAYS}
     return {
         "what": f"patch term of {num_images} images over {num_prototypes:,} prototypes, forward and backward",
         "tokens": {name: count * num_images for name, count in PER_IMAGE.items()},
@@ -77,7 +80,8 @@ def bench_patch_term(num_prototypes: int = 65_536, num_images: int = 8, repeats:
         "MiB": memory,
         "of plain autograd": {"time": seconds["ours"] / seconds["plain"], "memory": memory["ours"] / memory["plain"]},
         "aims": {"time, at most": 0.6, "memory, at most": 0.125},
-        "relative difference": dict(zip(("value", "gradient of tokens", "gradient of prototypes"), apart, strict=True)),
+        "relative difference": dict(zip(("value", "gradient of tokens", "gradient of prototypes"), differences,
+                                        strict=True)),
         "repeats": repeats,
         "machine": machine() | ({} if device == "cpu" else {"device": torch.cuda.get_device_name(device)}),
     }
@@ -123,13 +127,16 @@ def _device_times(contenders: Mapping[str, Contender], repeats: int) -> dict[str
     return {name: sorted(turn[name] for turn in times)[repeats // 2] for name in contenders}
 
 
-def _memory_apart(way: str, num_prototypes: int, num_images: int, device: str) -> float:
-    """`peak_memory` of a process that does nothing else."""
-    code = "import json, sys; from patchssl.bench_step import peak_memory; print(peak_memory(*json.loads(sys.argv[1])))"
-    arguments = json.dumps([way, num_prototypes, num_images, device])
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code, arguments], capture_output=True, text=True,
-                            check=True)
-    return float(result.stdout.splitlines()[-1])
+def apart(measure: Callable[..., T], *arguments: Any) -> T:
+    """What the function `measure` says in a process that does nothing else; arguments and answer travel as JSON."""
+    code = (f"import json, sys; from {measure.__module__} import {measure.__name__} as measure; "
+            "print(json.dumps(measure(*json.loads(sys.argv[1]))))")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, json.dumps(arguments)], capture_output=True,
+                          text=True, check=False)
+    if done.returncode:
+        raise PatchSSLError(f"{measure.__name__} of {arguments} failed: {done.stderr.strip().splitlines()[-1:]}")
+    answer: T = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def peak_memory(way: str, num_prototypes: int, num_images: int, device: str) -> float:

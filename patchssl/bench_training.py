@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchssl.bench import machine
-from patchssl.bench_step import MIB, bench_patch_term, peak_so_far
-from patchssl.errors import PatchSSLError
+from patchssl.bench_step import MIB, apart, bench_patch_term, peak_so_far
 from patchssl.imageset import ArrayImages
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.cross_entropy import MatchStats
@@ -51,7 +47,7 @@ def bench_step(archs: Sequence[str] = ("vit_tiny", "vit_small"), prototypes: Seq
         if progress:
             progress(number, total)
         cell = steps.setdefault(f"{arch}, {count:,} prototypes", {})
-        cell[way] = _apart(way, ARCHS.get(arch, arch), count, images, repeats, device)
+        cell[way] = apart(measure_step, way, ARCHS.get(arch, arch), count, images, repeats, device)
     for cell in steps.values():
         others = [way for way in WAYS if way != "ours"]
         cell["ours in shares of"] = {way: {what: cell["ours"][what] / cell[way][what]
@@ -69,17 +65,6 @@ def bench_step(archs: Sequence[str] = ("vit_tiny", "vit_small"), prototypes: Seq
                                           "patch term: seconds, of plain autograd": 0.6,
                                           "patch term: MiB, of plain autograd": 0.125},
             "repeats": repeats, "machine": machine()}
-
-
-def _apart(*arguments: Any) -> dict[str, float]:
-    """`measure_step` of a process that does nothing else."""
-    code = ("import json, sys; from patchssl.bench_training import measure_step; "
-            "print(json.dumps(measure_step(*json.loads(sys.argv[1]))))")
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, json.dumps(arguments)], capture_output=True,
-                          text=True, check=False)
-    if done.returncode:
-        raise PatchSSLError(f"a step of {arguments} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure_step(way: str, arch: str, num_prototypes: int, images: int, repeats: int, device: str) -> dict[str, float]:

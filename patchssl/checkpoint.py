@@ -2,7 +2,7 @@
 
 A run folder keeps two: `checkpoint.pth` and the one before it, `checkpoint-previous.pth`. They carry checksums of all
 their parts (torch writes them, `patchssl.weights` compares them), so that one wrong bit is noticed.
-A checkpoint is a plain dictionary with "format": "patchssl"; see `patchssl.pretrain.run` for its keys.
+A checkpoint is a plain dictionary with "format": "patchssl"; see `patchssl.pretrain.loop` for its keys.
 """
 
 from __future__ import annotations

@@ -23,17 +23,12 @@ from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.results import Result, read_results
 from patchssl.loading import load_backbone
 from patchssl.pretrain.config import Recipe, load_recipe
+from patchssl.pretrain.loop import KnnProbe
+from patchssl.pretrain.making import training_images
 from patchssl.pretrain.plan import Plan, plan_run
 from patchssl.pretrain.resuming import changed_recipe, read_run
-from patchssl.pretrain.run import (
-    KnnProbe,
-    interruptible,
-    pretrain,
-    require_new,
-    resume,
-    run_folder,
-    training_images,
-)
+from patchssl.pretrain.run import interruptible, pretrain, require_new, resume, run_folder
+from patchssl.pretrain.stopping import StopSignals
 
 if TYPE_CHECKING:
     from patchssl.export import ExportReport
@@ -116,23 +111,23 @@ def default_device(device: str | None) -> torch.device:
 
 def pretrain_with_probe(recipe: str | Recipe, data: str | None, out: Path | None, seed: int,
                         overrides: tuple[str, ...] = (), *, device: str | None, console: Console,
-                        name: str | None = None) -> Path:
+                        name: str | None = None, stops: StopSignals | None = None) -> Path:
     """`pretrain` with an in-training k-NN where the recipe asks for one."""
     effective = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     folder = out or run_folder(recipe, seed)
     require_new(folder)
     chosen = str(default_device(device))
-    with interruptible(folder) as stops:
+    with interruptible(folder, stops) as stops:
         probe = make_probe(effective, data, seed)
         return pretrain(effective, data, folder, seed, name=name, device=chosen, progress=console, knn=probe,
                         stops=stops)
 
 
 def resume_with_probe(folder: Path, overrides: tuple[str, ...] = (), *, allow_changes: bool = False,
-                      device: str | None, console: Console) -> Path:
+                      device: str | None, console: Console, stops: StopSignals | None = None) -> Path:
     """`resume` with the in-training k-NN the run had."""
     chosen = str(default_device(device))
-    with interruptible(folder) as stops:
+    with interruptible(folder, stops) as stops:
         _, facts = read_run(folder)
         recipe, changes = changed_recipe(folder, facts.get("recipe", {}), overrides, allow_changes)
         data = recipe.data if "data" in changes else facts["data"]

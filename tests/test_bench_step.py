@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from patchssl.bench_step import PER_IMAGE, bench_patch_term, make_patch_term
+from patchssl.bench_step import PER_IMAGE, apart, bench_patch_term, make_patch_term, peak_memory
+from patchssl.errors import PatchSSLError
 
 
 def test_matches_stay_within_images_and_every_student_token_has_one():
@@ -14,6 +15,11 @@ def test_matches_stay_within_images_and_every_student_token_has_one():
     assert torch.equal(term.student_rows // students, term.teacher_rows // teachers)
     assert len(term.weight) == 3 * matches
     assert len(term.student_rows.unique()) == len(term.bottleneck) == 3 * students
+
+
+def test_a_measurement_that_fails_in_its_process_says_why():
+    with pytest.raises(PatchSSLError, match=r"peak_memory of .*failed.*no_such_device"):
+        apart(peak_memory, "ours", 8, 1, "no_such_device")
 
 
 def test_a_small_bench():

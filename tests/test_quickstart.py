@@ -77,7 +77,7 @@ def test_all_is_there_and_the_summary_says_where(finished):
 
 def test_the_random_network_is_the_one_that_the_run_began_with(finished, colors):
     from patchssl.data import open_images
-    from patchssl.pretrain.run import make_engine
+    from patchssl.pretrain.making import make_engine
 
     out, asked, _ = finished
     recipe = load_recipe("quickstart", [word for word in asked if "=" in word])

@@ -72,14 +72,19 @@ def pretrain(
 
 def _pretrain_here(recipe: str | None, changes: tuple[str, ...], data: str | None, out: Path | None, seed: int,
                    resume: Path | None, allow_changes: bool, device: str | None, as_json: bool) -> None:
-    from patchssl.console import Console
-    from patchssl.workflows import pretrain_with_probe, resume_with_probe
+    from patchssl.pretrain.stopping import StopSignals
 
-    with Console() as console:
-        if resume is not None:
-            folder = resume_with_probe(resume, changes, allow_changes=allow_changes, device=device, console=console)
-        else:
-            folder = pretrain_with_probe(str(recipe), data, out, seed, changes, device=device, console=console)
+    with StopSignals(held=True) as stops:  # before the imports, which take seconds
+        from patchssl.console import Console
+        from patchssl.workflows import pretrain_with_probe, resume_with_probe
+
+        with Console() as console:
+            if resume is not None:
+                folder = resume_with_probe(resume, changes, allow_changes=allow_changes, device=device,
+                                           console=console, stops=stops)
+            else:
+                folder = pretrain_with_probe(str(recipe), data, out, seed, changes, device=device, console=console,
+                                             stops=stops)
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes one answers
     if as_json:

@@ -106,7 +106,7 @@ class HeadConfig(Part):
     layers: PositiveInt = 3
     norm_last_layer: bool = True
     freeze_last_layer_epochs: NonNegativeFloat = 1
-    shared: bool = True  # one head for class and patch tokens; false: patches have one of their own
+    shared: bool = True  # prototypes for class and patch tokens; false: patches have their own, the MLP serves both
 
 
 class LossConfig(Part):
@@ -225,6 +225,12 @@ class Recipe(Part):
         if self.optim.batch_size % self.optim.accumulate:
             raise ValueError(f"optim.batch_size = {self.optim.batch_size} cannot be cut into optim.accumulate = "
                              f"{self.optim.accumulate} equal parts; choose a divisor")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_need_no_scale(self) -> Recipe:
+        if self.run.shard and self.optim.precision == "fp16":
+            raise ValueError("run.shard = true cannot scale the loss of optim.precision = fp16; choose bf16 or fp32")
         return self
 
 

@@ -116,7 +116,7 @@ def _sizes(num_prototypes: int, device: torch.device) -> tuple[int, int]:
 
     On a CPU a pass is over what its cache holds; on an accelerator every call costs a launch.
     """
-    rows, numbers = (256, 2**20) if device.type == "cpu" else (1024, 2**24)
+    rows, numbers = (256, 2**19) if device.type == "cpu" else (1024, 2**24)
     return rows, max(1, numbers // num_prototypes)
 
 
@@ -186,20 +186,22 @@ class _Teacher:
         teacher = self.task.teacher
         if isinstance(teacher, Tensor):
             found = teacher[begin:end].to(self.sum.dtype)
-        else:
-            found = self._project(teacher, begin, end)
-        for i, j in _pieces(begin, end, self.task.block):
-            rows = found[i - begin : j - begin]
-            self.entropies[i:j] = rows.clamp(min=torch.finfo(rows.dtype).tiny).log_().mul_(rows).sum(-1).neg_()
-            self.sum += rows.sum(0)
-        return found
+            for i, j in _pieces(begin, end, self.task.block):
+                rows = found[i - begin : j - begin]
+                self.entropies[i:j] = torch.special.entr(rows).sum(-1)
+                self.sum += rows.sum(0)
+            return found
+        return self._project(teacher, begin, end)
 
     def _project(self, teacher: TeacherTokens, begin: int, end: int) -> Tensor:
         found = _product_(self.space[: end - begin], self.tokens[begin:end], self.prototypes.T, self.task.precision)
         for i, j in _pieces(begin, end, self.task.block):
             rows = found[i - begin : j - begin]
             center = teacher.center if teacher.position is None else teacher.center[teacher.position[i:j]]
-            torch.softmax(rows.sub_(center, alpha=1 / teacher.temp), dim=-1, out=rows)
+            rows.sub_(center, alpha=1 / teacher.temp)
+            probs = rows.softmax(dim=-1)
+            self.entropies[i:j] = _log_sum_exp(rows, probs) - torch.linalg.vecdot(probs, rows)
+            self.sum += rows.copy_(probs).sum(0)
         return found
 
 
@@ -223,12 +225,12 @@ class _Student:
         task, tokens = self.task, self.tokens[first:last]
         slope = _product_(self.space[: last - first], tokens, self.forth.T, task.precision)
         for i, j in _pieces(first, last, task.block):
-            rows = slope[i - first : j - first]  # logits, then log-probabilities, then the gradient of the logits
+            rows = slope[i - first : j - first]  # logits, then the gradient of the logits
             target = F.embedding_bag(task.matched[i:j] - begin, probs, mode="sum", per_sample_weights=task.shares[i:j])
-            torch.log_softmax(rows, dim=-1, out=rows)
-            self.losses[i:j] = (rows * target).sum(-1).neg_()
+            own = rows.softmax(dim=-1)
+            self.losses[i:j] = _log_sum_exp(rows, own) - torch.linalg.vecdot(target, rows)
             if self.wanted:
-                rows.exp_().sub_(target)
+                torch.sub(own, target, out=rows)
         if self.grad_tokens is not None:
             _product_(self.grad_tokens[first:last], slope, self.back, self.precision)
         if self.grad_prototypes is not None:
@@ -241,6 +243,11 @@ class _Student:
             return None, self.grad_prototypes
         scaled = self.grad_tokens * (self.task.total / self.task.student_temp)[:, None]
         return torch.empty_like(scaled).index_copy_(0, self.task.table.order, scaled), self.grad_prototypes
+
+
+def _log_sum_exp(logits: Tensor, probs: Tensor) -> Tensor:
+    """Of each row of `logits`, whose softmax is `probs`: log(p) = logit - this, and the highest p is surely not 0."""
+    return logits.amax(-1) - probs.amax(-1).log()
 
 
 def _product_(out: Tensor, left: Tensor, right: Tensor, precision: torch.dtype, *, add: bool = False) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -149,7 +150,10 @@ class Engine:
         return self.update(self.prepare(batch))
 
     def prepare(self, batch: ViewBatch) -> list[Part]:
-        """Plan the batch, part by part, on the CPU, and send it to the device; waits for nothing."""
+        """Plan the batch, part by part, on the CPU, and send it to the device; waits for nothing.
+
+        A GPU is meanwhile busy with the update before: see `patchssl.pretrain.match_plan`.
+        """
         parts = []
         for views in batch.split(self.recipe.optim.accumulate):
             plan = plan_batch(views, self.recipe)
@@ -184,8 +188,8 @@ class Engine:
     def _move(self, values: StepValues) -> Tensor:
         """Let the optimizer use the gradients; returns their global norm before clipping."""
         if values.last_layer_frozen:
-            for head in self.student.heads:
-                drop_gradients(head.last_layer)
+            for prototypes in (self.student.head.last_layer, self.student.head.patch_layer):
+                drop_gradients(prototypes)
         if values.backbone_frozen:
             drop_gradients(self.student.backbone)
         self.scaler.unscale_(self.optimizer)
@@ -207,7 +211,8 @@ class Engine:
         load_whole_state(self.student, network_from_file(state["student"]))
         load_whole_state(self.teacher, network_from_file(state["teacher"]))
         self.centers.load_state_dict(state["centers"])
-        load_whole_optimizer_state(self.student, self.optimizer, state["optimizer"])
+        # a copy: torch takes its tensors as they are, and those of a file would keep that on the disk, deleted or not
+        load_whole_optimizer_state(self.student, self.optimizer, copy.deepcopy(state["optimizer"]))
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["steps_done"]
@@ -257,8 +262,7 @@ def build_student(recipe: Recipe, seed: int, start: VitBackbone | None = None) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         head = ProjectionHead(backbone.embed_dim, recipe.head)
-        patch_head = None if recipe.head.shared else ProjectionHead(backbone.embed_dim, recipe.head)
-    return Network(backbone, head, patch_head, masked=recipe.method == "ibot"), num_drop_path
+    return Network(backbone, head, masked=recipe.method == "ibot"), num_drop_path
 
 
 def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,11 @@ from patchssl.pretrain.config import HeadConfig
 
 
 class ProjectionHead(nn.Module):
-    """MLP with GELU to an L2-normalized bottleneck, then weight-normalized prototypes without bias."""
+    """MLP with GELU to an L2-normalized bottleneck, then weight-normalized prototypes without bias.
+
+    Patch tokens meet the same prototypes as class tokens, or with `shared: false` prototypes of their own behind the
+    same MLP: iBOT's `last_layer2` (arXiv 2111.07832; bytedance/ibot, models/head.py).
+    """
 
     def __init__(self, in_dim: int, config: HeadConfig) -> None:
         super().__init__()
@@ -27,13 +31,20 @@ class ProjectionHead(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        self.last_layer2 = None if config.shared else Prototypes(config.bottleneck, config.num_prototypes,
+                                                                 norm=config.norm_last_layer)
+
+    @property
+    def patch_layer(self) -> Prototypes:
+        """The prototypes of patch tokens."""
+        return self.last_layer if self.last_layer2 is None else self.last_layer2
 
     def bottleneck(self, tokens: Tensor) -> Tensor:
         """Unit vectors (..., bottleneck) of tokens (..., D)."""
         return F.normalize(self.mlp(tokens), dim=-1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (..., K) of tokens (..., D)."""
+        """Logits (..., K) of class tokens (..., D)."""
         return self.last_layer(self.bottleneck(tokens))
 
 

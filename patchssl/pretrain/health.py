@@ -62,8 +62,8 @@ def patch_health(stats: MatchStats, plan: MatchPlan, patch_term: Tensor) -> dict
 
 
 def collapse_warnings(row: dict[str, Any], num_prototypes: int, *, num_tokens: int = 64,
-                      best_rank: float = 0.0) -> list[str]:
-    """What a log row says about collapse, in words; empty for a healthy one.
+                      best_rank: float = 0.0) -> dict[str, str]:
+    """What a log row says about collapse, in words, by a name for each kind; empty for a healthy one.
 
     `num_tokens`: class tokens that the rank was taken of, too few of which say nothing; `best_rank`: the highest
     rank of earlier rows. Call it after the learning rate's warm-up: every network starts with uniform targets.
@@ -71,24 +71,24 @@ def collapse_warnings(row: dict[str, Any], num_prototypes: int, *, num_tokens: i
     top, rank = math.log(num_prototypes), row["effective_rank"]
     found = _of_targets(row["teacher_entropy"], row["marginal_entropy"], top, "images")
     if max(row["matched_share_global"], row["matched_share_local"]) > 0:
-        found += _of_targets(row["patch_entropy"], row["patch_marginal_entropy"], top, "patches")
+        found |= _of_targets(row["patch_entropy"], row["patch_marginal_entropy"], top, "patches")
     if (rank < 2 and num_tokens >= FEW_TOKENS) or row["feature_spread"] < 0.05:
-        found.append(f"the class tokens hardly differ (effective rank {rank:.1f}, spread "
-                     f"{row['feature_spread']:.2f}): the features have collapsed; try loss.centering=sinkhorn, "
-                     "a longer loss.patch_warmup_epochs or a lower optim.lr")
+        found["collapsed"] = (f"the class tokens hardly differ (effective rank {rank:.1f}, spread "
+                              f"{row['feature_spread']:.2f}): the features have collapsed; try "
+                              "loss.centering=sinkhorn, a longer loss.patch_warmup_epochs or a lower optim.lr")
     elif rank < best_rank / 3 and num_tokens >= FEW_TOKENS:
-        found.append(f"the effective rank of the class tokens has fallen from {best_rank:.1f} to {rank:.1f}: features "
-                     "are collapsing into few dimensions; try a lower optim.lr or loss.patch_weight")
+        found["falling"] = (f"the effective rank of the class tokens has fallen from {best_rank:.1f} to {rank:.1f}: "
+                            "features are collapsing into few dimensions; try a lower optim.lr or loss.patch_weight")
     return found
 
 
-def _of_targets(mean: float, marginal: float, top: float, of: str) -> list[str]:
+def _of_targets(mean: float, marginal: float, top: float, of: str) -> dict[str, str]:
     """The two ways in which targets say nothing: the same for all prototypes, or for all images."""
-    found = []
+    found = {}
     if mean > 0.98 * top:
-        found.append(f"the teacher's targets of {of} are almost uniform (entropy {mean:.2f} of ln K = {top:.2f}): "
-                     "nothing is learned; lower loss.teacher_temp or raise optim.lr")
+        found[f"uniform {of}"] = (f"the teacher's targets of {of} are almost uniform (entropy {mean:.2f} of ln K = "
+                                  f"{top:.2f}): nothing is learned; lower loss.teacher_temp or raise optim.lr")
     if marginal < 0.05 * top:
-        found.append(f"almost all {of} get the same few prototypes: the network has collapsed; try "
-                     "loss.centering=sinkhorn, a lower optim.lr or a lower loss.patch_weight")
+        found[f"equal {of}"] = (f"almost all {of} get the same few prototypes: the network has collapsed; try "
+                                "loss.centering=sinkhorn, a lower optim.lr or a lower loss.patch_weight")
     return found

@@ -1,7 +1,8 @@
 """Which patch tokens of a batch are compared, and what each comparison weighs, from geometry and draws alone.
 
 Views are ordered globals first; a pair is (teacher view t, student view s) with t != s. The plan is made on the CPU,
-so that the step itself has no data-dependent shape to wait for.
+for a whole batch at once, while an accelerator still computes the update before. How many tokens match depends on the
+draws: made on the device, the host would have to wait for these counts in every update before it knew a single shape.
 """
 
 from __future__ import annotations

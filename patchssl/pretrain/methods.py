@@ -27,30 +27,18 @@ from patchssl.pretrain.teacher import EmaCenter, sinkhorn
 
 
 class Network(nn.Module):
-    """A backbone, its projection head, and where the recipe asks for them a patch head and a mask token."""
+    """A backbone, its projection head, and for iBOT a mask token."""
 
-    def __init__(self, backbone: VitBackbone, head: ProjectionHead, patch_head: ProjectionHead | None = None, *,
-                 masked: bool = False) -> None:
+    def __init__(self, backbone: VitBackbone, head: ProjectionHead, *, masked: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.patch_head = patch_head
         self.mask_token = nn.Parameter(torch.zeros(1, backbone.embed_dim)) if masked else None  # as iBOT's
 
     @property
     def blocks(self) -> list[nn.Module]:
         """The backbone's transformer blocks."""
         return list(self.backbone.module.blocks)
-
-    @property
-    def heads(self) -> list[ProjectionHead]:
-        """One head, or two."""
-        return [self.head] if self.patch_head is None else [self.head, self.patch_head]
-
-    @property
-    def head_of_patches(self) -> ProjectionHead:
-        """The head that patch tokens go through: their own, or that of the class tokens."""
-        return self.head if self.patch_head is None else self.patch_head
 
 
 class Centers(nn.Module):
@@ -70,10 +58,9 @@ class Centers(nn.Module):
         if not self.moves:
             return
         class_means, patch_means = zip(*((part.class_mean, part.patch_mean) for part in targets), strict=True)
-        self.class_token.update(teacher.head, torch.stack(class_means).mean(0))
+        self.class_token.update(teacher.head.last_layer, torch.stack(class_means).mean(0))
         if self.patch_tokens is not None:
-            self.patch_tokens.update(teacher.head_of_patches, torch.stack(patch_means).mean(0))
-
+            self.patch_tokens.update(teacher.head.patch_layer, torch.stack(patch_means).mean(0))
 
     def norms(self) -> tuple[Tensor, ...]:
         """Lengths of the centers (of the mean over positions): what the teacher would say of nothing."""
@@ -136,19 +123,19 @@ def _class_probs(logits: Tensor, center: Tensor, temp: float, config: LossConfig
 def _patch_targets(teacher: Network, center: EmaCenter | None, patch_tokens: Tensor, plan: MatchPlan,
                    values: StepValues, config: LossConfig) -> tuple[TeacherTokens | Tensor, Tensor]:
     """What the plan's teacher tokens say, and the mean bottleneck of all patch tokens (B * G, N, D)."""
-    head, positions = teacher.head_of_patches, patch_tokens.shape[1]
+    head, positions = teacher.head, patch_tokens.shape[1]
     if center is None:  # DINO compares no patch tokens
         none = patch_tokens.new_zeros(0, head.last_layer.num_prototypes, dtype=torch.float32)
         return none, none.new_zeros(1)
     if config.centering == "sinkhorn":  # has no center: tokens that nobody matches are left alone
-        logits = head(patch_tokens.flatten(0, 1).index_select(0, plan.teacher_tokens))
+        logits = head.patch_layer(head.bottleneck(patch_tokens.flatten(0, 1).index_select(0, plan.teacher_tokens)))
         return sinkhorn(logits, values.patch_teacher_temp), logits.new_zeros(1)
     every = head.bottleneck(patch_tokens)
     matched = every.flatten(0, 1).index_select(0, plan.teacher_tokens)
     of_place = len(center.value) > 1
     mean = every.float().mean(0) if of_place else every.float().flatten(0, 1).mean(0, keepdim=True)
     position = plan.teacher_tokens % positions if of_place else None
-    return TeacherTokens(matched, head.last_layer.rows(), center.value, values.patch_teacher_temp, position), mean
+    return TeacherTokens(matched, head.patch_layer.rows(), center.value, values.patch_teacher_temp, position), mean
 
 
 def student_losses(student: Network, batch: Batch, targets: Targets, plan: MatchPlan, patch_weight: float,
@@ -161,9 +148,9 @@ def student_losses(student: Network, batch: Batch, targets: Targets, plan: Match
     class_logits = student.head(class_tokens)
     patch_tokens = torch.cat([x[..., 1:, :].flatten(0, 2) for x in tokens]).index_select(0, plan.student_tokens)
     class_term = class_loss(class_logits, targets.class_probs, plan.class_weight, config.student_temp)
-    head = student.head_of_patches
-    patch_sum, stats = matched_cross_entropy(head.bottleneck(patch_tokens), head.last_layer.rows(), targets.patches,
-                                             plan.table, plan.teacher, plan.weight, config.student_temp)
+    patch_sum, stats = matched_cross_entropy(student.head.bottleneck(patch_tokens), student.head.patch_layer.rows(),
+                                             targets.patches, plan.table, plan.teacher, plan.weight,
+                                             config.student_temp)
     patch_term = patch_sum / plan.pairs.clamp(min=1e-6)
     return Losses(class_term + patch_weight * patch_term, class_term, patch_term, class_logits, stats)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from patchssl.imageset import ImageSet
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.run import make_engine, make_loader, peak_memory, training_images
+from patchssl.pretrain.making import make_engine, make_loader, peak_memory, require_shares, training_images
 from patchssl.pretrain.start import starting_backbone
 
 _SLOW = 10.0  # seconds of an update
@@ -48,12 +48,16 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
              images: ImageSet | None = None) -> Plan:
     """What the run would cost, from a few updates on a few of its images; nothing is written.
 
-    `images`, where there are any, stand for those of `data`.
+    `images`, where there are any, stand for those of `data`. Measured is a part of a batch, or as many of its images
+    as take little time: parts that are accumulated share their memory and add their times.
     """
+    require_shares(recipe)
     images = training_images(recipe, data, seed) if images is None else images
-    full = make_engine(recipe, images, seed, device, starting_backbone(recipe))
-    batch_size = min(recipe.optim.batch_size, 64 if recipe.views.global_size <= 64 else 8)
-    small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch_size})})
+    part = recipe.optim.batch_size // recipe.optim.accumulate
+    batch_size = min(part, 64 if recipe.views.global_size <= 64 else 8)
+    whole, small = (recipe.model_copy(update={"optim": recipe.optim.model_copy(update=values)})
+                    for values in ({"accumulate": 1}, {"batch_size": batch_size}))
+    full = make_engine(whole, images, seed, device, starting_backbone(recipe))
     weights = peak_memory(full.device)
     batches = iter(make_loader(small, images, seed, full.num_drop_path, workers=0))
     times = []
@@ -63,9 +67,8 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
         times.append(time.perf_counter() - began)
         if times[-1] > _SLOW:  # one is enough
             break
-    scale = recipe.optim.batch_size / batch_size
-    seconds = min(times) * scale
-    memory = int(weights + max(0, peak_memory(full.device) - weights) * scale)
+    seconds = min(times) * recipe.optim.batch_size / batch_size
+    memory = int(weights + max(0, peak_memory(full.device) - weights) * part / batch_size)
     parameters = sum(p.numel() for p in full.student.parameters())
     return Plan(len(images), recipe.optim.epochs, full.steps_per_epoch, full.total_steps, parameters, seconds,
                 seconds * full.total_steps, memory, batch_size)

@@ -29,13 +29,14 @@ class StopSignals:
     """While entered, the first of SIGNALS raises Stopped in the main thread: at once, or at the end of `held`.
 
     A second one of the kind acts as it always did; one of another kind is left at that. With `together` set nothing
-    is raised: processes agree on when they stop, see `patchssl.pretrain.meeting`.
+    is raised: processes agree on when they stop, see `patchssl.pretrain.meeting`. With `held` nothing is raised
+    before `listen`, by whoever can answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, held: bool = False) -> None:
         self.together = False
         self.received: int | None = None
-        self._held = False
+        self._held = held
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -50,6 +51,11 @@ class StopSignals:
                  trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """From now on signals are obeyed at once, one that has come already first."""
+        self._held = False
+        self.obey()
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patchssl.distributed import all_reduce_max, all_reduce_mean, all_reduce_sum
-from patchssl.pretrain.head import ProjectionHead
+from patchssl.pretrain.head import Prototypes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -38,13 +38,13 @@ class EmaCenter(nn.Module):
         self.register_buffer("value", torch.zeros(positions, num_prototypes))
 
     @torch.no_grad()
-    def update(self, head: ProjectionHead, mean: Tensor) -> None:
+    def update(self, prototypes: Prototypes, mean: Tensor) -> None:
         """Move towards the mean logits, given this process's `mean` bottleneck (1, d), or (positions, d).
 
         Logits are linear in the bottleneck, so their mean is the prototypes' answer to the mean vector: tokens
         whose logits nobody needs are never projected.
         """
-        self.value.lerp_(head.last_layer(all_reduce_mean(mean)).to(self.value.dtype), 1 - self.momentum)
+        self.value.lerp_(prototypes(all_reduce_mean(mean)).to(self.value.dtype), 1 - self.momentum)
 
 
 @torch.no_grad()

@@ -127,15 +127,16 @@ class ViewBatch:
     unreadable: tuple[str, ...]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
-        """The batch on `device`, draws of color left on the CPU, where `apply_colors` wants them.
+        """The batch with what the networks see on `device`; the rest stays on the CPU, where it is used.
 
-        With `non_blocking` a pinned batch is copied while the device works.
+        Geometry, masks and draws of matches are made a plan of, draws of color are read by `apply_colors`. With
+        `non_blocking` a pinned batch is copied while the device works.
         """
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._map(_SEEN, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ViewBatch:
-        """The batch in page-locked memory, draws of color excepted."""
-        return self._map(Tensor.pin_memory)
+        """The batch with what `to` copies in page-locked memory."""
+        return self._map(_SEEN, Tensor.pin_memory)
 
     def split(self, parts: int) -> list[ViewBatch]:
         """The batch cut into `parts` of equal size; what was unreadable is named in the first."""
@@ -148,13 +149,16 @@ class ViewBatch:
     def _slice(self, chosen: slice, unreadable: tuple[str, ...]) -> ViewBatch:
         global_colors, local_colors = (ColorDraws(*(field[chosen] for field in draws))
                                        for draws in (self.global_colors, self.local_colors))
-        return replace(self._map(lambda tensor: tensor[chosen]), unreadable=unreadable, global_colors=global_colors,
-                       local_colors=local_colors)
+        return replace(self._map(_TENSORS, lambda tensor: tensor[chosen]), unreadable=unreadable,
+                       global_colors=global_colors, local_colors=local_colors)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> ViewBatch:
-        names = ("global_views", "local_views", "boxes", "mirrored", "index", "drop_path", "masks", "match_draws")
-        moved: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
-        return replace(self, **moved)
+    def _map(self, names: Sequence[str], function: Callable[[Tensor], Tensor]) -> ViewBatch:
+        changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
+        return replace(self, **changed)
+
+
+_SEEN = ("global_views", "local_views", "drop_path", "masks")  # by the networks
+_TENSORS = (*_SEEN, "boxes", "mirrored", "index", "match_draws")
 
 
 class ViewDataset(Dataset[ViewSample]):
@@ -242,6 +246,22 @@ def collate_views(samples: Sequence[ViewSample]) -> ViewBatch:
         unreadable=tuple(name for sample in samples for name in sample.unreadable))
 
 
+def batch_share(batch_size: int, processes: int) -> int:
+    """Images of a batch that each of `processes` gets; UsageError where they do not all get as many."""
+    if batch_size % processes:
+        raise UsageError(f"optim.batch_size = {batch_size} cannot be shared out evenly to {processes} processes; "
+                         f"choose a multiple of {processes}")
+    return batch_size // processes
+
+
+def updates_per_epoch(num_images: int, batch_size: int) -> int:
+    """Whole batches in a set of `num_images`, the rest left out; UsageError where there is none."""
+    if num_images < batch_size:
+        raise UsageError(f"optim.batch_size = {batch_size} is more than the {num_images} images of the set; lower it "
+                         "or add images")
+    return num_images // batch_size
+
+
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) from update `start_step` to the end of the last epoch: one rank's share.
 
@@ -251,29 +271,19 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, num_images: int, batch_size: int, *, epochs: int, seed: int, start_step: int = 0,
                  rank: int = 0, world_size: int = 1) -> None:
-        if num_images < batch_size:
-            raise UsageError(f"optim.batch_size = {batch_size} is more than the set's {num_images} images: "
-                             "lower it or add images")
-        if batch_size % world_size:
-            raise UsageError(f"optim.batch_size = {batch_size} cannot be shared out evenly to {world_size} "
-                             f"processes; choose a multiple of {world_size}")
+        self.steps_per_epoch = updates_per_epoch(num_images, batch_size)
+        self.share = batch_share(batch_size, world_size)
         self.num_images, self.batch_size, self.epochs, self.seed = num_images, batch_size, epochs, seed
-        self.start_step, self.rank, self.world_size = start_step, rank, world_size
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Updates in one epoch."""
-        return self.num_images // self.batch_size
+        self.start_step, self.rank = start_step, rank
 
     def __len__(self) -> int:
         """Updates that are left."""
         return max(0, self.epochs * self.steps_per_epoch - self.start_step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.batch_size // self.world_size
         first_epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
             order = sample_rng(self.seed, epoch, 0, "shuffle").permutation(self.num_images)
             for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
-                begin = step * self.batch_size + self.rank * share
-                yield [(epoch, index) for index in order[begin:begin + share].tolist()]
+                begin = step * self.batch_size + self.rank * self.share
+                yield [(epoch, index) for index in order[begin:begin + self.share].tolist()]

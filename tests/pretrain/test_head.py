@@ -35,6 +35,21 @@ def test_scaling_a_prototype_changes_nothing():
     torch.testing.assert_close(head(x), before)
 
 
+def test_patches_may_have_prototypes_of_their_own_behind_the_same_mlp():
+    """As iBOT's head, by names and by numbers: MLP, unit length, and one of two weight-normalized layers."""
+    head = ProjectionHead(6, HeadConfig(num_prototypes=7, hidden=12, bottleneck=5, shared=False))
+    mlp = {f"mlp.{i}.{what}" for i in (0, 2, 4) for what in ("weight", "bias")}
+    assert set(head.state_dict()) == mlp | {f"last_layer{n}.weight_{what}" for n in ("", "2") for what in "gv"}
+    tokens = torch.randn(4, 6)
+    weights = head.last_layer2.weight_v / head.last_layer2.weight_v.norm(dim=1, keepdim=True)
+    hidden = head.mlp(tokens)
+    torch.testing.assert_close(head.patch_layer(head.bottleneck(tokens)),
+                               hidden / hidden.norm(dim=1, keepdim=True) @ weights.T)
+    assert not torch.equal(head.last_layer.weight_v, head.last_layer2.weight_v)
+    shared = ProjectionHead(6, CONFIG)
+    assert shared.patch_layer is shared.last_layer
+
+
 def test_number_of_layers():
     for layers in (1, 2, 4):
         head = ProjectionHead(6, HeadConfig(num_prototypes=7, hidden=12, bottleneck=5, layers=layers))

@@ -71,7 +71,7 @@ HEALTHY = {"teacher_entropy": 2.0, "marginal_entropy": 4.0, "effective_rank": 20
 
 
 def test_a_healthy_row_says_nothing():
-    assert collapse_warnings(HEALTHY, num_prototypes=1000) == []
+    assert collapse_warnings(HEALTHY, num_prototypes=1000) == {}
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -83,20 +83,20 @@ def test_a_healthy_row_says_nothing():
     ({"feature_spread": 0.01}, ["class tokens hardly differ", "spread 0.01", "collapsed"]),
 ])
 def test_each_collapse_has_its_words(change, words):
-    (warning,) = collapse_warnings(HEALTHY | change, num_prototypes=1000)
+    (warning,) = collapse_warnings(HEALTHY | change, num_prototypes=1000).values()
     assert [word for word in words if word not in warning] == []
 
 
 def test_without_matches_nothing_is_said_of_patches():
     none = {"matched_share_global": 0.0, "patch_entropy": 0.0, "patch_marginal_entropy": 0.0}
-    assert collapse_warnings(HEALTHY | none, num_prototypes=1000) == []
+    assert collapse_warnings(HEALTHY | none, num_prototypes=1000) == {}
 
 
 def test_a_falling_rank_is_noticed_and_few_tokens_say_nothing():
-    (warning,) = collapse_warnings(HEALTHY | {"effective_rank": 5.0}, 1000, best_rank=20.0)
+    (warning,) = collapse_warnings(HEALTHY | {"effective_rank": 5.0}, 1000, best_rank=20.0).values()
     assert "has fallen from 20.0 to 5.0" in warning
-    assert collapse_warnings(HEALTHY | {"effective_rank": 8.0}, 1000, best_rank=20.0) == []
-    assert collapse_warnings(HEALTHY | {"effective_rank": 1.5}, 1000, num_tokens=4, best_rank=9.0) == []
+    assert collapse_warnings(HEALTHY | {"effective_rank": 8.0}, 1000, best_rank=20.0) == {}
+    assert collapse_warnings(HEALTHY | {"effective_rank": 1.5}, 1000, num_tokens=4, best_rank=9.0) == {}
 
 
 def test_kl_is_exact_under_unequal_weights():
@@ -115,6 +115,6 @@ def test_kl_is_exact_under_unequal_weights():
 
 def test_advice_names_settings_that_exist():
     ill = HEALTHY | {"teacher_entropy": 6.9, "marginal_entropy": 0.0, "effective_rank": 1.0, "feature_spread": 0.0}
-    named = set(re.findall(r"(?:loss|optim|head|views)\.\w+", " ".join(collapse_warnings(ill, 1000))))
+    named = set(re.findall(r"(?:loss|optim|head|views)\.\w+", " ".join(collapse_warnings(ill, 1000).values())))
     assert named
     assert named <= set(recipe_keys())

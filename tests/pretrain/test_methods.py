@@ -23,12 +23,12 @@ VALUES = StepValues(lr=0.1, weight_decay=0.0, teacher_momentum=0.9, teacher_temp
                     patch_teacher_temp=0.05, patch_weight=0.7, last_layer_frozen=False, backbone_frozen=False)
 
 
-def make_recipe(num_global=2, num_local=1, method="pwself", **loss):
+def make_recipe(num_global=2, num_local=1, method="pwself", shared=True, **loss):
     return Recipe.model_validate({
         "method": method, "model": {"patch_size": PATCH}, "loss": loss,
         "photometric": {"patch_share": 1 if method == "pwself" else 0},
         "views": {"num_global": num_global, "num_local": num_local, "global_size": SIZE, "local_size": LOCAL},
-        "head": {"num_prototypes": K, "hidden": 16, "bottleneck": 6},
+        "head": {"num_prototypes": K, "hidden": 16, "bottleneck": 6, "shared": shared},
     })
 
 
@@ -56,10 +56,17 @@ def plan_for(recipe, num_images, shift=14.0):
     return plan_matches(torch.tensor(boxes, dtype=torch.float64), mirrored, recipe)
 
 
+def logits_of_view(head, tokens):
+    """(1 + N, K) of the tokens of one view; patches have prototypes of their own in a head with two sets of them."""
+    both = head.mlp(tokens) / head.mlp(tokens).norm(dim=-1, keepdim=True)
+    own = head.last_layer if head.last_layer2 is None else head.last_layer2
+    return torch.cat([head.last_layer(both[:1]), own(both[1:])])
+
+
 def all_logits(network, globals_):
     """(B, G, 1 + N, K): every token of every view projected, one view at a time."""
     with torch.no_grad():
-        return torch.stack([network.head(network.backbone.tokens(view[None])[0])
+        return torch.stack([logits_of_view(network.head, network.backbone.tokens(view[None])[0])
                             for view in globals_.flatten(0, 1)]).unflatten(0, globals_.shape[:2])
 
 
@@ -81,8 +88,9 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)
 
 
-def test_ema_centers_are_means_of_all_teacher_tokens_and_move_after_use():
-    recipe = make_recipe()
+@pytest.mark.parametrize("shared", [True, False])
+def test_ema_centers_are_means_of_all_teacher_tokens_and_move_after_use(shared):
+    recipe = make_recipe(shared=shared)
     teacher, centers, plan = make_teacher(make_network(recipe)), Centers(recipe), plan_for(recipe, 3)
     assert 0 < len(plan.teacher_tokens) < 3 * 2 * 9
     class_center, patch_center = torch.zeros(K), torch.zeros(K)
@@ -206,7 +214,7 @@ def slow_terms(student, globals_, locals_, draws, targets, plan, recipe):
         row = []
         for v, view in enumerate([*globals_[i], *locals_[i]]):
             set_drop_path_draws(student.backbone, draws[i, v][None])
-            logits = student.head(student.backbone.tokens(view[None])[0])
+            logits = logits_of_view(student.head, student.backbone.tokens(view[None])[0])
             row.append((logits / recipe.loss.student_temp).log_softmax(-1))
         per_view.append(row)
     class_term = sum(-plan.class_weight[i, t, v] * (targets.class_probs[i, t] * per_view[i][v][0]).sum()
@@ -256,9 +264,10 @@ def test_a_teacher_token_that_nobody_matches_changes_no_loss():
     assert torch.equal(patch_probs(first), patch_probs(second))
 
 
-def test_ibot_hides_patches_of_global_views_from_the_student_alone():
+@pytest.mark.parametrize("shared", [True, False])
+def test_ibot_hides_patches_of_global_views_from_the_student_alone(shared):
     """Class and patch term by one forward pass a view: masked globals, whole locals, targets of whole globals."""
-    recipe = make_recipe(num_local=1, method="ibot")
+    recipe = make_recipe(num_local=1, method="ibot", shared=shared)
     student = make_network(recipe, masked=True)
     teacher = make_teacher(student)
     globals_, locals_ = views_of(2, 2, 1)
@@ -273,7 +282,7 @@ def test_ibot_hides_patches_of_global_views_from_the_student_alone():
     for i in range(2):
         seen = [masked_tokens(student.backbone, globals_[i, v][None], student.mask_token[0], masks[i, v][None])[0]
                 for v in range(2)] + [student.backbone.tokens(locals_[i, 0][None])[0]]
-        answers = [(student.head(tokens) / 0.1).log_softmax(-1) for tokens in seen]
+        answers = [(logits_of_view(student.head, tokens) / 0.1).log_softmax(-1) for tokens in seen]
         class_terms += [-(said[i, t, 0] * answers[v][0]).sum() for t in range(2) for v in range(3) if t != v]
         for v in range(2):
             each = -(said[i, v, 1:] * answers[v][1:]).sum(-1)

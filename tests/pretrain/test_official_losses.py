@@ -1,6 +1,5 @@
 """Three updates in a row give what the official losses of DINO, iBOT and PW-Self's authors gave, centers included."""
 
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from patchssl.pretrain.match_plan import class_only, even_class_weight, plan_mat
 from patchssl.pretrain.methods import _class_probs
 from patchssl.pretrain.teacher import EmaCenter
 
-LOGITS = SimpleNamespace(last_layer=nn.Identity())  # a head for logits: the centers' mean is that of logits
+LOGITS = nn.Identity()  # prototypes for logits: the centers' mean is that of logits
 
 
 def logits(name, update, *shape):

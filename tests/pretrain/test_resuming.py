@@ -69,11 +69,22 @@ def test_what_moves_numbers_is_changed_only_when_allowed(run, allowed):
 
 
 def test_an_allowed_change_outlives_a_kill_before_the_next_checkpoint(run, monkeypatch):
-    monkeypatch.setattr("patchssl.pretrain.run._train", lambda run: None)
+    monkeypatch.setattr("patchssl.pretrain.run.train", lambda run: None)
     resume(run, ("optim.epochs=3",), allow_changes=True)
     monkeypatch.undo()
     resume(run)
     assert load_checkpoint(run)["steps_done"] == 18
+
+
+def test_a_resumed_run_lets_go_of_the_file_that_it_was_read_from(run, monkeypatch):
+    """Or the disk keeps it beside the two checkpoints, deleted as it is, until the run ends."""
+    mapped = []
+    monkeypatch.setattr("patchssl.pretrain.run.train", lambda run: mapped.append(Path("/proc/self/maps").read_text()))
+    held = load_checkpoint(run)
+    assert str(run) in Path("/proc/self/maps").read_text()  # it would be seen
+    del held
+    resume(run)
+    assert str(run) not in mapped[0]
 
 
 def test_a_recipe_edited_by_hand_is_noticed(run):

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,8 +21,9 @@ import patchssl
 from patchssl.checkpoint import load_checkpoint
 from patchssl.errors import CheckpointError, DataError, Interrupted, NotFiniteError, PatchSSLError, UsageError
 from patchssl.pretrain.config import load_recipe, parse_recipe
+from patchssl.pretrain.loop import Clock
 from patchssl.pretrain.plan import plan_run
-from patchssl.pretrain.run import Clock, pretrain, resume
+from patchssl.pretrain.run import pretrain, resume
 from patchssl.pretrain.views import ViewDataset
 from patchssl.textures import textures
 
@@ -375,7 +378,7 @@ def test_a_signal_is_obeyed_while_images_are_waited_for(whole, data, monkeypatch
 
 
 def test_a_signal_while_the_data_is_opened_ends_the_run_before_it_began(data, monkeypatch):
-    monkeypatch.setattr("patchssl.pretrain.run.open_images", lambda data: os.kill(os.getpid(), signal.SIGUSR1))
+    monkeypatch.setattr("patchssl.pretrain.making.open_images", lambda data: os.kill(os.getpid(), signal.SIGUSR1))
     with pytest.raises(Interrupted, match="by SIGUSR1 before the first update, nothing is lost; start it again"):
         pretrain(recipe(), data, "run")
     assert not Path("run").exists()
@@ -566,6 +569,27 @@ def test_a_run_needs_data_and_enough_of_it(data):
     assert not Path("run").exists()
 
 
+def test_that_sinkhorn_balances_parts_is_said(data):
+    for parts, said in ((1, 0), (5, 1)):
+        listener = Listener()
+        pretrain(recipe(f"optim.accumulate={parts}", "optim.epochs=1"), data, f"run-{parts}", progress=listener)
+        assert len([s for s in listener.sentences if f"sinkhorn balances each of the {parts} parts" in s]) == said
+
+
+def test_a_signal_while_the_command_is_imported_is_answered(data):
+    """Sent as soon as it is caught at all: importing torch takes seconds."""
+    command = [sys.executable, "-m", "patchssl", "pretrain", "quickstart", "--data", str(data), "--out", "run"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    caught = "0"
+    while process.poll() is None and not int(caught, 16) >> (signal.SIGUSR1 - 1) & 1:
+        caught = Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:")[1].split()[0]
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "stopped by SIGUSR1 before the first update, nothing is lost; start it again" in err
+    assert not Path("run").exists()
+
+
 def test_max_images_takes_a_seeded_part(data):
     folder = pretrain(recipe("max_images=14", "optim.epochs=1"), data, "run", seed=0)
     assert [row["step"] for row in rows_of(folder)] == [1, 2]
@@ -624,7 +648,8 @@ def test_collapse_is_said_in_words(tmp_path):
     listener = Listener()
     pretrain(recipe("photometric.jitter=0", "photometric.grayscale=0", "photometric.solarize=[0,0,0]"), gray, "run",
              progress=listener)
-    assert [s for s in listener.sentences if s.startswith("warning: at update") and "features have collapsed" in s]
+    said = [s for s in listener.sentences if s.startswith("warning: at update") and "features have collapsed" in s]
+    assert len(said) == 1 < len(listener.rows)  # when it begins, not in every row
 
 
 @pytest.mark.parametrize(("overrides", "steps"), [([], 12), (["optim.epochs=1", "max_images=5"], 1)])
@@ -636,6 +661,12 @@ def test_a_plan_counts_and_writes_nothing(data, tmp_path, overrides, steps):
     assert 0 < plan.seconds_per_step < 60
     assert 2**26 < plan.peak_memory_bytes < 2**35
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_measures_one_of_the_parts_that_are_accumulated(data):
+    plan = plan_run(recipe("views.global_size=72", "optim.batch_size=24", "optim.accumulate=12"), data, seed=0)
+    assert plan.measured_batch == 2
+    assert plan.total_steps == 3
 
 
 def test_a_plan_counts_the_students_parameters(data, whole):

@@ -27,6 +27,16 @@ def test_a_signal_is_obeyed_at_once_and_handlers_come_back(number, code):
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
+def test_who_cannot_answer_yet_holds_signals_until_somebody_listens():
+    done = []
+    with pytest.raises(Stopped), StopSignals(held=True) as stops:
+        send(signal.SIGUSR1)
+        done.append(1)
+        stops.listen()
+        done.append(2)
+    assert done == [1]
+
+
 def test_a_held_stretch_is_done_whole():
     done = []
     with pytest.raises(Stopped), StopSignals() as stops:

@@ -29,7 +29,7 @@ def test_center_is_the_moving_mean_of_all_logits():
     expected = torch.zeros(9)
     for _ in range(3):
         tokens = torch.randn(6, 7, 5)
-        center.update(head, head.bottleneck(tokens).flatten(0, 1).mean(0, keepdim=True))
+        center.update(head.last_layer, head.bottleneck(tokens).flatten(0, 1).mean(0, keepdim=True))
         logits = torch.stack([head(token) for token in tokens.flatten(0, 1)])  # every token projected, one by one
         expected = 0.9 * expected + 0.1 * logits.mean(0)
     torch.testing.assert_close(center.value, expected[None], rtol=1e-5, atol=1e-6)
@@ -39,7 +39,7 @@ def test_center_per_position_keeps_positions_apart():
     torch.manual_seed(0)
     head, center = ProjectionHead(5, HEAD), EmaCenter(9, momentum=0.0, positions=7)
     tokens = torch.randn(6, 7, 5)
-    center.update(head, head.bottleneck(tokens).mean(0))
+    center.update(head.last_layer, head.bottleneck(tokens).mean(0))
     torch.testing.assert_close(center.value, head(tokens).mean(0), rtol=1e-5, atol=1e-6)
 
 
