@@ -204,6 +204,5 @@ def _draws(result: Result, metric: str) -> tuple[float, int] | None:
 
 
 def _sort_key(result: Result) -> tuple[Any, ...]:
-    metrics = tuple(sorted((name, repr(value)) for name, value in result.metrics.items()))
     return (result.model, result.weights_sha256, result.dataset, result.protocol_fingerprint,
-            str(result.seed), metrics)
+            str(result.seed), sorted(result.metrics.items()))
