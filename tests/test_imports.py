@@ -21,7 +21,7 @@ LAYERS = [
      "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
-    ["report", "catalog", "inspection"],
+    ["report", "catalog", "inspection", "reproduce"],
     ["export"],
     ["workflows", "tabling", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
      "suite", "scoring", "bench_eval", "bench_step", "bench_training", "bench_report", "slurm",
