@@ -53,8 +53,9 @@ def paper_frames(results: Sequence[Result],
     where `unavailable` has the reason why its data set could not be had.
     """
     unavailable = unavailable or {}
+    of_paper = [result for result in results if result.method in PAPER_METHODS]
     scores = [score for task in sorted({key[0] for keys in PAPER.values() for key in keys})
-              for score in collect_scores(results, task) if score.records[0].method in PAPER_METHODS]
+              for score in collect_scores(of_paper, task)]
     frames, numbers = {}, []
     for title, keys in PAPER.items():
         columns = [column for key in keys for column in _columns(key, scores)]
