@@ -11,15 +11,17 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from patchssl.errors import UsageError, one_of
 from patchssl.eval.metrics import wilson_interval
 from patchssl.eval.results import Result
+from patchssl.report.paired import per_query
 
 # metrics shown per task, in this order; keys as in the records
 HEADLINES: dict[str, tuple[str, ...]] = {
@@ -33,6 +35,8 @@ HEADLINES: dict[str, tuple[str, ...]] = {
 }
 # rows in this order; a method that is not named here comes last, under its model's name
 METHODS: dict[str, str] = {
+    "chance": "Chance",
+    "position": "Position only",
     "pixels": "Raw pixels",
     "random": "Random network",
     "dino": "DINO",
@@ -40,6 +44,8 @@ METHODS: dict[str, str] = {
     "ibot": "iBOT",
     "supervised": "Supervised",
 }
+REFERENCES = ("chance", "position", "pixels")  # answers that records of patches hold beside their network's
+NO_NETWORK = set(REFERENCES)
 NONE = "–"
 _FEW_SHOT = re.compile(r"fewshot([1-9][0-9]{0,8})/top1@[0-9]+")
 
@@ -77,7 +83,8 @@ class Score:
     n: int
     low: float | None = None
     high: float | None = None
-    interval: str = ""  # "seeds": Student's t over records; "images": Wilson over one record's test images; "draws"
+    # "seeds": Student's t over records; of one record "images": Wilson over test images, "queries": t, and "draws"
+    interval: str = ""
     seeds_differ: bool = True  # False where records share a seed or do not state it
     draws: int = 0  # of the training images, in one few-shot record
     records: tuple[Result, ...] = field(default=(), repr=False, compare=False)  # one per weights, by ascending value
@@ -103,12 +110,32 @@ def collect_scores(results: Iterable[Result], task: str) -> list[Score]:
     if task not in HEADLINES:
         raise UsageError(one_of("task", task, HEADLINES))
     cells: dict[tuple[Row, Column], list[Result]] = defaultdict(list)
-    for result in sorted((r for r in results if r.task == task), key=_sort_key):
+    found = sorted((result for result in results if result.task == task), key=_sort_key)
+    for result in [*found, *_references(found)]:
         for metric in result.metrics:
             if metric_place(task, metric) is not None:
                 cells[row_of(result), column_of(result, metric)].append(result)
     scores = [_score(row, column, records) for (row, column), records in cells.items()]
     return sorted(scores, key=lambda s: (s.row, column_order(s.column)))
+
+
+def _references(results: Sequence[Result]) -> list[Result]:
+    """What no network says: of each column's first record, its numbers for answers by chance, by position, by pixels.
+
+    Pixels that were run by themselves have a record with detail and are left to it.
+    """
+    columns: dict[Column, Result] = {}
+    for result in results:
+        columns.setdefault(column_of(result, ""), result)
+    measured = {column_of(result, "") for result in results if result.method == "pixels"}
+    made = []
+    for column, result in columns.items():
+        for source in REFERENCES:
+            metrics = {name: result.metrics[f"{source}/{name}"] for name in HEADLINES["patches"]
+                       if f"{source}/{name}" in result.metrics}
+            if column.task == "patches" and metrics and not (source == "pixels" and column in measured):
+                made.append(replace(result, model=source, method=source, metrics=metrics, detail={}))
+    return made
 
 
 def metric_place(task: str, metric: str) -> int | None:
@@ -142,7 +169,7 @@ def row_of(result: Result) -> Row:
     label = METHODS.get(result.method, result.variant or result.model)
     if result.variant and label != result.variant:
         label = variant_label(result.method, result.variant)
-    arch = NONE if result.method == "pixels" else result.arch or NONE
+    arch = NONE if result.method in NO_NETWORK else result.arch or NONE
     return Row(order, label, arch, _pretraining(result))
 
 
@@ -163,7 +190,7 @@ def column_of(result: Result, metric: str) -> Column:
 
 
 def _pretraining(result: Result) -> str:
-    if result.method == "pixels":
+    if result.method in NO_NETWORK:
         return NONE
     if result.method == "random":
         return "untrained"
@@ -194,6 +221,10 @@ def _score(row: Row, column: Column, records: Sequence[Result]) -> Score:
     if count and column.metric.startswith("top"):
         low, high = wilson_interval(round(mean * count), count)
         return score(mean=mean, low=low, high=high, interval="images")
+    queries = per_query(distinct[0], column.metric)
+    if queries is not None and (~np.isnan(queries)).sum() > 1:
+        low, high = t_interval(queries[~np.isnan(queries)].tolist())
+        return score(mean=mean, low=max(low, 0.0), high=min(high, 1.0), interval="queries")
     return score(mean=mean)
 
 
@@ -216,6 +247,5 @@ def _draws(result: Result, metric: str) -> tuple[float, int] | None:
 
 
 def _sort_key(result: Result) -> tuple[Any, ...]:
-    metrics = tuple(sorted((name, repr(value)) for name, value in result.metrics.items()))
     return (result.model, result.weights_sha256, result.dataset, result.protocol_fingerprint,
-            str(result.seed), metrics)
+            str(result.seed), sorted(result.metrics.items()))
