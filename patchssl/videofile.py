@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from patchssl.errors import DataError, UsageError
+from patchssl.errors import DataError, PatchSSLError, UsageError
 from patchssl.imagefile import decode_image, list_images
 
 SUFFIXES = (".mp4", ".gif", ".webp")
@@ -26,6 +26,7 @@ MOST_PIXELS = 2**26  # of a frame: 8192 x 8192
 MOST_HELD = 2**29  # bytes of frames that an animated image may hold in memory: 512 MiB
 # of ffmpeg's names: MP4 and QuickTime, Matroska and WebM, AVI, GIF, MPEG; not playlists, which name other files
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpeg,mpegts,ogg,flv"
+_COMPLETE = 0.9  # of the frames that a video says it has: editors leave some out on purpose
 Pixels = np.ndarray  # (H, W, 3) uint8
 Add = Callable[[Pixels], None]
 
@@ -98,9 +99,11 @@ def _by_number(name: str) -> list[tuple[int, int, str]]:
 
 def _open_video(path: Path, every: int) -> Iterator[Frames]:
     av = _pyav(f"reading the video {path.name}", "or name a folder of images")
-    try:
-        with path.open("rb") as file, av.open(file, "r", options={"format_whitelist": _FORMATS}, io_open=_refuse,
-                                              metadata_errors="replace") as container:
+    with path.open("rb") as file:
+        with _read_errors(path):
+            container = av.open(file, "r", options={"format_whitelist": _FORMATS}, io_open=_refuse,
+                                metadata_errors="replace")
+        with container:  # what fails in the caller's hands is not the video's fault
             if not container.streams.video:
                 raise DataError(f"{path} holds no moving picture")
             stream = container.streams.video[0]
@@ -108,19 +111,37 @@ def _open_video(path: Path, every: int) -> Iterator[Frames]:
             _check_pixels(path, stream.codec_context.width, stream.codec_context.height)
             rate = float(stream.average_rate or stream.guessed_rate or FOLDER_RATE)
             yield Frames(_decode(path, container, stream, every), _count(stream, rate, every), rate / every)
-    except (av.error.FFmpegError, UnicodeError) as error:
-        raise DataError(f"{path} cannot be read as a video: {_reason(error)}") from error
 
 
 def _decode(path: Path, container: Any, stream: Any, every: int) -> Iterator[tuple[str, Pixels]]:
-    number = -1
-    for number, frame in enumerate(container.decode(stream)):
-        _check_pixels(path, frame.width, frame.height)
-        if number % every == 0:
-            pixels = frame.to_ndarray(format="rgb24")
-            yield f"frame {number}", np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
-    if number < 0:
-        raise DataError(f"{path} holds no frame that can be decoded")
+    found = container.decode(stream)
+    count = 0
+    while True:
+        with _read_errors(path):
+            frame = next(found, None)
+            if frame is None:
+                break
+            _check_pixels(path, frame.width, frame.height)
+            if frame.is_corrupt:
+                raise DataError(f"{path} cannot be read as a video: frame {count} is damaged")
+            pixels = frame.to_ndarray(format="rgb24") if count % every == 0 else None
+        if pixels is not None:
+            yield f"frame {count}", np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+        count += 1
+    if count < _COMPLETE * stream.frames or not count:
+        expected = f", of {stream.frames}" if stream.frames else ""
+        raise DataError(f"{path} holds {count} frames that can be decoded{expected}: it is damaged or incomplete")
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    """Whatever a damaged video makes the library raise becomes a sentence; its errors are of many kinds."""
+    try:
+        yield
+    except (PatchSSLError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as a video: {_reason(error)}") from error
 
 
 def _count(stream: Any, rate: float, every: int) -> int | None:
