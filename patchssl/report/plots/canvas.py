@@ -28,6 +28,7 @@ STYLE = {
     "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6, "lines.linewidth": 1.6,
     "legend.framealpha": 0.85, "legend.edgecolor": "none", "image.interpolation": "nearest",
     "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.05, "svg.hashsalt": "patchssl",
+    "pdf.fonttype": 42,  # letters that journals can search and print
     "text.parse_math": False,  # a model may be named a$b$
 }
 LONGEST_NAME = 48  # characters of a name in a figure
