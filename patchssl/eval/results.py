@@ -23,7 +23,6 @@ from pydantic.dataclasses import dataclass
 
 import patchssl
 from patchssl.errors import DataError
-from patchssl.wholefile import whole_file
 
 SCHEMA = 1
 _FORMAT = "patchssl result"
@@ -70,10 +69,19 @@ class Result:
         """Save below `root`, replacing an earlier run of the same cell; at every moment the file is whole."""
         path = self.path(root)
         text = json.dumps(self.as_dict(), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        with whole_file(path, "result") as partial, partial.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("w", encoding="utf-8") as file:
+                    file.write(text + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"the result could not be written to {path}: {error.strerror or error}") from error
         return path
 
     def as_dict(self) -> dict[str, Any]:

@@ -95,6 +95,16 @@ def test_networks_whose_seeds_are_not_known_to_differ_are_marked(drawn, tmp_path
     assert label.endswith("n = 2, seeds shared or not stated")
 
 
+def test_the_figure_says_what_its_intervals_are_of(drawn, tmp_path):
+    [setting] = robustness_curves([record()])
+    strong = dataclasses.replace(setting.curves[0].strong, low=0.4, high=0.6, interval="queries")
+    curves = (dataclasses.replace(setting.curves[0], strong=strong),)
+    plot_robustness([dataclasses.replace(setting, curves=curves)], tmp_path / "r.png")
+    assert drawn[0].legends[0].get_title().get_text() == "95 % t-interval over the queries of single networks"
+    assert any(line.get_ydata() == pytest.approx([40, 60]) for line in drawn[0].axes[2].get_lines()
+               if len(line.get_ydata()) == 2)
+
+
 def test_two_settings_that_read_the_same_are_told_apart(drawn, tmp_path):
     plot_robustness(robustness_curves([record(), record(protocol_fingerprint="2" * 16)]), tmp_path / "r.png")
     titles = [axes.get_title(loc="left") for axes in drawn[0].axes[::3]]
