@@ -160,18 +160,26 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Features that evaluations keep: where, how many, how large (PATCHSSL_CACHE names another folder)."""
+    """Features that evaluations keep, and indexes of large archives: where, how many, how large.
+
+    PATCHSSL_CACHE names another folder, PATCHSSL_CACHE_GIB says how many GiB of features are kept (20).
+    """
+    from patchssl import cachefolder
     from patchssl.eval.cache import FeatureCache
 
     kept = FeatureCache()
     entries = kept.entries()
-    size = kept.clear() if clear else sum(entry.size for entry in entries)
+    size, indexes = sum(entry.size for entry in entries), cachefolder.index_bytes()
+    if clear:
+        kept.clear()
+        cachefolder.clear_indexes()
     if as_json:
         typer.echo(json.dumps({"folder": str(kept.folder), "entries": len(entries), "bytes": size,
-                               "limit_bytes": kept.limit, "cleared": clear}))
+                               "limit_bytes": kept.limit, "index_bytes": indexes, "cleared": clear}))
     else:
         typer.echo(f"{kept.folder}: {len(entries):,} entries, {size / 2**20:,.1f} MiB of at most "
-                   f"{kept.limit / 2**30:.0f} GiB" + (", removed" if clear else ""))
+                   f"{kept.limit / 2**30:g} GiB, and {indexes / 2**20:,.1f} MiB of archive indexes"
+                   + (", removed" if clear else ""))
 
 
 @app.command()
@@ -186,18 +194,31 @@ def doctor(as_json: JsonOpt = False) -> None:
 
 
 def main() -> None:
-    """Entry point: errors become a sentence and an exit code, a traceback only with PATCHSSL_DEBUG=1."""
+    """Entry point: run a command, end with its exit code."""
     # torch's threads wait by spinning; on a busy machine that costs 20 times the work (read when torch is imported)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    code = _exit_code()
+    if "torch" in sys.modules:
+        from patchssl.distributed import end_launched
+
+        end_launched(code)
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    """Of the command asked for: errors become a sentence and a code, a traceback only with PATCHSSL_DEBUG=1."""
     try:
         app()
+    except SystemExit as end:  # how every command ends
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
         if os.environ.get("PATCHSSL_DEBUG") == "1":
             raise
         # names come from files, and a terminal obeys what it is sent
         print("".join(c if c.isprintable() or c == "\n" else "?" for c in f"patchssl: {_sentence(error)}"),
               file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, PatchSSLError) else 1)
+        return error.exit_code if isinstance(error, PatchSSLError) else 1
+    return 0
 
 
 def _sentence(error: Exception) -> str:

@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 # a module imports from its own layer and from those before it; a package stands for all its modules
 LAYERS = [
     ["errors", "distributed", "hub", "wholefile"],
-    ["geometry", "data", "textures", "imageset", "imagefile", "arrayfile", "plainpickle",
+    ["geometry", "data", "textures", "imageset", "imagefile", "imageends", "arrayfile", "plainpickle",
      "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack", "videofile"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
