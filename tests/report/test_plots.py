@@ -26,14 +26,6 @@ from patchssl.report.plots import (
 from patchssl.report.plots.attention import largest_mass
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were drawn, instead of being written, which takes most of the time."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure) or Path(path).touch())
-    return figures
-
-
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from patchssl.errors import UsageError
 from patchssl.eval.copydays_set import BLOCKS, CROP_PERCENTS, JPEG_QUALITIES
@@ -29,14 +27,6 @@ def record(**changes):
 
 def shifted(by):
     return {name: value / 2 + by for name, value in BASE.metrics.items()}
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were drawn, instead of being written."""
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure) or Path(path).touch())
-    return figures
 
 
 def test_a_curve_holds_every_block_of_copydays_by_its_number():
