@@ -16,16 +16,17 @@ TESTS = Path(__file__).parent
 
 # a module imports from its own layer and from those before it; a package stands for all its modules
 LAYERS = [
-    ["errors", "distributed", "hub"],
+    ["errors", "distributed", "hub", "wholefile"],
     ["geometry", "data", "textures", "imageset", "imagefile", "imageends", "arrayfile", "plainpickle",
-     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack",
+     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack", "videofile",
      "holdout"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
     ["report", "catalog", "inspection", "reproduce"],
     ["export"],
-    ["workflows", "tabling", "quickstart", "study", "drawing", "console", "make_sets", "bench", "doctor",
-     "suite", "scoring", "bench_eval", "bench_step", "bench_training", "bench_report", "slurm",
+    ["workflows", "tabling", "quickstart", "study", "drawing", "seen", "token_pairs", "attention_video", "console",
+     "make_sets", "bench", "doctor", "suite", "scoring", "bench_eval", "bench_step", "bench_training", "bench_report",
+     "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
      "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
     ["commands", "cli", "__main__"],
@@ -36,7 +37,9 @@ LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in laye
 HOMES = {
     "torch.distributed": {"distributed.py"},
     "faiss": {"eval/faiss_index.py"},
-    "matplotlib": {"report/plots.py"},
+    "matplotlib": {f"report/plots/{name}.py" for name in (
+        "canvas", "attention", "components", "curves", "matches", "robustness", "token_matches", "video_frames",
+        "views")},
     "timm": {"networks.py", "data.py", "export/timm_folder.py"},
     "onnx": {"export/onnx_file.py"},
     "onnxruntime": {"export/onnx_file.py"},
@@ -46,6 +49,7 @@ HOMES = {
     "submitit": {"slurm.py"},
     "tensorboard": {"pretrain/board.py"},
     "filelock": {"study/place.py"},
+    "av": {"videofile.py"},
 }
 
 
