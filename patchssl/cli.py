@@ -19,6 +19,7 @@ from patchssl.commands.benchmarks import bench_app
 from patchssl.commands.options import DeviceOpt, JsonOpt, OverridesArg, RecordsOpt, SeedOpt, WeightsArg
 from patchssl.commands.plotting import plot_app
 from patchssl.commands.pretraining import pretrain
+from patchssl.commands.reporting import report
 from patchssl.commands.scoring import eval_app
 from patchssl.commands.sets import data_app
 from patchssl.errors import PatchSSLError
@@ -153,6 +154,9 @@ def compare(
                               seed=seed, num_moved=num_moved)
     text = json.dumps(found.as_dict(), indent=2) if as_json else found.as_text()
     typer.echo("".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text))
+
+
+app.command()(report)
 
 
 @app.command()

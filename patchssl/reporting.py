@@ -1,0 +1,156 @@
+"""From folders of records, runs and images to the page of `patchssl report`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchssl.backbone import Backbone
+from patchssl.console import Console
+from patchssl.drawing import draw_attention, draw_matches, recipe_of
+from patchssl.errors import DataError, PatchSSLError, UsageError
+from patchssl.eval.results import Result, read_results
+from patchssl.loading import load_backbone
+from patchssl.report.galleries import Gallery, galleries_of
+from patchssl.report.page import Content, Figure, render_page
+from patchssl.report.pictures import Pictures, data_url
+from patchssl.report.robustness import robustness_curves
+from patchssl.report.training import Training, charts_of, compared, read_run_log, run_folders
+from patchssl.report.vetting import objection
+
+PAGE = "index.html"
+EXAMPLES = ("textures-64:0", "textures-64:1", "textures-64:2")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page that was written, and a sentence for everything that had to be left out."""
+
+    path: Path
+    num_records: int
+    num_runs: int
+    num_pictures: int
+    problems: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"page": str(self.path), "bytes": self.path.stat().st_size, "records": self.num_records,
+                "runs": self.num_runs, "pictures": self.num_pictures, "left_out": list(self.problems)}
+
+
+def make_report(out: Path, *, results: Path | None, runs: Sequence[Path] = (), data: Sequence[Path] = (),
+                models: Sequence[str] = (), images: Sequence[str] = (), console: Console | None = None) -> Report:
+    """Write OUT/index.html from the records below `results` and the run folders `runs`.
+
+    Images of galleries are looked up by name below the folders `data`, `models` are drawn on `images` (files or
+    SET:INDEX; default: three textures). What is damaged or hostile is left out and named in the page and in
+    `problems`. UsageError for a folder or model that is not there, DataError where nothing is left to show.
+    """
+    if missing := [str(folder) for folder in data if not folder.is_dir()]:
+        raise UsageError(f"--data {missing[0]} is no folder")
+    folders = run_folders(runs)
+    backbones = [load_backbone(model) for model in models]
+    progress = console.counter("report") if console else lambda done, total: None
+    records, problems = _records(results)
+    trainings = _trainings(folders, problems)
+    if not records and not trainings:
+        raise DataError(f"there is nothing to report: {results} holds no result records that can be shown"
+                        + "".join(f"; {problem}" for problem in problems[:5]))
+    steps = len(backbones) + 2
+    progress(1, steps)
+    galleries = _galleries(records, results, problems)
+    figures = []
+    for number, (name, backbone) in enumerate(zip(models, backbones, strict=True), 2):
+        figures += _figures(name, backbone, images or EXAMPLES, problems)
+        progress(number, steps)
+    pictures = Pictures(data)
+    content = Content(records, problems, robustness_curves(records), trainings,
+                      compared([training.log for training in trainings]), galleries, pictures, figures)
+    text = render_page(content)
+    if pictures.problems:  # found while pictures were made: now they can be named
+        problems += pictures.problems
+        text = render_page(content)
+    path = _write(out / PAGE, text)
+    progress(steps, steps)
+    return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
+
+
+def _records(results: Path | None) -> tuple[list[Result], list[str]]:
+    """The records that can be shown, and why others cannot."""
+    if results is None:
+        return [], []
+    kept = []
+    found, problems = read_results(results)
+    for record in found:
+        if reason := objection(record):
+            problems.append(f"{record.path(results)} is left out: {reason}")
+        else:
+            kept.append(record)
+    return kept, problems
+
+
+def _trainings(folders: Sequence[Path], problems: list[str]) -> list[Training]:
+    trainings = []
+    for folder in folders:
+        try:
+            log = read_run_log(folder)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        problems += log.problems
+        trainings.append(Training(log, charts_of(log)))
+    return trainings
+
+
+def _galleries(records: Sequence[Result], results: Path | None, problems: list[str]) -> list[Gallery]:
+    galleries = []
+    for record in records:
+        try:
+            galleries += galleries_of(record)
+        except DataError as error:
+            problems.append(f"the gallery of {record.path(results or Path())} is left out: {error}")
+    return galleries
+
+
+def _figures(name: str, backbone: Backbone, images: Sequence[str], problems: list[str]) -> list[Figure]:
+    """Attention on all `images` and matches on the first one."""
+    figures = []
+    listed = ", ".join(Path(image).name for image in images)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = draw_attention(backbone, images, Path(folder) / "attention.png")
+            figures.append(Figure(
+                f"Attention of {backbone.name}", f"From the class token to the patches in the last block, per head and on "
+                f"average, on {listed}.", data_url("image/png", path.read_bytes()),
+                f"Maps of the attention of {backbone.name} on {listed}: the image, the mean of all heads, each head"))
+        except PatchSSLError as error:
+            problems.append(f"the attention of {name} is not drawn: {error}")
+        try:
+            own = name if (Path(name) / "recipe.yaml").is_file() else None
+            recipe = recipe_of(own) if own else recipe_of("quickstart", name)
+            path = draw_matches(images[0], recipe, Path(folder) / "matches.png")
+            figures.append(Figure(
+                f"Matched patches as {backbone.name} is cut", f"Two views of {Path(images[0]).name} and the patches that "
+                "show the same place, with the same number and color.", data_url("image/png", path.read_bytes()),
+                f"Two views of {Path(images[0]).name} with their matched patches"))
+        except PatchSSLError as error:
+            problems.append(f"the matches of {name} are not drawn: {error}")
+    return figures
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write or replace `path`, whole at every moment; DataError where that fails."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8", newline="\n")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"the report could not be written to {path}: {error.strerror or error}") from error
+    return path
