@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 from patchssl.backbone import Backbone, whole_patches
 from patchssl.data import open_images
 from patchssl.errors import DataError, UsageError
+from patchssl.eval.results import read_results
 from patchssl.geometry import View
 from patchssl.imagefile import decode_image
 from patchssl.loading import load_backbone
@@ -23,6 +24,7 @@ from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
 from patchssl.pretrain.photometric import apply_colors, draw_sample_colors
 from patchssl.pretrain.views import cut_views, sample_rng
 from patchssl.pretrain.views import draw_views as draw_geometry
+from patchssl.report.robustness import robustness_curves
 
 Pixels = np.ndarray  # (H, W, 3) uint8
 MOST_PATCHES = 16_384  # of one image: 1024 x 1024 pixels at patch 8
@@ -215,3 +217,25 @@ def draw_curves(run: Path, out: Path, references: dict[str, float] | None = None
     rows: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines() if line]
     num_prototypes = recipe_of(str(run)).head.num_prototypes
     return plot_curves(rows, out, references=references, num_prototypes=num_prototypes)
+
+
+def draw_robustness(results: Path, out: Path, *, dataset: str | None = None,
+                    protocol: str | None = None) -> tuple[Path, list[str]]:
+    """Write mAP against JPEG quality and share cut away from the Copydays records below `results`.
+
+    With `dataset` and `protocol` only of those. Also returns a sentence for every record that had to be left out.
+    """
+    from patchssl.report.plots import plot_robustness
+
+    records, problems = read_results(results)
+    settings = robustness_curves(records)
+    if not settings:
+        raise DataError(f"{results} holds no records of Copydays or a set in its layout; make one with: patchssl eval "
+                        f"copydays MODEL --data DIR --results {results}")
+    chosen = [setting for setting in settings if dataset in (None, setting.dataset)
+              and protocol in (None, setting.protocol)]
+    if not chosen:
+        known = "; ".join(f"{setting.dataset} ({setting.protocol})" for setting in settings)
+        raise UsageError(f"no record below {results} is of the set {dataset or 'any'} under the protocol "
+                         f"{protocol or 'any'}; there are: {known}")
+    return plot_robustness(chosen, out), problems

@@ -123,8 +123,8 @@ def _figures(name: str, backbone: Backbone, images: Sequence[str], problems: lis
         try:
             path = draw_attention(backbone, images, Path(folder) / "attention.png")
             figures.append(Figure(
-                f"Attention of {backbone.name}", f"From the class token to the patches in the last block, per head and on "
-                f"average, on {listed}.", data_url("image/png", path.read_bytes()),
+                f"Attention of {backbone.name}", "From the class token to the patches in the last block, per head and "
+                f"on average, on {listed}.", data_url("image/png", path.read_bytes()),
                 f"Maps of the attention of {backbone.name} on {listed}: the image, the mean of all heads, each head"))
         except PatchSSLError as error:
             problems.append(f"the attention of {name} is not drawn: {error}")
@@ -133,8 +133,8 @@ def _figures(name: str, backbone: Backbone, images: Sequence[str], problems: lis
             recipe = recipe_of(own) if own else recipe_of("quickstart", name)
             path = draw_matches(images[0], recipe, Path(folder) / "matches.png")
             figures.append(Figure(
-                f"Matched patches as {backbone.name} is cut", f"Two views of {Path(images[0]).name} and the patches that "
-                "show the same place, with the same number and color.", data_url("image/png", path.read_bytes()),
+                f"Matched patches of {backbone.name}", f"Two views of {Path(images[0]).name} and the patches that show "
+                "the same place, with the same number and color.", data_url("image/png", path.read_bytes()),
                 f"Two views of {Path(images[0]).name} with their matched patches"))
         except PatchSSLError as error:
             problems.append(f"the matches of {name} are not drawn: {error}")

@@ -21,7 +21,7 @@ COMMANDS = [[], ["quickstart"], ["pretrain"], ["eval"], *(["eval", name] for nam
                 "knn", "linear", "copydays", "revisited", "patches", "all")),
             ["models"], ["inspect"], ["export"], ["tables"], ["compare"],
             ["data"], *(["data", name] for name in ("get", "check", "imagenet100", "make-copydays", "make-revisited")),
-            ["plot"], *(["plot", name] for name in ("attention", "pca", "matches", "views", "curves")),
+            ["plot"], *(["plot", name] for name in ("attention", "pca", "matches", "views", "curves", "robustness")),
             ["bench"], *(["bench", name] for name in ("views", "matching", "step", "eval", "tables")),
             ["cache"], ["doctor"]]
 

@@ -35,7 +35,8 @@ LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in laye
 HOMES = {
     "torch.distributed": {"distributed.py"},
     "faiss": {"eval/faiss_index.py"},
-    "matplotlib": {"report/plots.py"},
+    "matplotlib": {f"report/plots/{name}.py" for name in (
+        "canvas", "attention", "components", "curves", "matches", "robustness", "views")},
     "jinja2": {"report/page.py"},
     "timm": {"networks.py", "data.py", "export/timm_folder.py"},
     "onnx": {"export/onnx_file.py"},

@@ -25,18 +25,18 @@ _DIGITS = 6  # of an AP in a record
 
 
 class Picture(NamedTuple):
-    """Image `index` of `images`."""
+    """Image `number` of `images`."""
 
     images: FileImages
-    index: int
+    number: int
 
     def as_dict(self) -> dict[str, Any]:
         """Name relative to the images' folder, and the file's bytes, None for one that is gone."""
         try:
-            size: int | None = self.images.path(self.index).stat().st_size
+            size: int | None = self.images.path(self.number).stat().st_size
         except OSError:
             size = None
-        return {"name": plain_text(self.images.item_name(self.index)), "bytes": size}
+        return {"name": plain_text(self.images.item_name(self.number)), "bytes": size}
 
 
 class Shown(NamedTuple):

@@ -1,7 +1,7 @@
 """One self-contained HTML page from records, logs and figures; nothing else names jinja2.
 
-The page loads nothing: styles, script and pictures are inside, a content security policy with their hashes refuses all
-else. Every value is escaped by the templates. It holds no date and no path, so that the same input gives the same bytes.
+The page loads nothing: styles, script and pictures are inside, a content security policy with their hashes refuses
+all else. Every value is escaped by the templates. There is no date in it: the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -207,8 +207,8 @@ def _picture_notes(content: Content) -> list[str]:
     if pictures.num_absent and not pictures.folders:
         notes.append("There are names only: give the folders of the data sets as --data to see the images.")
     elif pictures.num_absent:
-        notes.append(f"{_count(pictures.num_absent, 'image')} of this name and size could not be found below the folders "
-                     "given as --data.")
+        notes.append(f"{_count(pictures.num_absent, 'image')} of this name and size could not be found below the "
+                     "folders given as --data.")
     if pictures.num_over:
         notes.append(f"{_count(pictures.num_over, 'image')} would have made the page too large and are left out.")
     return notes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -102,13 +102,18 @@ def collect_scores(results: Iterable[Result], task: str) -> list[Score]:
     """Scores of all records of `task`, in the order of the tables; UsageError for an unknown task."""
     if task not in HEADLINES:
         raise UsageError(one_of("task", task, HEADLINES))
+    scores = scores_of(results, task, lambda metric: metric_place(task, metric) is not None)
+    return sorted(scores, key=lambda s: (s.row, column_order(s.column)))
+
+
+def scores_of(results: Iterable[Result], task: str, wanted: Callable[[str], bool]) -> list[Score]:
+    """Scores of all records of `task` under every metric that is `wanted`, whether tables show it or not."""
     cells: dict[tuple[Row, Column], list[Result]] = defaultdict(list)
     for result in sorted((r for r in results if r.task == task), key=_sort_key):
         for metric in result.metrics:
-            if metric_place(task, metric) is not None:
+            if wanted(metric):
                 cells[row_of(result), column_of(result, metric)].append(result)
-    scores = [_score(row, column, records) for (row, column), records in cells.items()]
-    return sorted(scores, key=lambda s: (s.row, column_order(s.column)))
+    return [_score(row, column, records) for (row, column), records in cells.items()]
 
 
 def metric_place(task: str, metric: str) -> int | None:

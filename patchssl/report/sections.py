@@ -114,7 +114,7 @@ def environment_table(records: Sequence[Result]) -> Table:
     """On what machines and with which versions the numbers were made."""
     names = sorted({name for record in records for name in record.versions})
     counts = Counter((record.device, *(record.versions.get(name) or "none" for name in names)) for record in records)
-    rows = tuple((*(Cell(text) for text in words), Cell(f"{count:,}", count)) for words, count in sorted(counts.items()))
+    rows = tuple((*map(Cell, words), Cell(f"{count:,}", count)) for words, count in sorted(counts.items()))
     return Table("Versions and devices", ("Device", *names, "Records"),
                  (False, *(False for _ in names), True), rows)
 

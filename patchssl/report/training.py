@@ -97,7 +97,7 @@ def read_run_log(folder: Path) -> RunLog:
         raise DataError(f"{path} has no row that can be read")
     if bad:
         problems.append(f"{bad:,} of {len(rows):,} rows of {path} are damaged and left out")
-    facts, warnings = [*_results_in(whole)], ()
+    facts, warnings = _results_in(whole), list[str]()
     try:
         recipe, told = read_run(folder)
         facts = [("method", recipe.method), ("data", str(told.get("data"))), ("seed", str(told.get("seed"))),
@@ -105,15 +105,15 @@ def read_run_log(folder: Path) -> RunLog:
                  ("device", str(told.get("device")))]
         facts += [("versions", ", ".join(f"{name} {version}" for name, version in sorted(told["versions"].items())))
                   ] if isinstance(told.get("versions"), dict) else []
-        warnings = tuple(collapse_warnings(
+        warnings = collapse_warnings(
             whole[-1], recipe.head.num_prototypes, num_tokens=recipe.optim.batch_size * recipe.views.num_global,
-            best_rank=max(row.get("effective_rank", 0.0) for row in whole)))
+            best_rank=max(row.get("effective_rank", 0.0) for row in whole))
     except (PatchSSLError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         problems.append(f"what kind of run {folder} was cannot be read: {error}")
     except KeyError as error:
         problems.append(f"the health of {folder} cannot be judged: its log lacks {error}")
     facts = [(name, text) for name, text in facts if not fault_of(text)]
-    return RunLog(folder.name, whole, tuple(facts), warnings, tuple(problems))
+    return RunLog(folder.name, whole, tuple(facts), tuple(warnings), tuple(problems))
 
 
 def charts_of(log: RunLog) -> list[Chart]:

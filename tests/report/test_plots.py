@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -11,10 +12,10 @@ from PIL import Image
 from patchssl.errors import UsageError
 from patchssl.geometry import View
 from patchssl.matching import match_patches
-from patchssl.report import plots
 from patchssl.report.plots import (
     Overlap,
     Sheet,
+    canvas,
     plot_attention,
     plot_components,
     plot_curves,
@@ -27,7 +28,7 @@ from patchssl.report.plots import (
 def drawn(monkeypatch):
     """The figures that were drawn, instead of being written, which takes most of the time."""
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure) or path)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure) or Path(path).touch())
     return figures
 
 
@@ -287,8 +288,8 @@ def test_line_colors_differ_in_lightness_or_hue_for_color_blind_readers():
         return np.clip(matrix @ linear, 0, 1) ** (1 / 2.2)
 
     used_together = [
-        (plots.BLUE, plots.ORANGE, plots.GREEN),
-        (plots.BLUE, plots.GREEN, plots.PURPLE, plots.GRAY),
+        (canvas.BLUE, canvas.ORANGE, canvas.GREEN),
+        (canvas.BLUE, canvas.GREEN, canvas.PURPLE, canvas.GRAY),
     ]
     for group in used_together:
         seen = [seen_by_deuteranopes(color) for color in group]

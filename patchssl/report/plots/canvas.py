@@ -1,0 +1,90 @@
+"""What all figures share: style, colors that color-blind readers tell apart, and writing the file.
+
+Colors of lines are Okabe and Ito's. The suffix chooses the format (.png, .svg, .pdf and what else matplotlib knows).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from patchssl.errors import DataError, UsageError
+from patchssl.eval.results import plain_text
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GRAY = "#CC79A7", "#56B4E9", "#6B6B6B"
+LINES = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GRAY)  # of curves in one figure, in this order
+STYLE = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9,
+    "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 8,
+    "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6, "lines.linewidth": 1.6,
+    "legend.framealpha": 0.85, "legend.edgecolor": "none", "image.interpolation": "nearest",
+    "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.05, "svg.hashsalt": "patchssl",
+    "text.parse_math": False,  # a model may be named a$b$
+}
+LONGEST_NAME = 48  # characters of a name in a figure
+Pixels = np.ndarray  # (H, W, 3) uint8
+
+
+def shown_name(name: str, most: int = LONGEST_NAME) -> str:
+    """`name` as a figure can show it: one line of at most `most` printable characters that no legend takes for hidden.
+
+    >>> shown_name("_a\\nb"), shown_name("x" * 50)[-3:]
+    (' _a b', 'xx…')
+    """
+    plain = "".join(letter if letter.isprintable() else " " for letter in plain_text(name))
+    cut = plain if len(plain) <= most else plain[: most - 1] + "…"
+    return f" {cut}" if cut.startswith("_") else cut
+
+
+def bare(axes: Axes) -> None:
+    """Nothing but the picture: no ticks, grid or frame."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of `width` x `height` inches that belongs to nobody else."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def check_figure_path(path: Path | str) -> Path:
+    """`path`, before hours of work: UsageError for a suffix that is no format, DataError where no file can be."""
+    path = Path(path)
+    known = FigureCanvasAgg.get_supported_filetypes()
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in known:
+        raise UsageError(f"{path.name} asks for a figure of type '{suffix}'; "
+                         f"choose one of: {', '.join(sorted(known))}")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file for the figure")
+    return path
+
+
+def save(figure: Figure, path: Path | str) -> Path:
+    """Write the figure, without the date that would make the same figure differ; at every moment the file is whole."""
+    path = check_figure_path(path)
+    suffix = path.suffix.lower().removeprefix(".")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    dates: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            figure.savefig(partial, format=suffix, metadata=dates.get(suffix))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"the figure could not be written to {path}: {error.strerror or error}") from error
+    return path
