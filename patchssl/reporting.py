@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from patchssl.report.training import Training, charts_of, compared, read_run_log
 from patchssl.report.vetting import objection
 
 PAGE = "index.html"
+NUM_DRAWN = 3  # images of a gallery
 EXAMPLES = ("textures-64:0", "textures-64:1", "textures-64:2")
 
 
@@ -46,8 +48,9 @@ def make_report(out: Path, *, results: Path | None, runs: Sequence[Path] = (), d
     """Write OUT/index.html from the records below `results` and the run folders `runs`.
 
     Images of galleries are looked up by name below the folders `data`, `models` are drawn on `images` (files or
-    SET:INDEX; default: three textures). What is damaged or hostile is left out and named in the page and in
-    `problems`. UsageError for a folder or model that is not there, DataError where nothing is left to show.
+    SET:INDEX; default: queries of the galleries, else textures). What is damaged or hostile is left out and named in
+    the page and in `problems`. UsageError for a folder or model that is not there, DataError where nothing is left to
+    show.
     """
     if missing := [str(folder) for folder in data if not folder.is_dir()]:
         raise UsageError(f"--data {missing[0]} is no folder")
@@ -62,11 +65,11 @@ def make_report(out: Path, *, results: Path | None, runs: Sequence[Path] = (), d
     steps = len(backbones) + 2
     progress(1, steps)
     galleries = _galleries(records, results, problems)
-    figures = []
+    figures, pictures = [], Pictures(data)
+    images = images or _examples(galleries, pictures)
     for number, (name, backbone) in enumerate(zip(models, backbones, strict=True), 2):
-        figures += _figures(name, backbone, images or EXAMPLES, problems)
+        figures += _figures(name, backbone, images, problems)
         progress(number, steps)
-    pictures = Pictures(data)
     content = Content(records, problems, robustness_curves(records), trainings,
                       compared([training.log for training in trainings]), galleries, pictures, figures)
     text = render_page(content)
@@ -113,6 +116,13 @@ def _galleries(records: Sequence[Result], results: Path | None, problems: list[s
         except DataError as error:
             problems.append(f"the gallery of {record.path(results or Path())} is left out: {error}")
     return galleries
+
+
+def _examples(galleries: Sequence[Gallery], pictures: Pictures) -> list[str]:
+    """The first queries of the galleries whose images are there, else three textures."""
+    queries = ((gallery, query.query) for gallery in galleries for query in (*gallery.best, *gallery.worst))
+    found = (pictures.find(image.name, image.bytes, gallery.record.dataset) for gallery, image in queries)
+    return [str(path) for path in islice(dict.fromkeys(filter(None, found)), NUM_DRAWN)] or list(EXAMPLES)
 
 
 def _figures(name: str, backbone: Backbone, images: Sequence[str], problems: list[str]) -> list[Figure]:

@@ -22,7 +22,8 @@ def report(
     models: Annotated[list[str] | None, typer.Option("--model", help="A MODEL whose attention and matches are drawn; "
                                                                         "may be given several times.")] = None,
     images: Annotated[list[str] | None, typer.Option("--image", help="What --model is drawn on: image files, or "
-                                                                        "SET:INDEX. Default: three textures.")] = None,
+                                                                        "SET:INDEX. Default: queries of the galleries, "
+                                                                        "else textures.")] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """One HTML page that needs no network: tables, curves, robustness, worst and best queries, protocols, versions."""
