@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from patchssl.backbone import Backbone
 from patchssl.console import Console
 from patchssl.drawing import draw_attention, draw_matches, recipe_of
 from patchssl.errors import DataError, PatchSSLError, UsageError
-from patchssl.eval.results import Result, read_results
+from patchssl.eval.results import Result, read_result_files
 from patchssl.loading import load_backbone
 from patchssl.report.galleries import Gallery, galleries_of
 from patchssl.report.page import Content, Figure, render_page
@@ -43,7 +43,7 @@ class Report:
                 "runs": self.num_runs, "pictures": self.num_pictures, "left_out": list(self.problems)}
 
 
-def make_report(out: Path, *, results: Path | None, runs: Sequence[Path] = (), data: Sequence[Path] = (),
+def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Sequence[Path] = (),
                 models: Sequence[str] = (), images: Sequence[str] = (), console: Console | None = None) -> Report:
     """Write OUT/index.html from the records below `results` and the run folders `runs`.
 
@@ -57,14 +57,15 @@ def make_report(out: Path, *, results: Path | None, runs: Sequence[Path] = (), d
     folders = run_folders(runs)
     backbones = [load_backbone(model) for model in models]
     progress = console.counter("report") if console else lambda done, total: None
-    records, problems = _records(results)
+    files, problems = _records(results)
+    records = list(files.values())
     trainings = _trainings(folders, problems)
     if not records and not trainings:
         raise DataError(f"there is nothing to report: {results} holds no result records that can be shown"
                         + "".join(f"; {problem}" for problem in problems[:5]))
     steps = len(backbones) + 2
     progress(1, steps)
-    galleries = _galleries(records, results, problems)
+    galleries = _galleries(files, problems)
     figures, pictures = [], Pictures(data)
     images = images or _examples(galleries, pictures)
     for number, (name, backbone) in enumerate(zip(models, backbones, strict=True), 2):
@@ -81,18 +82,12 @@ def make_report(out: Path, *, results: Path | None, runs: Sequence[Path] = (), d
     return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
 
 
-def _records(results: Path | None) -> tuple[list[Result], list[str]]:
-    """The records that can be shown, and why others cannot."""
-    if results is None:
-        return [], []
-    kept = []
-    found, problems = read_results(results)
-    for record in found:
-        if reason := objection(record):
-            problems.append(f"{record.path(results)} is left out: {reason}")
-        else:
-            kept.append(record)
-    return kept, problems
+def _records(results: Path) -> tuple[dict[Path, Result], list[str]]:
+    """The records that can be shown, by their files, and why others cannot."""
+    found, problems = read_result_files(results)
+    objections = {path: objection(record) for path, record in found.items()}
+    problems += [f"{path} is left out: {reason}" for path, reason in objections.items() if reason]
+    return {path: record for path, record in found.items() if not objections[path]}, problems
 
 
 def _trainings(folders: Sequence[Path], problems: list[str]) -> list[Training]:
@@ -108,13 +103,13 @@ def _trainings(folders: Sequence[Path], problems: list[str]) -> list[Training]:
     return trainings
 
 
-def _galleries(records: Sequence[Result], results: Path | None, problems: list[str]) -> list[Gallery]:
+def _galleries(files: Mapping[Path, Result], problems: list[str]) -> list[Gallery]:
     galleries = []
-    for record in records:
+    for path, record in files.items():
         try:
             galleries += galleries_of(record)
         except DataError as error:
-            problems.append(f"the gallery of {record.path(results or Path())} is left out: {error}")
+            problems.append(f"the gallery of {path} is left out: {error}")
     return galleries
 
 

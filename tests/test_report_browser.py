@@ -5,9 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from made_results import make_results
 from PIL import Image
 
-from patchssl.bench_report import made_up_records, with_gallery
+from patchssl.bench_report import made_up_records
 from patchssl.reporting import make_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -17,15 +18,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 def page_file(tmp_path_factory, tiny_run):
     """A page of 40 records, one run and six images."""
     root = tmp_path_factory.mktemp("report")
-    for record in made_up_records(40):
-        (with_gallery(record, 6) if "aps" in record.detail else record).write(root / "results")
-    (root / "images").mkdir()
-    for i in range(6):
-        pixels = np.random.default_rng(i).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "images" / f"{i:05d}.jpg")
+    results, images = make_results(root, num_images=6)
     odd = dataclasses.replace(next(made_up_records(1)), model="a & b 'quoted' \"twice\"", weights_sha256="e" * 64)
-    odd.write(root / "results")
-    return make_report(root / "out", results=root / "results", runs=[tiny_run], data=[root / "images"]).path
+    odd.write(results)
+    return make_report(root / "out", results=results, runs=[tiny_run], data=[images]).path
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
+from made_results import make_results
 from PIL import Image
 
-from patchssl.bench_report import bench_report, made_up_records, with_gallery
+from patchssl.bench_report import bench_report, made_up_records
 from patchssl.errors import DataError, UsageError
 from patchssl.reporting import make_report
 
@@ -23,13 +23,7 @@ NETWORK = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=48&dep
 @pytest.fixture
 def results(tmp_path):
     """Forty records of two networks, their rankings with galleries of nine images that lie in `tmp_path`/images."""
-    for record in made_up_records(40):
-        (with_gallery(record, 9) if "aps" in record.detail else record).write(tmp_path / "results")
-    (tmp_path / "images").mkdir()
-    for i in range(9):
-        pixels = np.random.default_rng(i).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:05d}.jpg")
-    return tmp_path / "results"
+    return make_results(tmp_path)[0]
 
 
 class Reader(HTMLParser):
@@ -136,6 +130,7 @@ def test_hostile_and_damaged_records_are_named_and_the_rest_is_made(tmp_path, re
     assert made.num_records == 41  # with the one whose gallery alone is left out
     assert made.num_pictures == 8
     assert len(made.problems) == len(names) + 1
+    assert all(any(str(results / name) in problem for problem in made.problems) for name in names)
     for reason in ("empty", "broken", "list", "deep", "schema 0", "lacks", "holds HTML", "leads out of its folder",
                    "1,000,000 characters", "leads out of the images' folder", "00001.jpg"):
         assert any(reason in problem for problem in made.problems), reason

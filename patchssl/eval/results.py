@@ -91,10 +91,16 @@ class Result:
 
 def read_results(root: Path) -> tuple[list[Result], list[str]]:
     """All records below `root`, in the order of their paths, and a sentence for every JSON file left out."""
-    results, problems = [], []
+    found, problems = read_result_files(root)
+    return list(found.values()), problems
+
+
+def read_result_files(root: Path) -> tuple[dict[Path, Result], list[str]]:
+    """As `read_results`, by the files that the records are in."""
+    results, problems = {}, []
     for path in _json_files(Path(root)):
         try:
-            results.append(read_result(path))
+            results[path] = read_result(path)
         except DataError as error:
             problems.append(str(error))
     return results, problems
