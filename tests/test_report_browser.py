@@ -157,6 +157,17 @@ def test_the_system_chooses_the_colors_and_the_button_overrules_it(open_page, sc
         assert (brightness() < 200) == expected
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_axe_finds_nothing_that_shuts_somebody_out(open_page, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = open_page(width, 900, color_scheme=scheme)
+    page.locator("details.query:visible summary").first.click()
+    found = Axe().run(page)
+    assert len(found.response["passes"]) > 30
+    assert found.response["violations"] == []
+
+
 @pytest.mark.parametrize("width", [360, 390, 1280])
 def test_no_width_makes_the_page_scroll_sideways(open_page, width, tmp_path):
     page = open_page(width, 800)

@@ -17,6 +17,7 @@ from patchssl.report.vetting import fault_of, leads_out
 
 _STRICT = ConfigDict(extra="ignore", strict=True)
 _MOST_QUERIES, _MOST_IMAGES = 64, 64
+_LEVELS = ("strong", "medium", "hard")  # shown in this order
 Rank = Annotated[int, Field(ge=1, lt=10**10)]
 
 
@@ -91,22 +92,24 @@ _QUERIES = TypeAdapter(Annotated[list[Query], Field(max_length=_MOST_QUERIES)])
 
 
 def galleries_of(record: Result) -> list[Gallery]:
-    """The galleries in `record`, by level in its order; DataError says what is wrong with them."""
+    """The galleries in `record`, the easier level first; DataError says what is wrong with them."""
     kept: Any = record.detail.get("galleries")
     if kept is None:
         return []
     if not isinstance(kept, Mapping) or len(kept) > len(record.metrics):
         raise DataError("its galleries are no table by level")
     found = []
-    for level, queries in kept.items():
+    for level, queries in sorted(kept.items(), key=lambda item: [item[0] != name for name in _LEVELS]):
         if f"{level}/map" not in record.metrics:
             raise DataError(f"it has a gallery of {level[:40]!r}, but no mAP there")
         try:
             read = _QUERIES.validate_json(json.dumps(queries))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise DataError(f"its gallery of {level} is not valid: {place}: {first['msg']}") from None
+            fault = ": ".join([".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")])
+            raise DataError(f"its gallery of {level} is not valid: {fault}") from None
+        except RecursionError:
+            raise DataError(f"its gallery of {level} is nested too deeply") from None
         found.append(Gallery(record, level, *(tuple(query for query in read if query.end == end)
                                               for end in (WORST, BEST))))
     return found

@@ -126,9 +126,9 @@ def _hash(text: str) -> str:
 def _lead(content: Content) -> str:
     networks = len({record.weights_sha256 for record in content.records})
     datasets = len({record.dataset_fingerprint for record in content.records})
-    parts = [_count(len(content.records), "record"), _count(networks, "network"), _count(datasets, "data set"),
-             _count(len(content.runs), "run")]
-    return f"{', '.join(parts)}." + (f" {_count(len(content.problems), 'thing')} left out." if content.problems else "")
+    counts = {"record": len(content.records), "network": networks, "data set": datasets, "run": len(content.runs)}
+    there = ", ".join(_count(number, word) for word, number in counts.items() if number)
+    return f"{there}." + (f" {_count(len(content.problems), 'thing')} left out." if content.problems else "")
 
 
 def _count(number: int, word: str) -> str:
@@ -204,6 +204,10 @@ def _hidden(query: Query) -> bool:
 def _picture_notes(content: Content) -> list[str]:
     """What is to be done about pictures that are missing."""
     pictures, notes = content.pictures, []
+    num_records = len({id(gallery.record) for gallery in content.galleries})
+    if num_records > MOST_GALLERIES:
+        notes.append(f"The first {MOST_GALLERIES} of {num_records:,} records are shown; name a smaller folder as "
+                     "--results for others.")
     if pictures.num_absent and not pictures.folders:
         notes.append("There are names only: give the folders of the data sets as --data to see the images.")
     elif pictures.num_absent:

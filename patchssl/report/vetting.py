@@ -14,11 +14,14 @@ from patchssl.eval.results import Result
 
 _TAG = re.compile(r"<\s*[a-z!/?]", re.IGNORECASE)
 _LONGEST = 500  # characters of a name or setting
+_DEEPEST = 8  # settings within settings
 _MOST_STRINGS = 2_000  # of protocol, metrics and versions
 
 
 def objection(record: Result) -> str | None:
     """Why `record` is left out: its names hold HTML, control characters or paths upwards, or no end; None: sound."""
+    if _depth(record.protocol_settings) > _DEEPEST:
+        return f"its protocol settings are nested more than {_DEEPEST} deep"
     for number, (what, text) in enumerate(_shown(record)):
         if number >= _MOST_STRINGS:
             return f"it has more than {_MOST_STRINGS:,} metrics, settings and versions"
@@ -62,6 +65,15 @@ def _shown(record: Result) -> Iterator[tuple[str, str]]:
     for name, version in record.versions.items():
         yield "version", f"{name} {version or ''}"
     yield from (("protocol setting", text) for text in _texts(record.protocol_settings))
+
+
+def _depth(value: Any) -> int:
+    """How deep plain JSON values are nested, as far as it matters; without recursion, which has an end."""
+    layer, depth = [value], 0
+    while depth <= _DEEPEST and (layer := [inner for outer in layer if isinstance(outer, dict | list | tuple)
+                                           for inner in (outer.values() if isinstance(outer, dict) else outer)]):
+        depth += 1
+    return depth
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -29,6 +30,7 @@ def test_a_sound_record_is_kept():
     ({"versions": {"torch": "<b>"}}, "version holds HTML"),
     ({"protocol_settings": {"a": {"b": ["<svg/onload=x>"]}}}, "protocol setting holds HTML"),
     ({"protocol_settings": {"a": list(range(5000))}}, "more than 2,000"),
+    ({"protocol_settings": {"a": json.loads("[" * 500 + "]" * 500)}}, "nested more than 8 deep"),
 ])
 def test_what_was_made_to_harm_is_named(changes, reason):
     assert reason in (objection(dataclasses.replace(SOUND, **changes)) or "")
