@@ -16,7 +16,7 @@ from patchssl.bench import machine
 from patchssl.eval.galleries import ROLES
 from patchssl.eval.results import Result, pack_bits
 from patchssl.reporting import make_report
-from patchssl.workflows import make_tables
+from patchssl.tabling import make_tables
 
 CLASSIFIED = [(task, f"set-{i}", metric) for i in range(8) for task, metric in (("knn", "top1@20"), ("linear", "top1"))]
 RANKED = [("copydays", "strong", 229), ("roxford5k", "medium", 70), ("rparis6k", "medium", 70),

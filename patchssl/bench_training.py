@@ -26,10 +26,14 @@ from patchssl.pretrain.match_plan import MatchPlan
 from patchssl.pretrain.methods import Batch, Centers, Losses, Network, Targets, student_tokens
 from patchssl.pretrain.schedules import StepValues
 from patchssl.pretrain.views import ViewBatch, ViewDataset, collate_views
+from patchssl.report.cost import ALL_TOKENS, DINO, Cost, Step
 
 ARCHS = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 PROTOTYPES = (10_000, 65_536)
-WAYS = ("ours", "plain autograd", "all tokens")
+WAYS = ("ours", "plain autograd", "all tokens", "dino", "ibot")
+COST_WAYS = {"ours": ("pwself", "16 matches a pair"), "plain autograd": ("pwself", "plain autograd"),
+             "all tokens": ALL_TOKENS, "dino": DINO, "ibot": ("ibot", "")}  # as cost records name them
+VIEWS = "2 x 224 + 8 x 96 px"
 PAIRS = 18  # of 2 global and 8 local views
 
 
@@ -40,7 +44,8 @@ def bench_step(archs: Sequence[str] = ("vit_tiny", "vit_small"), prototypes: Seq
 
     "ours" is PW-Self with 16 matches a pair; "plain autograd" compares the same tokens with whole matrices; "all
     tokens" does as the authors' code: every token of every view projected by student and teacher, every match of their
-    rule compared, a center per position. On a CPU: processor seconds of one thread, growth of the resident memory.
+    rule compared, a center per position; "dino" and "ibot" are those methods by the same engine. On a CPU: processor
+    seconds of one thread, growth of the resident memory.
     "floor" is what parameters, gradients, optimizer and teacher take in any of them. "patch term" are the head's
     prototypes and the loss alone, see `bench_patch_term`.
     """
@@ -50,7 +55,7 @@ def bench_step(archs: Sequence[str] = ("vit_tiny", "vit_small"), prototypes: Seq
     for number, (arch, count, way) in enumerate(jobs):
         if progress:
             progress(number, total)
-        cell = steps.setdefault(f"{arch}, {count:,} prototypes", {})
+        cell = steps.setdefault(f"{arch}, {count:,} prototypes", {"arch": ARCHS.get(arch, arch), "prototypes": count})
         cell[way] = _apart(way, ARCHS.get(arch, arch), count, images, repeats, device)
     for cell in steps.values():
         others = [way for way in WAYS if way != "ours"]
@@ -63,15 +68,17 @@ def bench_step(archs: Sequence[str] = ("vit_tiny", "vit_small"), prototypes: Seq
         terms[f"{count:,} prototypes"] = bench_patch_term(count, repeats=repeats, device=device)
     if progress:
         progress(total, total)
-    return {"what": f"one update of {images} images, one thread, each way in a process of its own", "steps": steps,
+    return {"what": f"one update of {images} images, one thread, each way in a process of its own", "images": images,
+            "steps": steps,
             "patch term": terms, "aims": {"vit_small: seconds, of all tokens": 0.75,
                                           "vit_tiny: seconds, of all tokens": 0.6,
                                           "patch term: seconds, of plain autograd": 0.6,
                                           "patch term: MiB, of plain autograd": 0.125},
-            "repeats": repeats, "machine": machine()}
+            "repeats": repeats,
+            "machine": machine() | ({} if device == "cpu" else {"device": torch.cuda.get_device_name(device)})}
 
 
-def _apart(*arguments: Any) -> dict[str, float]:
+def _apart(*arguments: Any) -> dict[str, Any]:
     """`measure_step` of a process that does nothing else."""
     code = ("import json, sys; from patchssl.bench_training import measure_step; "
             "print(json.dumps(measure_step(*json.loads(sys.argv[1]))))")
@@ -82,8 +89,22 @@ def _apart(*arguments: Any) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure_step(way: str, arch: str, num_prototypes: int, images: int, repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of an update after the first one, peak memory beyond the libraries' own, and its floor."""
+def cost_records(bench: dict[str, Any]) -> list[Cost]:
+    """What `bench_step` found, as records that tables are made of: one per network and number of prototypes."""
+    found = []
+    for cell in bench["steps"].values():
+        steps = [Step(method=method, way=named, seconds=cell[way]["seconds of each"], peak_mib=cell[way]["peak MiB"],
+                      floor_mib=cell[way]["floor MiB"]) for way, (method, named) in COST_WAYS.items()]
+        found.append(Cost(arch=cell["arch"], num_prototypes=cell["prototypes"], images=bench["images"], views=VIEWS,
+                          device=bench["machine"].get("device", bench["machine"]["processor"]), threads=1,
+                          clock="wall" if "device" in bench["machine"] else "processor",
+                          memory="device" if "device" in bench["machine"] else "resident", steps=steps,
+                          versions=bench["machine"]["versions"]))
+    return found
+
+
+def measure_step(way: str, arch: str, num_prototypes: int, images: int, repeats: int, device: str) -> dict[str, Any]:
+    """Seconds of every update after the first one, peak memory beyond the libraries' own, and its floor."""
     torch.set_num_threads(1)
     place = torch.device(device)
     recipe = step_recipe(way, arch, num_prototypes, images)
@@ -93,16 +114,19 @@ def measure_step(way: str, arch: str, num_prototypes: int, images: int, repeats:
     trained = sum(p.numel() for p in engine.student.parameters())
     floor = 4 * sum(p.numel() * (5 if p.requires_grad else 2) for p in engine.student.parameters()) / MIB
     times = [_seconds(engine, batch, place) for _ in range(1 + repeats)][1:]
-    return {"seconds": float(np.median(times)), "peak MiB": peak_so_far(place) - before, "floor MiB": floor,
-            "parameters": trained, "matches": float(len(engine.prepare(batch)[0].plan.weight))}
+    return {"seconds": float(np.median(times)), "seconds of each": times, "peak MiB": peak_so_far(place) - before,
+            "floor MiB": floor, "parameters": trained, "matches": float(len(engine.prepare(batch)[0].plan.weight))}
 
 
 def step_recipe(way: str, arch: str, num_prototypes: int, images: int) -> Recipe:
     """The recipe of one contender."""
     paper = {"rule": "paper", "weighting": "paper", "center_per_position": True}
+    losses = {"ours": {"matches_per_pair": 16}, "plain autograd": {"matches_per_pair": 16}, "all tokens": paper}
+    baseline = way not in losses
     return Recipe.model_validate({
         "model": {"arch": arch}, "head": {"num_prototypes": num_prototypes, "freeze_last_layer_epochs": 0},
-        "loss": paper if way == "all tokens" else {"matches_per_pair": 16},
+        "method": way if baseline else "pwself", "photometric": {"patch_share": 0.0 if baseline else 1.0},
+        "loss": losses.get(way, {}),
         "optim": {"batch_size": images, "warmup_epochs": 0}})
 
 

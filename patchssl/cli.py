@@ -22,7 +22,7 @@ from patchssl.commands.pretraining import pretrain
 from patchssl.commands.reporting import report
 from patchssl.commands.scoring import eval_app
 from patchssl.commands.sets import data_app
-from patchssl.errors import PatchSSLError
+from patchssl.errors import PatchSSLError, printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Pretrain Vision Transformers patch-wise on unlabeled images, and say how good a backbone is.")
@@ -126,13 +126,18 @@ def tables(
                                                                      "benchmarks, measured and published.")] = True,
 ) -> None:
     """Comparison tables (Markdown, CSV, LaTeX) from the records in a folder; prints those of all data sets found."""
-    from patchssl.workflows import make_tables
+    from patchssl.tabling import make_tables
 
     text, paths, problems = make_tables(results, out or results, paper=paper)
-    typer.echo(text)
+    typer.echo(printable(text))
     typer.echo("written to " + ", ".join(str(path) for path in paths), err=True)
+    _left_out(problems)
+
+
+def _left_out(problems: list[str]) -> None:
+    """Name the records that could not be used, and end with exit code 1 if there are any."""
     for problem in problems:
-        typer.echo(f"left out: {problem}", err=True)
+        typer.echo(printable(f"left out: {problem}"), err=True)
     if problems:
         raise typer.Exit(1)
 
@@ -150,10 +155,10 @@ def compare(
     """How much B is better than A in every task both were scored on, how surely, and where it moved most."""
     from patchssl.report import compare as comparing
 
-    found = comparing.compare(comparing.find_records(first, results), comparing.find_records(second, results),
-                              seed=seed, num_moved=num_moved)
-    text = json.dumps(found.as_dict(), indent=2) if as_json else found.as_text()
-    typer.echo("".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text))
+    sides = [comparing.find_records(name, results) for name in (first, second)]
+    found = comparing.compare(*(side.records for side in sides), seed=seed, num_moved=num_moved)
+    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else printable(found.as_text()))
+    _left_out(list(dict.fromkeys(problem for side in sides for problem in side.problems)))
 
 
 app.command()(report)
@@ -198,9 +203,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("PATCHSSL_DEBUG") == "1":
             raise
-        # names come from files, and a terminal obeys what it is sent
-        print("".join(c if c.isprintable() or c == "\n" else "?" for c in f"patchssl: {_sentence(error)}"),
-              file=sys.stderr)
+        print(printable(f"patchssl: {_sentence(error)}"), file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, PatchSSLError) else 1)
 
 

@@ -66,6 +66,15 @@ class Interrupted(PatchSSLError):
         self.exit_code, self.number = exit_code, number
 
 
+def printable(text: str) -> str:
+    r"""`text` without what moves the cursor of a terminal or turns the order of letters: names come from files.
+
+    >>> printable("cat\x1b[31m")
+    'cat?[31m'
+    """
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
 def one_of(what: str, asked: str, choices: Iterable[str]) -> str:
     """Sentence for a wrong choice: what was asked, the nearest right one, all right ones.
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from patchssl import loading
 from patchssl.backbone import Backbone, TransformerBackbone, VitBackbone
 from patchssl.checkpoint import FORMAT, NEWEST, PREVIOUS, load_checkpoint
-from patchssl.errors import CheckpointError, UsageError
+from patchssl.errors import CheckpointError, UsageError, printable
 from patchssl.hub import hub_file, hub_json
 from patchssl.layouts import Layout, describe_left_out, recognize, recognize_run
 from patchssl.networks import (
@@ -126,7 +126,7 @@ class Inspection:
         rows += [("" if number else "trouble", sentence) for number, sentence in enumerate(self.trouble or ["none"])]
         rows.append(("evaluate", self.command or "not possible, see trouble"))
         width = max(len(label) for label, _ in rows)
-        return "\n".join(f"{label:{width}}  {_printable(value)}" for label, value in rows)
+        return "\n".join(f"{label:{width}}  {printable(value)}" for label, value in rows)
 
 
 def inspect_model(uri: str, progress: Progress | None = None) -> Inspection:
@@ -385,11 +385,6 @@ def _twins(networks: tuple[NetworkReport, ...]) -> list[str]:
 
 
 # in words --------------------------------------------------------------------------------------------------------
-
-
-def _printable(text: str) -> str:
-    """`text` from a file without what moves the cursor of a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _kind(weights: WeightsFile) -> str:

@@ -18,9 +18,9 @@ from patchssl.eval.knn import evaluate_knn, evaluate_pixels
 from patchssl.loading import load_backbone
 from patchssl.networks import NetworkSpec, build_vit
 from patchssl.pretrain.config import Recipe, load_recipe
+from patchssl.tabling import make_tables
 from patchssl.workflows import (
     default_device,
-    make_tables,
     pretrain_with_probe,
     resume_with_probe,
     run_facts,

@@ -16,12 +16,13 @@ from patchssl.drawing import draw_attention, draw_matches, recipe_of
 from patchssl.errors import DataError, PatchSSLError, UsageError
 from patchssl.eval.results import Result, read_result_files
 from patchssl.loading import load_backbone
+from patchssl.report.cost import Cost, read_costs
 from patchssl.report.galleries import Gallery, galleries_of
 from patchssl.report.page import Content, Figure, render_page
 from patchssl.report.pictures import Pictures, data_url
 from patchssl.report.robustness import robustness_curves
 from patchssl.report.training import Training, charts_of, compared, read_run_log, run_folders
-from patchssl.report.vetting import objection
+from patchssl.report.vetting import cost_objection, objection
 
 PAGE = "index.html"
 NUM_DRAWN = 3  # images of a gallery
@@ -59,8 +60,9 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     progress = console.counter("report") if console else lambda done, total: None
     files, problems = _records(results)
     records = list(files.values())
+    costs = _costs(results, problems)
     trainings = _trainings(folders, problems)
-    if not records and not trainings:
+    if not records and not trainings and not costs:
         raise DataError(f"there is nothing to report: {results} holds no result records that can be shown"
                         + "".join(f"; {problem}" for problem in problems[:5]))
     steps = len(backbones) + 2
@@ -71,7 +73,7 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     for number, (name, backbone) in enumerate(zip(models, backbones, strict=True), 2):
         figures += _figures(name, backbone, images, problems)
         progress(number, steps)
-    content = Content(records, problems, robustness_curves(records), trainings,
+    content = Content(records, costs, problems, robustness_curves(records), trainings,
                       compared([training.log for training in trainings]), galleries, pictures, figures)
     text = render_page(content)
     if pictures.problems:  # found while pictures were made: now they can be named
@@ -88,6 +90,14 @@ def _records(results: Path) -> tuple[dict[Path, Result], list[str]]:
     objections = {path: objection(record) for path, record in found.items()}
     problems += [f"{path} is left out: {reason}" for path, reason in objections.items() if reason]
     return {path: record for path, record in found.items() if not objections[path]}, problems
+
+
+def _costs(results: Path, problems: list[str]) -> list[Cost]:
+    """The records of costs that can be shown."""
+    costs, damaged = read_costs(results)
+    objections = [cost_objection(cost) for cost in costs]
+    problems += damaged + [f"a record of costs in {results} is left out: {reason}" for reason in objections if reason]
+    return [cost for cost, reason in zip(costs, objections, strict=True) if not reason]
 
 
 def _trainings(folders: Sequence[Path], problems: list[str]) -> list[Training]:

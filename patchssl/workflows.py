@@ -15,12 +15,12 @@ import torch
 from patchssl.backbone import Backbone, VitBackbone
 from patchssl.console import Console
 from patchssl.data import open_pair
-from patchssl.errors import DataError, UsageError
+from patchssl.errors import UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import extract_features
 from patchssl.eval.knn import evaluate_knn, evaluate_pixels, knn_accuracy
 from patchssl.eval.protocols import knn_protocol
-from patchssl.eval.results import Result, read_results
+from patchssl.eval.results import Result
 from patchssl.loading import load_backbone
 from patchssl.pretrain.config import Recipe, load_recipe
 from patchssl.pretrain.plan import Plan, plan_run
@@ -174,21 +174,3 @@ def plan_pretraining(recipe: str, data: str | None, seed: int, overrides: tuple[
                      device: str | None) -> Plan:
     """What a run would cost; see `patchssl.pretrain.plan.plan_run`."""
     return plan_run(load_recipe(recipe, overrides), data, seed, str(default_device(device)))
-
-
-def make_tables(results: Path, out: Path, *, paper: bool = False) -> tuple[str, list[Path], list[str]]:
-    """Write the comparison tables of the records under `results` to `out`, with `paper` also the paper's tables.
-
-    Returns the Markdown of the comparison tables, the files written, and a sentence for every record that had to be
-    left out.
-    """
-    from patchssl.report.paper import write_paper
-    from patchssl.report.tables import write_tables
-
-    records, problems = read_results(results)
-    if not records:
-        raise DataError(f"{results} holds no result records; make one with: patchssl eval knn MODEL --data DIR "
-                        f"--results {results}")
-    out.mkdir(parents=True, exist_ok=True)
-    paths = write_tables(records, out, "table") + (write_paper(records, out, "paper") if paper else [])
-    return paths[0].read_text("utf-8"), paths, problems

@@ -23,7 +23,7 @@ LAYERS = [
     ["pretrain", "eval"],
     ["report", "catalog", "inspection"],
     ["export"],
-    ["workflows", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
+    ["workflows", "tabling", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
      "suite", "scoring", "reporting", "bench_eval", "bench_step", "bench_training", "bench_report", "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
      "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],

@@ -14,6 +14,7 @@ from PIL import Image
 
 from patchssl.bench_report import bench_report, made_up_records
 from patchssl.errors import DataError, UsageError
+from patchssl.report.cost import Cost, Step
 from patchssl.reporting import make_report
 
 EVIL = "<script>alert('x')</script>"
@@ -189,6 +190,19 @@ def test_robustness_has_a_curve_per_row_and_titles_that_differ(tmp_path):
     assert "one, vit-0 from 25 to 90" in labels[0] and "two, vit-0 from 25 to 90" in labels[0]
     assert "one, vit-0 from 80 to 30" in labels[1]
     assert "copydays, protocol dino #dddddd/111111" in read.text and "#dddddd/ffffff" in read.text
+
+
+def test_costs_have_a_table_and_hostile_ones_none(tmp_path, results):
+    known = {"arch": "vit_tiny", "num_prototypes": 65_536, "images": 2, "views": "2 x 224 px", "threads": 1,
+             "clock": "processor", "memory": "resident", "versions": {"torch": "2.14"},
+             "steps": [Step(method="dino", way="", seconds=[2.0, 1.0], peak_mib=400.0, floor_mib=100.0)]}
+    for device in ("Some CPU", "Some-CPU", EVIL):
+        Cost(**known, device=device).write(results)
+    made, read = page(tmp_path, results)
+    assert [problem.partition("left out: ")[2][:21] for problem in made.problems] == ["its device holds HTML"]
+    places = [a["id"] for tag, a in read.elements if tag == "table" and a["id"].startswith("cost")]
+    assert len(places) == len(set(places)) == 2
+    assert {a.get("data-key") for tag, a in read.elements if tag == "td"} >= {"65536.0", "1500.0", "400.0"}
 
 
 def test_the_bench_makes_a_page_with_every_picture():

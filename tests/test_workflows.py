@@ -10,13 +10,13 @@ import torch
 import patchssl as package
 from patchssl import scoring
 from patchssl.console import Console
-from patchssl.errors import DataError, UsageError
+from patchssl.errors import UsageError
 from patchssl.eval.results import read_results
 from patchssl.pretrain.config import load_recipe
+from patchssl.tabling import make_tables
 from patchssl.workflows import (
     default_device,
     make_probe,
-    make_tables,
     pixels_size,
     plan_pretraining,
     pretrain_with_probe,
@@ -151,9 +151,3 @@ def test_tables_are_a_function_of_the_records(colors, tmp_path):
     again = make_tables(tmp_path / "results", tmp_path / "out")
     assert (again[0], [path.read_bytes() for path in again[1]]) == (text, before)
     assert len(read_results(tmp_path / "results")[0]) == 2
-
-
-def test_no_records_no_table(tmp_path):
-    with pytest.raises(DataError, match="make one with: patchssl eval knn"):
-        make_tables(tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.commands.options import DeviceOpt
+from patchssl.commands.options import DeviceOpt, can_be_written
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed against a peer or a floor, in one run.")
 
@@ -36,8 +36,11 @@ def bench_step(
     prototypes: Annotated[list[int] | None, typer.Option("--prototypes", min=2, help="K; again for more.")] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="Images of an update.")] = 2,
     repeats: Annotated[int, typer.Option("--repeats", min=1)] = 3, device: DeviceOpt = None,
+    results: Annotated[Path | None, typer.Option("--results", callback=can_be_written,
+                                                 help="Folder that gets records for the cost table of 'patchssl "
+                                                      "tables'.")] = None,
 ) -> None:
-    """A training step beside one that projects every token, and beside plain autograd; JSON on stdout."""
+    """A training step beside DINO, iBOT, one that projects every token, and plain autograd; JSON on stdout."""
     from patchssl import bench_training as bench
     from patchssl.console import Console
     from patchssl.errors import UsageError, one_of
@@ -48,7 +51,10 @@ def bench_step(
     with Console() as console:
         found = bench.bench_step(arch or tuple(bench.ARCHS), prototypes or bench.PROTOTYPES, images, repeats,
                                  device or "cpu", progress=console.counter("bench"))
-        typer.echo(json.dumps(found, indent=2))
+    typer.echo(json.dumps(found, indent=2))
+    if results:
+        for cost in bench.cost_records(found):
+            typer.echo(f"written to {cost.write(results)}", err=True)
 
 
 @bench_app.command("eval")

@@ -29,8 +29,10 @@ def _can_be_folder(results: Path) -> Path:
     return results
 
 
-def _can_be_written(results: Path) -> Path:
+def can_be_written(results: Path | None) -> Path | None:
     """The same, for commands that write there."""
+    if results is None:
+        return None
     there = next(place for place in (_can_be_folder(results), *results.absolute().parents) if place.exists())
     if not os.access(there, os.W_OK | os.X_OK):
         raise DataError(f"--results {results}: nothing can be written in {there}; name another folder")
@@ -48,7 +50,7 @@ DATA = ("Images (see README, Data sets): a folder, {wanted}; a list (.txt); a .z
         ".parquet; hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64.")
 DataOpt = Annotated[str, typer.Option("--data", callback=not_empty,
                                       help=DATA.format(wanted="train/ and val/ inside"))]
-ResultsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_written, help="Folder that gets the record.")]
+ResultsOpt = Annotated[Path, typer.Option("--results", callback=can_be_written, help="Folder that gets the record.")]
 RecordsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder of the records.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]

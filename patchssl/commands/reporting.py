@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from patchssl.commands.options import JsonOpt, RecordsOpt
+from patchssl.errors import printable
 
 
 def report(
@@ -34,7 +35,7 @@ def report(
         made = make_report(out, results=results, runs=runs or (), data=data or (), models=models or (),
                            images=images or (), console=console)
     typer.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.path)
-    for problem in made.problems:  # names come from files, and a terminal obeys what it is sent
-        typer.echo("".join(c if c.isprintable() else "?" for c in f"left out: {problem}"), err=True)
+    for problem in made.problems:
+        typer.echo(printable(f"left out: {problem}"), err=True)
     if made.problems:
         raise typer.Exit(1)

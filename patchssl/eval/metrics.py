@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import ndtri  # type: ignore[import-untyped]
-from torch import Tensor
 
 from patchssl.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ranks = Sequence[int] | np.ndarray
 
@@ -86,6 +89,8 @@ def wilson_interval(num_correct: int, total: int, confidence: float = 0.95) -> t
 
 def as_table(values: np.ndarray | Tensor, shape: str) -> np.ndarray:
     """A matrix as numpy has it, half precision as float32; DataError, saying the `shape` needed, for others."""
+    from torch import Tensor  # what reads records only needs no torch
+
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() and values.element_size() < 4 else values

@@ -7,26 +7,24 @@ digits of the sha256 of the weights), never half written. Reading a folder survi
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import platform
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 import patchssl
 from patchssl.errors import DataError
+from patchssl.eval.recordfile import files_below, read_record, write_record
 
 SCHEMA = 1
-_FORMAT = "patchssl result"
-_LARGEST_BYTES = 64 * 2**20
+KIND = "result"
+OTHER_KINDS = (".cost.json",)  # how the names of other records end
 _LONGEST_NAME = 60  # characters, so that a file name stays below 255 bytes
 
 Word = Annotated[str, Field(min_length=1)]
@@ -67,30 +65,18 @@ class Result:
 
     def write(self, root: Path) -> Path:
         """Save below `root`, replacing an earlier run of the same cell; at every moment the file is whole."""
-        path = self.path(root)
-        text = json.dumps(self.as_dict(), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("w", encoding="utf-8") as file:
-                    file.write(text + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise DataError(f"the result could not be written to {path}: {error.strerror or error}") from error
-        return path
+        return write_record(self.as_dict(), self.path(root))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the record's format and schema version."""
-        return {"format": _FORMAT, "schema": SCHEMA, **asdict(self)}
+        return {"format": f"patchssl {KIND}", "schema": SCHEMA, **asdict(self)}
 
 
 def read_results(root: Path) -> tuple[list[Result], list[str]]:
-    """All records below `root`, in the order of their paths, and a sentence for every JSON file left out."""
+    """All records below `root`, in the order of their paths, and a sentence for every JSON file left out.
+
+    Records of another kind (`*.cost.json`) are passed over.
+    """
     found, problems = read_result_files(root)
     return list(found.values()), problems
 
@@ -98,7 +84,9 @@ def read_results(root: Path) -> tuple[list[Result], list[str]]:
 def read_result_files(root: Path) -> tuple[dict[Path, Result], list[str]]:
     """As `read_results`, by the files that the records are in."""
     results, problems = {}, []
-    for path in _json_files(Path(root)):
+    for path in files_below(Path(root), ".json"):
+        if path.name.endswith(OTHER_KINDS):
+            continue
         try:
             results[path] = read_result(path)
         except DataError as error:
@@ -108,29 +96,7 @@ def read_result_files(root: Path) -> tuple[dict[Path, Result], list[str]]:
 
 def read_result(path: Path) -> Result:
     """The record in the file `path`; DataError says what is wrong with one that cannot be used."""
-    try:
-        if not path.is_file():  # a pipe named .json would never end
-            raise DataError(f"{path} is not a regular file")
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise DataError(f"{path} is larger than {_LARGEST_BYTES // 2**20} MiB: not a result record")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged or not JSON ({error}); run that evaluation again") from error
-    if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
-        raise DataError(f"{path} is JSON but not a result record of patchssl")
-    if (schema := content.pop("schema", None)) != SCHEMA:
-        raise DataError(
-            f"{path} has the record schema {schema!r}, this patchssl reads schema {SCHEMA}; run that "
-            "evaluation again, or read it with the version that wrote it"
-        )
-    try:
-        return Result(**content)
-    except ValidationError as error:
-        raise DataError(f"{path} is not a valid result record: {_first_fault(error)}") from None
-    except TypeError as error:  # a key that cannot be an argument's name
-        raise DataError(f"{path} is not a valid result record: {error}") from None
+    return read_record(path, Result, KIND, SCHEMA)
 
 
 def safe_name(name: str) -> str:
@@ -186,18 +152,3 @@ def unpack_bits(text: str, count: int) -> np.ndarray:
     if len(packed) != -(-count // 8):
         raise ValueError(f"{len(text)} hex digits do not hold {count} bits")
     return np.unpackbits(packed, count=count).astype(bool)
-
-
-def _json_files(root: Path) -> Iterator[Path]:
-    """Every *.json below `root`, sorted; links to folders are not followed."""
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        yield from (Path(folder) / name for name in sorted(files) if name.endswith(".json"))
-
-
-def _first_fault(error: ValidationError) -> str:
-    """The first wrong field by its dotted name, and how many more there are."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    name = ".".join(str(part) for part in faults[0]["loc"])
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{name}: {faults[0]['msg']}{more}"

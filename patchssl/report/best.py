@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from patchssl.report.paired import SIGNIFICANT, clearly_better, paired_difference, per_query
-from patchssl.report.scores import Column, Row, Score
+from patchssl.report.scores import REFERENCES, Column, Row, Score
 
 BOLD_NOTE = ("Bold: better than every other measured number of its column, each at the 5 % level: paired over test "
              "images or queries between single networks (bootstrap interval and sign flips), a t-test over seeds where "
@@ -62,6 +62,8 @@ def _beats(leader: Score, values: np.ndarray | None, other: Score, metric: str) 
         sides = ([record.metrics[metric] for record in score.records] for score in (leader, other))
         return welch_p(*sides) < SIGNIFICANT
     against = per_query(other.records[0], metric)
+    if against is None and values is not None and other.records[0].method in REFERENCES:
+        against = np.where(np.isnan(values), np.nan, other.mean)
     if values is None or against is None or values.shape != against.shape:
         return False
     if (np.isnan(values) != np.isnan(against)).any():

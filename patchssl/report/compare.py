@@ -77,14 +77,21 @@ class Comparison:
         return "\n".join([*lines, *(f"left out: {sentence}" for sentence in self.left_out)])
 
 
-def find_records(name: str, root: Path) -> list[Result]:
+class Found(NamedTuple):
+    """The records of one network, and a sentence for every file on the way that could not be read."""
+
+    records: list[Result]
+    problems: list[str]
+
+
+def find_records(name: str, root: Path) -> Found:
     """The records of one network: a record file, a folder of records, or a model's or folder's name below `root`.
 
     UsageError where nothing has that name or more than one network has; DataError for a damaged file.
     """
     path = Path(name)
     if path.is_file():
-        return [read_result(path)]
+        return Found([read_result(path)], [])
     known, problems = read_results(root) if root.is_dir() else ([], [])
     found = [record for record in known if name in (record.model, _folder(record))]
     if not found and path.is_dir():
@@ -99,7 +106,7 @@ def find_records(name: str, root: Path) -> list[Result]:
     networks = sorted({_folder(record) for record in found})
     if len(networks) > 1:
         raise UsageError(f"'{name}' means {len(networks)} networks; name one of them: {', '.join(networks[:20])}")
-    return found
+    return Found(found, problems)
 
 
 def compare(first: Sequence[Result], second: Sequence[Result], *, seed: int = 0, num_moved: int = 5) -> Comparison:

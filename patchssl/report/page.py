@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import NamedTuple
@@ -19,12 +20,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from patchssl.eval.galleries import POSITIVE
 from patchssl.eval.results import Result
 from patchssl.report import charts
+from patchssl.report.cost import Cost
 from patchssl.report.galleries import Gallery, Named, Query
 from patchssl.report.pictures import Pictures
 from patchssl.report.robustness import Robustness
 from patchssl.report.scores import NONE, Score
 from patchssl.report.sections import (
     comparison_tables,
+    cost_tables,
     dataset_table,
     environment_table,
     network_table,
@@ -51,6 +54,7 @@ class Content:
     """What a page shows."""
 
     records: Sequence[Result]
+    costs: Sequence[Cost]
     problems: Sequence[str]
     robustness: Sequence[Robustness]
     runs: Sequence[Training]
@@ -83,21 +87,21 @@ class ShownQuery:
 
 def render_page(content: Content) -> str:
     """The whole page."""
+    records = content.records
+    tables = [*comparison_tables(records), *cost_tables(content.costs), *([record_table(records)] if records else [])]
     galleries = _galleries(content)
     style, script = ((_ASSETS / f"page.{kind}").read_text("utf-8").replace("\r\n", "\n") for kind in ("css", "js"))
     parts = {
-        "results": ("Results", bool(content.records)), "robustness": ("Robustness", bool(content.robustness)),
+        "results": ("Results", bool(tables)), "robustness": ("Robustness", bool(content.robustness)),
         "training": ("Training", bool(content.runs)), "galleries": ("Queries", bool(galleries)),
         "figures": ("Attention and matches", bool(content.figures)), "protocols": ("Protocols", bool(content.records)),
         "provenance": ("Provenance", bool(content.records)),
     }
     environment = Environment(loader=PackageLoader("patchssl.report", "assets"), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals["slug"] = slug
+    environment.globals["slug"] = _distinct(slug)
     environment.globals["size"] = {"width": charts.WIDTH, "height": charts.HEIGHT, "left": charts.LEFT,
                                    "right": charts.RIGHT, "top": charts.TOP, "bottom": charts.BOTTOM}
-    records = content.records
-    tables = [*comparison_tables(records), record_table(records)] if records else []
     provenance = [network_table(records), dataset_table(records), environment_table(records)] if records else []
     return environment.get_template("page.html").render(
         style=style, script=script, style_hash=_hash(style), script_hash=_hash(script),
@@ -116,6 +120,17 @@ def slug(text: str) -> str:
     'k-nn-on-frozen-features'
     """
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"
+
+
+def _distinct(name: Callable[[str], str]) -> Callable[[str], str]:
+    """`name`, numbered where it gives the same twice: no two places of a page have one name."""
+    counts: Counter[str] = Counter()
+
+    def numbered(text: str) -> str:
+        counts[name(text)] += 1
+        return name(text) if counts[name(text)] == 1 else f"{name(text)}-{counts[name(text)]}"
+
+    return numbered
 
 
 def _hash(text: str) -> str:

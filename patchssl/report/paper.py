@@ -8,9 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from patchssl.eval.results import Result
+from patchssl.report.cost import Cost, cost_frames
 from patchssl.report.published import plain_name
+from patchssl.report.render import write_frames
 from patchssl.report.scores import METHODS, NONE, Column, Row, Score, collect_scores
-from patchssl.report.tables import NOT_RUN, make_frames, write_frames
+from patchssl.report.tables import NOT_RUN, make_frames
 
 # title -> (task, data set, protocol, metric) of its columns
 PAPER: dict[str, list[tuple[str, str, str, str]]] = {
@@ -43,16 +45,17 @@ def paper_frames(results: Sequence[Result]) -> tuple[dict[str, pd.DataFrame], pd
     return frames, pd.concat([table.astype(object) for table in numbers], ignore_index=True)
 
 
-def write_paper(results: Sequence[Result], out_dir: Path, stem: str = "paper") -> list[Path]:
-    """Write STEM.md, STEM.csv and STEM.tex to `out_dir`."""
+def write_paper(results: Sequence[Result], out_dir: Path, stem: str = "paper", *,
+                costs: Sequence[Cost] = ()) -> list[Path]:
+    """Write STEM.md and STEM.tex, with what an update costs, and STEM.csv to `out_dir`."""
     frames, numbers = paper_frames(results)
-    return write_frames(frames, [numbers], out_dir, stem)
+    return write_frames(frames | cost_frames(costs), [numbers], out_dir, stem)
 
 
 def _columns(key: tuple[str, str, str, str], scores: Sequence[Score]) -> list[Column]:
     """The columns of the records that `key` means, one per fingerprint, or one without any."""
     task, dataset, protocol, metric = key
-    found = {c for c in (score.column for score in scores)
+    found = {c for c in {score.column for score in scores}
              if (c.task, plain_name(c.dataset), c.protocol, c.metric) == key}
     return sorted(found) or [Column(task, dataset, protocol, metric, "", "")]
 

@@ -11,7 +11,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ HEADLINES: dict[str, tuple[str, ...]] = {
 }
 # rows in this order; a method that is not named here comes last, under its model's name
 METHODS: dict[str, str] = {
+    "chance": "Chance",
+    "position": "Position only",
     "pixels": "Raw pixels",
     "random": "Random network",
     "dino": "DINO",
@@ -40,6 +42,8 @@ METHODS: dict[str, str] = {
     "ibot": "iBOT",
     "supervised": "Supervised",
 }
+REFERENCES = ("chance", "position", "pixels")  # answers that records of patches hold beside their network's
+NO_NETWORK = set(REFERENCES)
 NONE = "–"
 _FEW_SHOT = re.compile(r"fewshot([1-9][0-9]{0,8})/top1@[0-9]+")
 
@@ -109,11 +113,31 @@ def collect_scores(results: Iterable[Result], task: str) -> list[Score]:
 def scores_of(results: Iterable[Result], task: str, wanted: Callable[[str], bool]) -> list[Score]:
     """Scores of all records of `task` under every metric that is `wanted`, whether tables show it or not."""
     cells: dict[tuple[Row, Column], list[Result]] = defaultdict(list)
-    for result in sorted((r for r in results if r.task == task), key=_sort_key):
+    found = sorted((result for result in results if result.task == task), key=_sort_key)
+    for result in [*found, *_references(found)]:
         for metric in result.metrics:
             if wanted(metric):
                 cells[row_of(result), column_of(result, metric)].append(result)
     return [_score(row, column, records) for (row, column), records in cells.items()]
+
+
+def _references(results: Sequence[Result]) -> list[Result]:
+    """What no network says: of each column's first record, its numbers for answers by chance, by position, by pixels.
+
+    Pixels that were run by themselves have a record with detail and are left to it.
+    """
+    columns: dict[Column, Result] = {}
+    for result in results:
+        columns.setdefault(column_of(result, ""), result)
+    measured = {column_of(result, "") for result in results if result.method == "pixels"}
+    made = []
+    for column, result in columns.items():
+        for source in REFERENCES:
+            metrics = {name: result.metrics[f"{source}/{name}"] for name in HEADLINES["patches"]
+                       if f"{source}/{name}" in result.metrics}
+            if column.task == "patches" and metrics and not (source == "pixels" and column in measured):
+                made.append(replace(result, model=source, method=source, metrics=metrics, detail={}))
+    return made
 
 
 def metric_place(task: str, metric: str) -> int | None:
@@ -145,7 +169,7 @@ def row_of(result: Result) -> Row:
     known = list(METHODS)
     order = known.index(result.method) if result.method in METHODS else len(known)
     label = METHODS.get(result.method, result.model)
-    arch = NONE if result.method == "pixels" else result.arch or NONE
+    arch = NONE if result.method in NO_NETWORK else result.arch or NONE
     return Row(order, label, arch, _pretraining(result))
 
 
@@ -156,7 +180,7 @@ def column_of(result: Result, metric: str) -> Column:
 
 
 def _pretraining(result: Result) -> str:
-    if result.method == "pixels":
+    if result.method in NO_NETWORK:
         return NONE
     if result.method == "random":
         return "untrained"
@@ -209,6 +233,5 @@ def _draws(result: Result, metric: str) -> tuple[float, int] | None:
 
 
 def _sort_key(result: Result) -> tuple[Any, ...]:
-    metrics = tuple(sorted((name, repr(value)) for name, value in result.metrics.items()))
     return (result.model, result.weights_sha256, result.dataset, result.protocol_fingerprint,
-            str(result.seed), metrics)
+            str(result.seed), sorted(result.metrics.items()))

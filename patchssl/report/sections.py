@@ -11,11 +11,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from patchssl.eval.results import Result
+from patchssl.report.cost import Cost, cost_frames
 from patchssl.report.render import NAMED
 from patchssl.report.scores import HEADLINES, METHODS, row_of
 from patchssl.report.tables import TASK_TITLES, comparison_table
 
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_NUMBER = re.compile(r"-?\d+(,\d{3})*(\.\d+)?")
 _DIGITS = 16  # of a sha256 that tell two apart
 
 
@@ -57,10 +58,14 @@ def comparison_tables(records: Sequence[Result]) -> list[Table]:
     return [frame_table(comparison_table(records, task), TASK_TITLES[task]) for task in HEADLINES if task in there]
 
 
-def frame_table(frame: pd.DataFrame, caption: str) -> Table:
-    """A frame of text whose first columns are words and whose others begin with a number, or say why not."""
+def cost_tables(costs: Sequence[Cost]) -> list[Table]:
+    """What updates cost, where there are records of it."""
+    return [frame_table(frame, title, 2) for title, frame in (cost_frames(costs) if costs else {}).items()]
+
+
+def frame_table(frame: pd.DataFrame, caption: str, named: int = NAMED) -> Table:
+    """A frame of text whose `named` first columns are words and whose others begin with a number, or say why not."""
     bold = set(frame.attrs.get("bold", ()))
-    named = min(NAMED, len(frame.columns))
     rows = tuple(tuple(Cell(str(text), None if j < named else leading_number(str(text)), (i, j) in bold)
                        for j, text in enumerate(row)) for i, row in enumerate(frame.itertuples(index=False)))
     numeric = tuple(j >= named for j in range(len(frame.columns)))
@@ -69,11 +74,11 @@ def frame_table(frame: pd.DataFrame, caption: str) -> Table:
 
 def leading_number(text: str) -> float | None:
     """
-    >>> leading_number("23.9 [21.8, 26.1]"), leading_number("not run")
-    (23.9, None)
+    >>> leading_number("23.9 [21.8, 26.1]"), leading_number("65,536"), leading_number("not run")
+    (23.9, 65536.0, None)
     """
     found = _NUMBER.match(text)
-    return float(found[0]) if found else None
+    return float(found[0].replace(",", "")) if found else None
 
 
 def record_table(records: Sequence[Result]) -> Table:

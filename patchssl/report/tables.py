@@ -13,8 +13,8 @@ import pandas as pd
 from patchssl.eval.results import Result
 from patchssl.report.best import BOLD_NOTE, best_cells
 from patchssl.report.published import PAPER_DATASETS, Published, plain_name, published
-from patchssl.report.render import NAMED, to_csv, to_latex, to_markdown
-from patchssl.report.scores import HEADLINES, NONE, Column, Row, Score, collect_scores, column_order, few_shots
+from patchssl.report.render import NAMED, shortened, write_frames
+from patchssl.report.scores import HEADLINES, METHODS, NONE, Column, Row, Score, collect_scores, column_order, few_shots
 
 METRIC_LABELS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact": "exact matches",
                  "within1": "within one patch"}
@@ -26,6 +26,9 @@ SEED_MARK, PRETRAINING_MARK = "†", "‡"
 TEST_CHOICE = "best test epoch"  # as the protocol's settings say it
 UNTRAINED = {NONE, "untrained"}  # what stands for the pretraining of pixels and random networks
 MOST_LISTED = 4  # kinds of pretraining that a note names
+REFERENCE_NOTE = ("Chance: a patch drawn at random. Position only: the patch at the same place of the grid. Both, and "
+                  "Raw pixels where it was not run by itself, are of the same pairs of views as the networks.")
+LONGEST_VALUE = 80  # letters of a setting that a note shows
 
 
 def comparison_table(results: Sequence[Result], task: str = "knn") -> pd.DataFrame:
@@ -98,22 +101,6 @@ def write_tables(results: Sequence[Result], out_dir: Path, stem: str = "table") 
     made = {TASK_TITLES[task]: _task_tables(results, task) for task in tasks}
     numbers = [table for _, table in made.values()] or [score_table([])]
     return write_frames({title: frame for title, (frame, _) in made.items()}, numbers, out_dir, stem)
-
-
-def write_frames(frames: dict[str, pd.DataFrame], numbers: Sequence[pd.DataFrame], out_dir: Path,
-                 stem: str) -> list[Path]:
-    """Write `frames` (title -> table) to STEM.md and STEM.tex, `numbers` one after the other to STEM.csv."""
-    texts = {
-        "md": "\n".join(f"## {title}\n\n{to_markdown(frame)}" for title, frame in frames.items()),
-        "csv": to_csv(numbers[0]) + "".join(to_csv(more).partition("\n")[2] for more in numbers[1:]),
-        "tex": "% needs \\usepackage{booktabs}\n"
-               + "\n".join(to_latex(frame, title) for title, frame in frames.items()),
-    }
-    out_dir.mkdir(parents=True, exist_ok=True)
-    paths = [out_dir / f"{stem}.{suffix}" for suffix in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        path.write_text(text, encoding="utf-8", newline="\n")
-    return paths
 
 
 def published_cells(columns: Sequence[Column]) -> tuple[dict[Row, dict[Column, str]], list[str]]:
@@ -212,6 +199,8 @@ def _interval_notes(scores: Sequence[Score]) -> list[str]:
     if any(score.interval == "images" for score in scores):
         notes.append("[low, high] is the 95 % Wilson interval over the test images of a single network: "
                      "it knows nothing of other seeds.")
+    if any(score.row.label == METHODS["position"] for score in scores):
+        notes.append(REFERENCE_NOTE)
     if not all(score.seeds_differ for score in scores):
         notes.append(f"{SEED_MARK} records that share a seed or state none were averaged: "
                      "they may differ in more than the seed.")
@@ -248,8 +237,8 @@ def _fingerprint_notes(results: Sequence[Result], columns: Sequence[Column]) -> 
 def differing_settings(results: Sequence[Result]) -> str:
     """Names and values of the protocol settings that are not the same in all `results`."""
     names = sorted({name for result in results for name in result.protocol_settings})
-    values = {name: sorted({str(result.protocol_settings.get(name, "not set")) for result in results})
-              for name in names}
+    values = {name: sorted({shortened(str(result.protocol_settings.get(name, "not set")), LONGEST_VALUE)
+                            for result in results}) for name in names}
     parts = [f"{name} ({', '.join(found)})" for name, found in values.items() if len(found) > 1]
     return "; ".join(parts) or "settings that the records do not list"
 

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from patchssl.eval.results import Result
+from patchssl.report.cost import Cost
 
 _TAG = re.compile(r"<\s*[a-z!/?]", re.IGNORECASE)
 _LONGEST = 500  # characters of a name or setting
@@ -31,6 +32,14 @@ def objection(record: Result) -> str | None:
         if leads_out(getattr(record, what)):
             return f"its {what} is a path that leads out of its folder"
     return None
+
+
+def cost_objection(cost: Cost) -> str | None:
+    """As `objection`, of a record of costs."""
+    words = {"architecture": cost.arch, "views": cost.views, "device": cost.device,
+             "version of torch": cost.versions.get("torch") or ""}
+    words |= {f"method {number}": f"{step.method}, {step.way}" for number, step in enumerate(cost.steps, 1)}
+    return next((f"its {what} {fault}" for what, text in words.items() if (fault := fault_of(text))), None)
 
 
 def fault_of(text: str) -> str | None:

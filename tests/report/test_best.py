@@ -6,8 +6,9 @@ import pytest
 
 from patchssl.eval.results import Result, pack_bits
 from patchssl.report.best import best_cells, welch_p
+from patchssl.report.render import to_markdown
 from patchssl.report.scores import collect_scores
-from patchssl.report.tables import comparison_table, score_table, to_markdown
+from patchssl.report.tables import comparison_table, score_table
 
 BASE = Result(model="m", method="other", arch="vit", weights_sha256="a" * 64, task="knn", dataset="set",
               dataset_fingerprint="d" * 64, protocol="native", protocol_version=1, protocol_settings={},

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from patchssl.eval.results import read_results
+from patchssl.report.cost import read_costs, write_costs
 from patchssl.report.paper import write_paper
 from patchssl.report.tables import write_tables
 
@@ -30,6 +31,8 @@ def test_a_committed_table_is_made_again_to_the_same_bytes(folder, tmp_path):
 
 def test_the_committed_paper_tables_are_made_again_to_the_same_bytes(tmp_path):
     records, problems = read_results(RESULTS)
-    assert not problems
-    for path in write_paper(records, tmp_path):
+    costs, damaged = read_costs(RESULTS)
+    assert not problems and not damaged
+    paths = [*write_paper(records, tmp_path, costs=costs), *(write_costs(costs, tmp_path) if costs else [])]
+    for path in paths:
         assert path.read_bytes() == (RESULTS / path.name).read_bytes(), path.name

@@ -107,7 +107,7 @@ def test_records_are_found_by_model_folder_and_path(tmp_path):
     path = knn(FIRST).write(tmp_path)
     knn(SECOND, "two").write(tmp_path)
     for name in ("one", path.parent.name, str(path), str(path.parent)):
-        assert [record.model for record in find_records(name, tmp_path)] == ["one"]
+        assert [record.model for record in find_records(name, tmp_path).records] == ["one"]
     with pytest.raises(UsageError, match="did you mean 'one'"):
         find_records("onne", tmp_path)
     with pytest.raises(UsageError, match="means 2 networks"):
@@ -125,7 +125,7 @@ def test_one_name_for_two_networks_is_refused_with_their_folders(tmp_path):
     folders = [knn(FIRST, weights_sha256=digit * 64).write(tmp_path).parent.name for digit in "ab"]
     with pytest.raises(UsageError, match=f"means 2 networks.*{folders[0]}, {folders[1]}"):
         find_records("one", tmp_path)
-    assert find_records(folders[1], tmp_path)[0].weights_sha256 == "b" * 64
+    assert find_records(folders[1], tmp_path).records[0].weights_sha256 == "b" * 64
 
 
 def test_the_command_prints_percent_json_and_no_control_characters(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from patchssl.eval.linear import linear_protocol
 from patchssl.eval.results import Result
 from patchssl.loading import load_backbone
-from patchssl.report.tables import comparison_table, score_table, to_csv, to_markdown, write_tables
+from patchssl.report.render import to_csv, to_markdown
+from patchssl.report.tables import comparison_table, score_table, write_tables
 
 BASE = Result(
     model="run-0",
@@ -211,7 +212,7 @@ def test_a_hostile_name_stays_in_its_cell():
     _, _, row = parse(markdown)
     assert len(row) == len(table.columns)
     assert "<script" not in markdown
-    assert row[0] == "a\0b &lt;script>x&lt;/script> `c`"
+    assert row[0] == "a\0b &lt;script>x&lt;/script> \\`c\\`"
 
 
 def test_nothing_gives_an_empty_table():
@@ -244,3 +245,31 @@ def test_csv_reads_back_as_the_same_numbers():
     read = pd.read_csv(io.StringIO(to_csv(numbers)))
     assert read.percent.tolist() == numbers.percent.tolist()
     assert read.columns.tolist() == numbers.columns.tolist()
+
+
+def patches(letter: str, exact: list[float], **changes: object) -> Result:
+    """A record of patch correspondence: 200 images, half of them with each share."""
+    shares = {"exact": exact * 100, "within1": [0.5, 0.7] * 100}
+    references = {"chance": (0.0625, 0.4), "position": (0.07, 0.55), "pixels": (0.1, 0.42)}
+    metrics = {f"{source}/{name}": value for source, values in references.items()
+               for name, value in zip(("exact", "within1"), values, strict=True)}
+    return record(task="patches", weights_sha256=letter * 64, detail={"num_images": 200, "shares": shares},
+                  metrics={"exact": sum(exact) / 2, "within1": 0.6, **metrics}, **changes)
+
+
+def test_patches_stand_beside_chance_position_and_pixels_of_the_same_views():
+    table = comparison_table([patches("a", [0.5, 0.7]), patches("b", [0.1, 0.3], method="random")], "patches")
+    assert table.iloc[:, [0, 3, 4]].to_numpy().tolist() == [
+        ["Chance", "6.2", "40.0"], ["Position only", "7.0", "55.0"], ["Raw pixels", "10.0", "42.0"],
+        ["Random network", "20.0", "60.0"], ["PW-Self", "60.0", "60.0"]]
+    assert table.attrs["bold"] == [(4, 3)]  # within one patch both networks say the same
+    assert any("Position only: the patch at the same place" in note for note in table.attrs["notes"])
+    measured = patches("c", [0.1, 0.1], method="pixels")
+    table = comparison_table([patches("a", [0.5, 0.7]), measured], "patches")
+    assert table.Method.tolist() == ["Chance", "Position only", "Raw pixels", "PW-Self"]
+    assert table.iloc[2, 3] == "10.0"
+
+
+def test_nothing_is_bold_that_is_not_better_than_position_only():
+    table = comparison_table([patches("a", [0.0, 0.12])], "patches")
+    assert table.attrs["bold"] == [(3, 4)]  # 60 within one patch, but 6 exact
