@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from patchssl.backbone import Backbone
 from patchssl.console import Console
 from patchssl.drawing import draw_attention, draw_matches, recipe_of
 from patchssl.errors import DataError, PatchSSLError, UsageError
+from patchssl.eval.recordfile import write_whole
 from patchssl.eval.results import Result, read_result_files
 from patchssl.loading import load_backbone
 from patchssl.report.cost import Cost, read_costs
@@ -79,7 +79,7 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     if pictures.problems:  # found while pictures were made: now they can be named
         problems += pictures.problems
         text = render_page(content)
-    path = _write(out / PAGE, text)
+    path = write_whole(text, out / PAGE, "the report")
     progress(steps, steps)
     return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
 
@@ -154,18 +154,3 @@ def _figures(name: str, backbone: Backbone, images: Sequence[str], problems: lis
         except PatchSSLError as error:
             problems.append(f"the matches of {name} are not drawn: {error}")
     return figures
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write or replace `path`, whole at every moment; DataError where that fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(text, encoding="utf-8", newline="\n")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"the report could not be written to {path}: {error.strerror or error}") from error
-    return path

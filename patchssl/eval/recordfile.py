@@ -21,19 +21,24 @@ _Record = TypeVar("_Record")
 def write_record(content: Mapping[str, Any], path: Path) -> Path:
     """Save `content` at `path`, replacing what is there; at every moment the file is whole. DataError: it cannot be."""
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    return write_whole(text + "\n", path, "the result")
+
+
+def write_whole(text: str, path: Path, what: str) -> Path:
+    """Save `text` at `path`, replacing what is there; at every moment the file is whole. DataError names `what`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
+            with partial.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"the result could not be written to {path}: {error.strerror or error}") from error
+        raise DataError(f"{what} could not be written to {path}: {error.strerror or error}") from error
     return path
 
 

@@ -69,36 +69,53 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Point
         return None
     kept = {label: bands[label] for label in drawn if bands and label in bands}
     xs = [x for points in drawn.values() for x, _ in points]
-    ys = [y for points in drawn.values() for _, y in points]
+    ys = [y for points in drawn.values() for _, y in points] + ([] if floor is None else [floor])
     ys += [y for band in kept.values() for _, low, high in band for y in (low, high)]
     x_range = (0.0, max(1.0, len(x_names) - 1.0)) if x_names else (min(0.0, *xs), max(xs))
-    y_values = ticks(min(ys) if floor is None else min(floor, *ys), max(ys))
     x_values = [float(i) for i in range(len(x_names))] if x_names else [x for x in ticks(*x_range) if x <= x_range[1]]
-    across = _scale(*x_range, LEFT, WIDTH - RIGHT)
-    up = _scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP)
-    thin = sum(len(points) > MOST_POINTS for points in lines.values())
-    note = [f"{len(lines) - MOST_LINES} more are not drawn"] if len(lines) > MOST_LINES else []
-    note += [f"lines of more than {MOST_POINTS} rows show means of neighboring rows"] if thin else []
+    y_values = ticks(min(ys), max(ys))
+    place = _Place(_scale(*x_range, LEFT, WIDTH - RIGHT), _scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP),
+                   x_names)
+    return Chart(title, x_label, y_label,
+                 tuple(place.line(number, label, points, kept.get(label, ()))
+                       for number, (label, points) in enumerate(drawn.items())),
+                 tuple(Tick(round(place.across(x), 1), place.name(x)) for x in x_values),
+                 tuple(Tick(round(place.up(y), 1), _plain(y)) for y in y_values),
+                 _summary(f"{title}, {y_label} over {x_label}", drawn), _note(lines))
 
-    def path(points: Points) -> str:
-        return " ".join(f"{'L' if i else 'M'}{across(x):.1f} {up(y):.1f}" for i, (x, y) in enumerate(points))
 
-    def named(x: float) -> str:
-        return x_names[int(x)] if x_names else _plain(x)
+class _Place(NamedTuple):
+    """Where values stand in the drawing, and what its x axis calls them."""
 
-    made = []
-    for place, (label, points) in enumerate(drawn.items()):
-        dots = tuple(Dot(round(across(x), 1), round(up(y), 1), f"{label}, {named(x)}: {_plain(y)}") for x, y in points)
-        around = kept.get(label, ())
-        edge = [(x, high) for x, _, high in around] + [(x, low) for x, low, _ in reversed(around)]
-        made.append(Line(label, place, path(points), dots if len(dots) <= MOST_DOTS else (),
-                         path(edge) + "Z" if edge else ""))
-    ends = "; ".join(f"{label} from {_plain(points[0][1])} to {_plain(points[-1][1])}"
-                     for label, points in drawn.items())
-    return Chart(title, x_label, y_label, tuple(made),
-                 tuple(Tick(round(across(x), 1), named(x)) for x in x_values),
-                 tuple(Tick(round(up(y), 1), _plain(y)) for y in y_values),
-                 f"{title}, {y_label} over {x_label}: {ends}.", "; ".join(note))
+    across: Callable[[float], float]
+    up: Callable[[float], float]
+    x_names: Sequence[str] | None
+
+    def name(self, x: float) -> str:
+        return self.x_names[int(x)] if self.x_names else _plain(x)
+
+    def path(self, points: Points) -> str:
+        return " ".join(f"{'L' if i else 'M'}{self.across(x):.1f} {self.up(y):.1f}" for i, (x, y) in enumerate(points))
+
+    def line(self, number: int, label: str, points: Points, band: Sequence[tuple[float, float, float]]) -> Line:
+        dots = tuple(Dot(round(self.across(x), 1), round(self.up(y), 1), f"{label}, {self.name(x)}: {_plain(y)}")
+                     for x, y in points)
+        edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
+        return Line(label, number, self.path(points), dots if len(dots) <= MOST_DOTS else (),
+                    f"{self.path(edge)}Z" if edge else "")
+
+
+def _summary(what: str, lines: Mapping[str, Points]) -> str:
+    ends = (f"{label} from {_plain(points[0][1])} to {_plain(points[-1][1])}" for label, points in lines.items())
+    return f"{what}: {'; '.join(ends)}."
+
+
+def _note(lines: Mapping[str, Points]) -> str:
+    """What of `lines` is not drawn as it is."""
+    notes = [f"{len(lines) - MOST_LINES} more are not drawn"] if len(lines) > MOST_LINES else []
+    if any(len(points) > MOST_POINTS for points in lines.values()):
+        notes.append(f"lines of more than {MOST_POINTS} rows show means of neighboring rows")
+    return "; ".join(notes)
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
