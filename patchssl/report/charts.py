@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT = 420, 250  # of the drawing, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 40  # margins
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 44  # margins
 MOST_LINES = 8  # that colors and dashes tell apart
 MOST_POINTS = 240  # of a line; of more, means are drawn
 MOST_DOTS = 24  # of a line
+_LEAST_SPAN = 1e-99  # what is nearer to 0 is drawn as 0
 _STEPS = (1, 2, 2.5, 5, 10)
 
 Points = Sequence[tuple[float, float]]
@@ -125,8 +126,8 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     [0.0, 2.0, 4.0, 6.0, 8.0]
     """
     span = high - low
-    if not span > abs(high) * 1e-9:
-        span = abs(high) or 1.0
+    if not span > max(abs(high), _LEAST_SPAN) * 1e-9:
+        span = abs(high) if abs(high) > _LEAST_SPAN else 1.0
         low, high = low - span / 2, high + span / 2
     power = 10.0 ** math.floor(math.log10(span / most))
     step = next(power * times for times in (*_STEPS, 20) if power * times * most >= span)

@@ -30,13 +30,17 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted and filtered; `numeric` says which columns hold numbers."""
+    """A table that can be sorted and filtered; `numeric` says which columns hold numbers.
+
+    The rows of a `stacked` one become blocks where the page is narrow.
+    """
 
     caption: str
     columns: tuple[str, ...]
     numeric: tuple[bool, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    stacked: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def frame_table(frame: pd.DataFrame, caption: str, named: int = NAMED) -> Table:
     rows = tuple(tuple(Cell(str(text), None if j < named else leading_number(str(text)), (i, j) in bold)
                        for j, text in enumerate(row)) for i, row in enumerate(frame.itertuples(index=False)))
     numeric = tuple(j >= named for j in range(len(frame.columns)))
-    return Table(caption, tuple(map(str, frame.columns)), numeric, rows, tuple(frame.attrs.get("notes", ())))
+    return Table(caption, tuple(map(str, frame.columns)), numeric, rows, tuple(frame.attrs.get("notes", ())), True)
 
 
 def leading_number(text: str) -> float | None:
@@ -88,11 +92,11 @@ def record_table(records: Sequence[Result]) -> Table:
         headlines = [name for name in HEADLINES.get(record.task, ()) if name in record.metrics]
         for metric in headlines or sorted(record.metrics)[:1]:
             value = 100 * record.metrics[metric]
-            rows.append((Cell(record.model), Cell(METHODS.get(record.method, record.method)), Cell(record.task),
-                         Cell(record.dataset), Cell(record.protocol), Cell(metric), Cell(f"{value:.1f}", value),
+            rows.append((Cell(record.model), Cell(f"{value:.1f}", value), Cell(metric), Cell(record.task),
+                         Cell(record.dataset), Cell(record.protocol), Cell(METHODS.get(record.method, record.method)),
                          _seed(record), Cell(f"{record.duration:,.1f}", record.duration),
                          Cell(record.weights_sha256[:8])))
-    columns = ("Model", "Method", "Task", "Data set", "Protocol", "Metric", "%", "Seed", "Seconds", "Weights")
+    columns = ("Model", "%", "Metric", "Task", "Data set", "Protocol", "Method", "Seed", "Seconds", "Weights")
     return Table("All records", columns, tuple(name in ("%", "Seed", "Seconds") for name in columns), tuple(rows))
 
 
@@ -103,7 +107,7 @@ def network_table(records: Sequence[Result]) -> Table:
                   Cell(row_of(record).pretraining), _seed(record), Cell(record.weights_sha256[:_DIGITS]))
                  for _, record in sorted(by_weights.items(), key=lambda item: (item[1].model, item[0])))
     columns = ("Model", "Method", "Architecture", "Pretraining", "Seed", "sha256 of the weights")
-    return Table("Networks", columns, tuple(name == "Seed" for name in columns), rows)
+    return Table("Networks", columns, tuple(name == "Seed" for name in columns), rows, stacked=True)
 
 
 def dataset_table(records: Sequence[Result]) -> Table:

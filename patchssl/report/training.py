@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from patchssl.report.charts import Chart, Points, line_chart
 from patchssl.report.vetting import fault_of
 
 _LARGEST_LOG = 256 * 2**20
+_LARGEST = 1e99  # what is more, or infinite, or no number, cannot be drawn
 _NATS = "nats"
 
 
@@ -148,7 +148,7 @@ def _row(line: str) -> dict[str, Any] | None:
     """The finite numbers of a row of a log; None for a damaged one."""
     try:
         row = json.loads(line)
-        kept = {key: value for key, value in row.items() if isinstance(value, int | float) and math.isfinite(value)}
+        kept = {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
     except (ValueError, AttributeError, OverflowError, RecursionError):
         return None
     return kept if "epoch" in kept else None

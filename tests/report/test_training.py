@@ -37,7 +37,7 @@ def test_folders_of_runs_and_runs_are_both_understood(run):
 
 def test_damaged_rows_are_counted_and_the_rest_is_drawn(run):
     lines = (run / "log.jsonl").read_text().splitlines()
-    bad = ["{", "[1]", '{"step": 1}', '{"epoch": NaN}', '{"epoch": "<script>"}']
+    bad = ["{", "[1]", '{"epoch": 1e300}', '{"epoch": NaN}', '{"epoch": "<script>"}']
     (run / "log.jsonl").write_text("\n".join([lines[0], *bad, *lines[1:], '{"epoch": 1.5, "lo']) + "\n")
     log = read_run_log(run)
     assert len(log.rows) == len(lines)
