@@ -7,17 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
-from patchssl.backbone import Backbone, whole_patches
-from patchssl.data import open_images
+from patchssl.backbone import Backbone
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.results import read_results
 from patchssl.geometry import View
-from patchssl.imagefile import decode_image
 from patchssl.loading import load_backbone
 from patchssl.matching import match_patches
 from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
@@ -25,22 +20,7 @@ from patchssl.pretrain.photometric import apply_colors, draw_sample_colors
 from patchssl.pretrain.views import cut_views, sample_rng
 from patchssl.pretrain.views import draw_views as draw_geometry
 from patchssl.report.robustness import robustness_curves
-
-Pixels = np.ndarray  # (H, W, 3) uint8
-MOST_PATCHES = 16_384  # of one image: 1024 x 1024 pixels at patch 8
-
-
-def read_image(name: str) -> Pixels:
-    """The image file `name`, or image INDEX of the training images of SET where `name` is SET:INDEX."""
-    data, colon, index = name.rpartition(":")
-    if Path(name).is_file() or not (colon and index.isdecimal()):
-        if not Path(name).is_file():
-            raise DataError(f"{name} is neither an image file nor SET:INDEX, as in textures:7")
-        return decode_image(Path(name))
-    images = open_images(data)
-    if int(index) >= len(images):
-        raise DataError(f"{name}: {images.name} has {len(images)} images, the last is {data}:{len(images) - 1}")
-    return images.pixels(int(index))
+from patchssl.seen import Pixels, Say, attention_rows, component_colors, read_image, token_maps
 
 
 def recipe_of(name: str, model: str | None = None, rule: str | None = None) -> Recipe:
@@ -60,82 +40,6 @@ def recipe_of(name: str, model: str | None = None, rule: str | None = None) -> R
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"patch_size": patch}), "views": views})
 
 
-def check_size(pixels: Pixels, patch_size: int, size: int) -> None:
-    """Errors where an image resized to the short side `size` holds no patch, or more than a network can look at."""
-    height, width = pixels.shape[:2]
-    if size < patch_size:
-        raise UsageError(f"--size {size} is less than the model's patch size of {patch_size} pixels")
-    patches = size // patch_size * int(size * max(height, width) / min(height, width) / patch_size)
-    if patches > MOST_PATCHES:
-        raise DataError(f"an image of {height} x {width} pixels with its short side at {size} would be {patches:,} "
-                        f"patches, more than {MOST_PATCHES:,}; crop it, or choose a smaller --size")
-
-
-def normalized(pixels: Pixels, backbone: Backbone, size: int) -> Tensor:
-    """(1, 3, H, W) normalized for `backbone`: short side resized to `size`, the rest cut to whole patches."""
-    image = TF.resize(torch.from_numpy(pixels).permute(2, 0, 1), [size], antialias=True,
-                      interpolation=TF.InterpolationMode.BICUBIC)
-    return TF.normalize(TF.to_dtype(image, scale=True), list(backbone.mean), list(backbone.std))[None]
-
-
-@torch.inference_mode()
-def attention_rows(backbone: Backbone, images: Sequence[Pixels], size: int) -> list[tuple[Pixels, np.ndarray]]:
-    """For each image what the network saw of it (H, W, 3), and its class attention (heads, rows, columns)."""
-    rows = []
-    for pixels in images:
-        check_size(pixels, backbone.patch_size, size)
-        x = normalized(pixels, backbone, size)
-        height, width = (side // backbone.patch_size for side in x.shape[-2:])
-        x = x[..., : height * backbone.patch_size, : width * backbone.patch_size]
-        attention = backbone.class_attention(x.to(backbone.device))[0].float().cpu()
-        rows.append((_pixels_of(x, backbone), attention.unflatten(-1, (height, width)).numpy()))
-    return rows
-
-
-@torch.inference_mode()
-def token_maps(backbone: Backbone, images: Sequence[Pixels], size: int) -> list[tuple[Pixels, np.ndarray]]:
-    """For each image what the network saw of it (H, W, 3), and its patch tokens (rows, columns, D) float32."""
-    maps = []
-    for pixels in images:
-        check_size(pixels, backbone.patch_size, size)
-        x = whole_patches(normalized(pixels, backbone, size), backbone.patch_size)
-        height, width = (side // backbone.patch_size for side in x.shape[-2:])
-        tokens = backbone.patch_tokens(x.to(backbone.device))[0].float().cpu()
-        if len(tokens) != height * width:
-            raise UsageError(f"{backbone.name} gave {len(tokens)} patch tokens for {height} x {width} patches")
-        maps.append((_pixels_of(x, backbone), tokens.unflatten(0, (height, width)).numpy()))
-    return maps
-
-
-def component_colors(maps: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Colors (rows, columns, 3) in [0, 1] of token maps (rows, columns, D), and the shares of variance they show.
-
-    Red, green and blue are the first three principal components of the tokens of all maps together, each stretched
-    from its 1st to its 99th percentile: one color means one thing in all of them. Fewer components than three: the
-    colors of those that lack stay in the middle. UsageError for tokens that do not differ, or are not finite.
-    """
-    from sklearn.decomposition import PCA
-
-    tokens = np.concatenate([one.reshape(-1, one.shape[-1]) for one in maps]).astype(np.float64)
-    if not np.isfinite(tokens).all() or np.allclose(tokens, tokens[0]):
-        raise UsageError(f"{len(tokens)} patch tokens that are all the same, or not finite, have no components to draw")
-    pca = PCA(min(3, *tokens.shape), svd_solver="full").fit(tokens)
-    places = pca.transform(tokens)
-    low, high = np.percentile(places, (1, 99), axis=0)
-    stretched = ((places - low) / np.maximum(high - low, np.finfo(float).tiny)).clip(0, 1)
-    colors = np.full((len(tokens), 3), 0.5)
-    colors[:, : stretched.shape[1]] = stretched
-    ends = np.cumsum([one.shape[0] * one.shape[1] for one in maps])[:-1]
-    parts = zip(np.split(colors, ends), maps, strict=True)
-    return [part.reshape(*one.shape[:2], 3) for part, one in parts], pca.explained_variance_ratio_
-
-
-def _pixels_of(x: Tensor, backbone: Backbone) -> Pixels:
-    """The pixels of normalized images (1, 3, H, W)."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
-    return ((x[0] * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-
-
 def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0) -> tuple[list[View], list[Pixels]]:
     """The views that training draws from an image, geometry and colored pixels, globals first."""
     height, width = pixels.shape[:2]
@@ -153,24 +57,43 @@ def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0) -> tuple
 
 
 def draw_attention(model: str | Backbone, images: Sequence[str], out: Path, *, size: int | None = None,
-                   device: torch.device | str = "cpu") -> Path:
-    """Write the class attention of `model` on `images` (files or SET:INDEX); `size`: short side in pixels."""
-    from patchssl.report.plots import plot_attention
+                   mass: float = 0.6, device: torch.device | str = "cpu", say: Say | None = None) -> Path:
+    """Write the class attention of `model` on `images` (files or SET:INDEX); `size`: short side in pixels.
 
-    backbone = load_backbone(model, device) if isinstance(model, str) else model
-    rows = attention_rows(backbone, [read_image(name) for name in images], size or backbone.image_size)
-    return plot_attention(rows, out)
+    `mass`: the share of the attention whose patches are shown below the maps. `say` hears of images that were padded.
+    """
+    from patchssl.report.plots import check_figure_path, plot_attention
+
+    check_figure_path(out)
+    backbone = _backbone(model, device)
+    pixels = [read_image(name) for name in images]
+    rows = attention_rows(backbone, pixels, size or backbone.image_size, say=say, names=images)
+    return plot_attention(rows, out, patch_size=backbone.patch_size, mass=mass)
 
 
-def draw_pca(model: str | Backbone, images: Sequence[str], out: Path, *, size: int | None = None,
-             device: torch.device | str = "cpu") -> Path:
-    """Write the patch tokens of `model` on `images` (files or SET:INDEX) as colors; `size`: short side in pixels."""
-    from patchssl.report.plots import plot_components
+def draw_pca(models: str | Backbone | Sequence[str], images: Sequence[str], out: Path, *, size: int | None = None,
+             device: torch.device | str = "cpu", say: Say | None = None) -> Path:
+    """Write the patch tokens of one or several `models` on `images` (files or SET:INDEX) as colors.
 
-    backbone = load_backbone(model, device) if isinstance(model, str) else model
-    maps = token_maps(backbone, [read_image(name) for name in images], size or backbone.image_size)
-    colors, shares = component_colors([tokens for _, tokens in maps])
-    return plot_components([(seen, found) for (seen, _), found in zip(maps, colors, strict=True)], out, shares=shares)
+    `size`: short side in pixels, by default what each network was trained at.
+    """
+    from patchssl.report.plots import check_figure_path, plot_components
+
+    check_figure_path(out)
+    pixels, drawn = [read_image(name) for name in images], {}
+    for model in [models] if isinstance(models, str | Backbone) else models:
+        backbone = _backbone(model, device)
+        maps = token_maps(backbone, pixels, size or backbone.image_size, say=say, names=images)
+        colors, shares = component_colors([tokens for _, tokens in maps])
+        colored = [(seen, found) for (seen, _), found in zip(maps, colors, strict=True)]
+        drawn[backbone.name if isinstance(model, Backbone) else model] = colored, shares, backbone.patch_size
+    name, (first, shares, patch_size) = next(iter(drawn.items()))
+    return plot_components(first, out, shares=shares, patch_size=patch_size, name=name,
+                           others={other: drawn[other] for other in drawn if other != name})
+
+
+def _backbone(model: str | Backbone, device: torch.device | str) -> Backbone:
+    return load_backbone(model, device) if isinstance(model, str) else model
 
 
 def draw_matches(image: str, recipe: Recipe, out: Path, *, seed: int = 0) -> Path:
@@ -207,16 +130,33 @@ def draw_views(images: Sequence[str], recipe: Recipe, out: Path, *, seed: int = 
     return plot_views(sheets, out)
 
 
-def draw_curves(run: Path, out: Path, references: dict[str, float] | None = None) -> Path:
-    """Write loss, k-NN, entropy and rank of the run folder `run`; `references` are k-NN accuracies to compare with."""
+def draw_curves(run: Path, out: Path, references: dict[str, float] | None = None,
+                others: Sequence[Path] = ()) -> Path:
+    """Write loss, k-NN, entropy and rank of the run folder `run`, and of `others` beside it.
+
+    `references` are k-NN accuracies to compare with.
+    """
     from patchssl.report.plots import plot_curves
 
+    rows, num_prototypes = read_log(run), recipe_of(str(run)).head.num_prototypes
+    if not others:
+        return plot_curves(rows, out, references=references, num_prototypes=num_prototypes)
+    runs = [run, *others]
+    names = [folder.name if [r.name for r in runs].count(folder.name) == 1 else str(folder) for folder in runs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"{next(name for name in names if names.count(name) > 1)} is named twice")
+    same = all(recipe_of(str(other)).head.num_prototypes == num_prototypes for other in others)
+    return plot_curves(rows, out, references=references, num_prototypes=num_prototypes if same else None,
+                       name=names[0], others={name: read_log(other) for name, other in zip(names[1:], others,
+                                                                                         strict=True)})
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The rows that the run in the folder `run` has logged; UsageError where there are none yet."""
     log = run / "log.jsonl"
     if not log.is_file():
         raise UsageError(f"{run} is not a run folder that has logged yet: it has no log.jsonl")
-    rows: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines() if line]
-    num_prototypes = recipe_of(str(run)).head.num_prototypes
-    return plot_curves(rows, out, references=references, num_prototypes=num_prototypes)
+    return [json.loads(line) for line in log.read_text().splitlines() if line]
 
 
 def draw_robustness(results: Path, out: Path, *, dataset: str | None = None,

@@ -97,11 +97,16 @@ def score_patches(model: str, data: str, protocol: str | None, options: Options,
 
     `pixels?img_size=64&patch_size=8` scores raw pixels at the sizes of another model.
     """
-    backbone = _pixel_patches(model) if is_pixels(model) else open_scored(model, options, console.say)
+    backbone = open_matched(model, options.device, console.say)
     images = open_images(data, "val" if "val" in split_names(data) else None)
     console.say(images.describe())
     return evaluate_patches(backbone, images, protocol, pairs=pairs, seed=seed, device=options.device,
                             batch_size=options.batch_size, workers=options.workers, progress=console.counter("patches"))
+
+
+def open_matched(model: str, device: torch.device, say: Callable[[str], None]) -> Backbone:
+    """The backbone that `model` names, or raw pixels in patches."""
+    return _pixel_patches(model) if is_pixels(model) else open_model(model, device, say)
 
 
 def _pixel_patches(model: str) -> PixelPatches:

@@ -21,7 +21,8 @@ COMMANDS = [[], ["quickstart"], ["pretrain"], ["eval"], *(["eval", name] for nam
                 "knn", "linear", "copydays", "revisited", "patches", "all")),
             ["models"], ["inspect"], ["export"], ["tables"], ["compare"],
             ["data"], *(["data", name] for name in ("get", "check", "imagenet100", "make-copydays", "make-revisited")),
-            ["plot"], *(["plot", name] for name in ("attention", "pca", "matches", "views", "curves", "robustness")),
+            ["plot"], *(["plot", name] for name in ("attention", "pca", "matches", "views", "curves", "robustness",
+                                              "attention-video")),
             ["bench"], *(["bench", name] for name in ("views", "matching", "step", "eval", "tables")),
             ["cache"], ["doctor"]]
 

@@ -1,5 +1,7 @@
 """What the plot commands and the quickstart draw: the right pixels, of the right views, before any figure."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,21 +9,18 @@ from PIL import Image
 
 from patchssl import drawing
 from patchssl.drawing import (
-    attention_rows,
-    component_colors,
     draw_attention,
     draw_curves,
     draw_matches,
     draw_pca,
     draw_views,
-    read_image,
     recipe_of,
-    token_maps,
     views_of,
 )
 from patchssl.errors import DataError, UsageError
 from patchssl.loading import load_backbone
 from patchssl.pretrain.config import dump_recipe, load_recipe, parse_recipe
+from patchssl.seen import attention_rows, component_colors, normalized, pad_to_patches, read_image, token_maps
 from patchssl.workflows import run_facts
 
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&depth=1&embed_dim=24"
@@ -96,15 +95,29 @@ def test_views_depend_on_seed_and_index_alone(photo):
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_attention_rows_show_what_the_network_saw(backbone, photo):
-    pixels = read_image(str(photo))  # 90 x 120: short side to 32 gives 32 x 42, of which 32 x 40 are whole patches
-    [(seen, attention)] = attention_rows(backbone, [pixels], 32)
-    assert seen.shape == (32, 40, 3) and attention.shape == (3, 4, 5)
-    scaled = np.asarray(Image.fromarray(pixels).resize((42, 32), Image.Resampling.BICUBIC))[:, :40]
+def test_attention_rows_show_the_whole_image_padded_to_whole_patches(backbone, photo):
+    pixels, said = read_image(str(photo)), []  # 90 x 120: short side to 32 gives 32 x 42
+    [(seen, attention)] = attention_rows(backbone, [pixels], 32, say=said.append, names=["photo.jpg"])
+    assert seen.shape == (32, 42, 3) and attention.shape == (3, 4, 6)
+    assert said == ["photo.jpg: 32 x 42 pixels are padded at right and bottom to 32 x 48, whole patches of 8"]
+    scaled = np.asarray(Image.fromarray(pixels).resize((42, 32), Image.Resampling.BICUBIC))
     assert np.abs(seen.astype(int) - scaled).max() <= 4
     assert (attention >= 0).all() and (attention.sum((1, 2)) < 1).all()  # the rest goes to the class token
-    own = backbone.class_attention(drawing.normalized(pixels, backbone, 32))[0]
-    assert np.allclose(attention.reshape(3, -1), own.numpy())
+    x = normalized(pixels, backbone, 32)
+    padded = torch.cat([x, x[..., -1:].expand(-1, -1, -1, 6)], dim=-1)
+    assert np.allclose(attention.reshape(3, -1), backbone.class_attention(padded)[0].numpy())
+
+
+def test_whole_patches_are_not_padded_and_nothing_is_said(backbone):
+    said = []
+    [(seen, attention)] = attention_rows(backbone, [read_image("textures:0")], 32, say=said.append)
+    assert (seen.shape, attention.shape, said) == ((32, 32, 3), (3, 4, 4), [])
+
+
+def test_registers_are_dropped_from_the_attention():
+    network = load_backbone("random:vit_small_patch14_reg4_dinov2?img_size=28&depth=1&embed_dim=24&num_heads=2")
+    [(_, attention)] = attention_rows(network, [read_image("textures:0")], 28)
+    assert network.module.num_reg_tokens == 4 and attention.shape == (2, 2, 2)
 
 
 @pytest.mark.parametrize(("shape", "size", "kind", "sentence"), [
@@ -130,18 +143,18 @@ def seen_plots(monkeypatch):
 def test_attention_is_drawn_at_the_size_of_the_model_unless_asked(backbone, photo, tmp_path, seen_plots):
     draw_attention(backbone, [str(photo), "textures:0"], tmp_path / "a.png")
     (rows, out), _ = seen_plots["plot_attention"]
-    assert [seen.shape for seen, _ in rows] == [(32, 40, 3), (32, 32, 3)]
+    assert [seen.shape for seen, _ in rows] == [(32, 42, 3), (32, 32, 3)]
     assert out == tmp_path / "a.png"
 
 
 def test_token_maps_are_the_tokens_of_what_the_network_saw(backbone, photo):
     [(seen, tokens), (square, _)] = token_maps(backbone, [read_image(str(photo)), read_image("textures:0")], 32)
-    assert (seen.shape, tokens.shape, square.shape) == ((32, 40, 3), (4, 5, 24), (32, 32, 3))
-    own = backbone.tokens(drawing.normalized(read_image(str(photo)), backbone, 32))[0, 1:]
-    assert np.allclose(tokens.reshape(20, 24), own.detach().numpy(), atol=1e-6)
+    assert (seen.shape, tokens.shape, square.shape) == ((32, 42, 3), (4, 6, 24), (32, 32, 3))
+    own = backbone.tokens(pad_to_patches(normalized(read_image(str(photo)), backbone, 32), 8))[0, 1:]
+    assert np.allclose(tokens.reshape(24, 24), own.detach().numpy(), atol=1e-6)
     resnet = load_backbone("random:resnet18")
     [(seen, tokens)] = token_maps(resnet, [read_image(str(photo))], 70)
-    assert seen.shape[:2] == (64, 64) and tokens.shape == (2, 2, 512)
+    assert seen.shape[:2] == (70, 93) and tokens.shape == (3, 3, 512)
 
 
 def test_colors_are_the_same_function_of_the_token_in_all_images():
@@ -176,8 +189,8 @@ def test_tokens_of_few_dimensions_leave_a_color_in_the_middle_and_constant_ones_
 def test_components_are_drawn_at_the_size_of_the_model_unless_asked(backbone, photo, tmp_path, seen_plots):
     draw_pca(backbone, [str(photo), "textures:0"], tmp_path / "p.png")
     (images, out), named = seen_plots["plot_components"]
-    assert [seen.shape for seen, _ in images] == [(32, 40, 3), (32, 32, 3)]
-    assert [colors.shape for _, colors in images] == [(4, 5, 3), (4, 4, 3)]
+    assert [seen.shape for seen, _ in images] == [(32, 42, 3), (32, 32, 3)]
+    assert [colors.shape for _, colors in images] == [(4, 6, 3), (4, 4, 3)]
     assert out == tmp_path / "p.png" and 0 < sum(named["shares"]) <= 1
 
 
@@ -233,6 +246,31 @@ def test_curves_are_those_of_the_log(tiny_run, tmp_path, seen_plots):
     (rows, _), named = seen_plots["plot_curves"]
     assert rows[-1]["step"] == 12
     assert named == {"references": {"random network": 0.5}, "num_prototypes": 32}
+
+
+def test_curves_of_several_runs_are_called_by_their_folders(tiny_run, tmp_path, seen_plots):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    draw_curves(tiny_run, tmp_path / "c.png", others=[other])
+    (rows, _), named = seen_plots["plot_curves"]
+    assert named["name"] == tiny_run.name and named["others"] == {"other": rows} and named["num_prototypes"] == 32
+    with pytest.raises(UsageError, match="named twice"):
+        draw_curves(tiny_run, tmp_path / "c.png", others=[tiny_run])
+
+
+def test_components_of_several_models_stand_below_each_other(photo, tmp_path, seen_plots):
+    other = SMALL.replace("patch_size=8", "patch_size=4")
+    draw_pca([SMALL, other], [str(photo)], tmp_path / "p.png")
+    _, named = seen_plots["plot_components"]
+    [(name, (images, shares, patch_size))] = named["others"].items()
+    assert (named["name"], named["patch_size"], name, patch_size) == (SMALL, 8, other, 4)
+    assert images[0][1].shape == (8, 11, 3) and 0 < sum(shares) <= 1
+
+
+def test_a_figure_of_an_unknown_kind_is_refused_before_a_model_is_loaded(tmp_path):
+    for draw in (draw_attention, draw_pca):
+        with pytest.raises(UsageError, match=r"a\.bmp asks for a figure of type 'bmp'"):
+            draw("nowhere.pth", ["missing.jpg"], tmp_path / "a.bmp")
 
 
 def test_curves_need_a_log(tmp_path):

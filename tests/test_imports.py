@@ -18,13 +18,14 @@ TESTS = Path(__file__).parent
 LAYERS = [
     ["errors", "distributed", "hub"],
     ["geometry", "data", "textures", "imageset", "imagefile", "arrayfile", "plainpickle",
-     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack"],
+     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack", "videofile"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
     ["report", "catalog", "inspection"],
     ["export"],
-    ["workflows", "tabling", "quickstart", "drawing", "console", "make_sets", "bench", "doctor",
-     "suite", "scoring", "reporting", "bench_eval", "bench_step", "bench_training", "bench_report", "slurm",
+    ["workflows", "tabling", "quickstart", "drawing", "seen", "token_pairs", "attention_video", "console",
+     "make_sets", "bench", "doctor", "suite", "scoring", "reporting", "bench_eval", "bench_step", "bench_training",
+     "bench_report", "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
      "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
     ["commands", "cli", "__main__"],
@@ -36,7 +37,8 @@ HOMES = {
     "torch.distributed": {"distributed.py"},
     "faiss": {"eval/faiss_index.py"},
     "matplotlib": {f"report/plots/{name}.py" for name in (
-        "canvas", "attention", "components", "curves", "matches", "robustness", "views")},
+        "canvas", "attention", "components", "curves", "matches", "robustness", "token_matches", "video_frames",
+        "views")},
     "jinja2": {"report/page.py"},
     "timm": {"networks.py", "data.py", "export/timm_folder.py"},
     "onnx": {"export/onnx_file.py"},
@@ -46,6 +48,7 @@ HOMES = {
     "pyarrow": {"hubset.py"},
     "submitit": {"slurm.py"},
     "tensorboard": {"pretrain/board.py"},
+    "av": {"videofile.py"},
 }
 
 

@@ -71,7 +71,7 @@ def patches_protocol(backbone: Backbone, name: str | None = None, *, pairs: int 
     """
     if pairs < 1:
         raise UsageError(f"{pairs} pairs of views per image show nothing; 1 is the least")
-    network = _with_patches(backbone)
+    network = with_patches(backbone)
     plan = choose_protocol(TASK, name, network.image_size, {"native": lambda size: _native(size, network.patch_size)},
                            usual="native")
     suffix = (f"-{pairs}-pairs" if pairs != 1 else "") + (f"-seed-{seed}" if seed else "")
@@ -94,7 +94,7 @@ def evaluate_patches(backbone: Backbone, images: ImageSet, protocol: str | None 
     tokens are not finite.
     """
     began = time.monotonic()
-    network = _with_patches(backbone)
+    network = with_patches(backbone)
     plan = patches_protocol(network, protocol, pairs=pairs, seed=seed)
     if not len(images):
         raise DataError(f"{images.name} holds no {images.split} images: there is nothing to find patches in")
@@ -136,6 +136,17 @@ def expected_hits(right: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return known.sum(-1).double() / side**2, (rows * columns * known).sum(-1) / side**2
 
 
+def draw_views(pixels: Tensor, name: str, settings: Mapping[str, Any]) -> tuple[list[View], Tensor]:
+    """The 2 x pairs views of an image (3, H, W) uint8 that its set calls `name`, wide and close by turns.
+
+    A protocol's `settings` say how; also what is seen through the views, (V, 3, size, size) uint8.
+    """
+    rng = _rng(name, settings["seed"])
+    pairs = [draw_pair(rng, pixels.shape[1], pixels.shape[2], settings) for _ in range(settings["pairs"])]
+    views = [view for pair in pairs for view in pair]
+    return views, torch.stack([cut_view(pixels, view, rng, settings) for view in views])
+
+
 def draw_pair(rng: np.random.Generator, height: int, width: int, settings: Mapping[str, Any]) -> tuple[View, View]:
     """A wide and a close square crop of an image of height x width pixels, the close one's center inside the wide.
 
@@ -175,7 +186,7 @@ def _native(image_size: int, patch_size: int) -> dict[str, Any]:
     }
 
 
-def _with_patches(backbone: Backbone) -> Backbone:
+def with_patches(backbone: Backbone) -> Backbone:
     """`backbone`, whose pixels are grouped into patches if it is made of nothing else."""
     bare = isinstance(backbone, RawPixels) and not isinstance(backbone, PixelPatches)
     return PixelPatches(backbone.image_size) if bare else backbone
@@ -203,12 +214,9 @@ class _Pairs(Dataset[Any]):
             pixels = torch.from_numpy(self._images.pixels(index)).permute(2, 0, 1).contiguous()
         except UnreadableImage as error:
             return error.name, error.reason
-        rng, settings = _rng(self._images.item_name(index), self._settings["seed"]), self._settings
-        pairs = [draw_pair(rng, pixels.shape[1], pixels.shape[2], settings) for _ in range(settings["pairs"])]
-        views = [view for pair in pairs for view in pair]
+        views, cut = draw_views(pixels, self._images.item_name(index), self._settings)
         crops = Crops.of(views)
-        return _Views(torch.stack([cut_view(pixels, view, rng, settings) for view in views]), crops.boxes,
-                      crops.mirrored)
+        return _Views(cut, crops.boxes, crops.mirrored)
 
 
 def _rng(name: str, seed: int) -> np.random.Generator:
@@ -263,7 +271,7 @@ def _tally(backbone: Backbone, views: _Views, device: torch.device) -> np.ndarra
     patch, count, size = backbone.patch_size, *views.pixels.shape[1::3]
     side = patches_per_side(size, patch)
     pixels = views.pixels.to(device, non_blocking=True)
-    tokens = _patch_tokens(backbone, pixels.flatten(0, 1), side).unflatten(0, (-1, count))
+    tokens = view_tokens(backbone, pixels.flatten(0, 1), side).unflatten(0, (-1, count))
     plain = pixel_tokens(pixels.flatten(0, 1).float().div_(255), patch).unflatten(0, (-1, count))
     place = torch.arange(side**2, device=device)
     sums = torch.zeros(len(pixels), 1 + len(_COLUMNS), dtype=torch.float64, device=device)
@@ -279,7 +287,7 @@ def _tally(backbone: Backbone, views: _Views, device: torch.device) -> np.ndarra
     return sums.cpu().numpy()
 
 
-def _patch_tokens(backbone: Backbone, views: Tensor, side: int) -> Tensor:
+def view_tokens(backbone: Backbone, views: Tensor, side: int) -> Tensor:
     """Tokens (B, side^2, D) float32 of views (B, 3, S, S) uint8."""
     images = normalize_images(views, backbone.mean, backbone.std)
     with torch.autocast(views.device.type, torch.bfloat16, enabled=views.device.type == "cuda"):

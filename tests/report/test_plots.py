@@ -1,3 +1,4 @@
+import itertools
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from PIL import Image
 
-from patchssl.errors import UsageError
+from patchssl.errors import DataError, UsageError
 from patchssl.geometry import View
 from patchssl.matching import match_patches
 from patchssl.report.plots import (
@@ -22,6 +23,7 @@ from patchssl.report.plots import (
     plot_matches,
     plot_views,
 )
+from patchssl.report.plots.attention import largest_mass
 
 
 @pytest.fixture
@@ -109,6 +111,20 @@ def test_curves_over_time_beside_another_run(drawn, tmp_path):
     assert drawn[0].axes[-1].get_xlabel() == "training time (s)"
 
 
+def test_several_runs_have_one_line_each_in_every_panel_and_one_color(drawn, tmp_path):
+    plot_curves(log(), tmp_path / "a.png", others={"DINO": log(8), "_iBOT": log(4)}, name="PW-Self",
+                references={"pixels": 0.1})
+    for axes in drawn[0].axes:
+        runs = [line for line in axes.get_lines() if line.get_label() != "pixels"]
+        assert [line.get_color() for line in runs] == list(canvas.LINES[:3])
+        assert [len(line.get_xdata()) for line in runs] in ([12, 8, 4], [3, 2, 1])
+    assert [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()] == [
+        "PW-Self", "DINO", " _iBOT", "pixels"]
+    assert "class tokens" in titles(drawn[0])[2]
+    with pytest.raises(UsageError, match="8 runs"):
+        plot_curves(log(), tmp_path / "a.png", others={str(i): log() for i in range(7)})
+
+
 def test_panels_without_numbers_are_left_out(drawn, tmp_path):
     plot_curves(
         [{"epoch": 0.5, "loss": 3.0}, {"epoch": 1.0, "loss": 2.0, "knn_top1": None}], tmp_path / "a.png"
@@ -142,11 +158,39 @@ def test_attention_is_drawn_in_units_of_uniform_attention(drawn, tmp_path):
     axes = [axes for axes in drawn[0].axes if axes.get_title()]
     assert [a.get_title() for a in axes] == ["image", "mean of heads", "head 1", "head 2", "head 3"]
     maps = [np.asarray(a.get_images()[0].get_array()) for a in axes[1:]]
+    overlaid, *masses = drawn[0].axes[5:10]
+    assert overlaid.get_xlabel() == "mean, overlaid"
+    # of uniform attention 60 % are 5 of 8 patches, of head 2 one; of the mean, 1/4 and 7 x 1/12, 1/4 + 3/12 of 5/6
+    assert [a.get_xlabel() for a in masses] == ["60% of mass in\n50% of patches", "62%", "12%", "62%"]
+    veil = np.asarray(masses[2].get_images()[1].get_array())
+    assert veil[0, 3, 3] == 0 and (np.delete(veil.reshape(8, 4), 3, axis=0)[:, 3] > 0.5).all()
     assert np.allclose(maps[1], 1)
     assert maps[2][0, 3] == pytest.approx(4)
     assert maps[0][0, 3] == pytest.approx((1 + 4 + 1) / 3)
     assert axes[0].get_ylabel() == "noise"
     assert len({tuple(a.get_images()[0].get_clim()) for a in axes[1:]}) == 1
+
+
+def test_the_largest_mass_is_the_fewest_patches_that_hold_it():
+    """By trying all sets of patches, in the order of their number."""
+    rng = np.random.default_rng(0)
+    for share in (0.2, 0.6, 0.95, 1.0):
+        values = rng.random((2, 4)) ** 3
+        mask = largest_mass(values, share)
+        count = next(n for n in range(1, 9) if max(
+            sum(chosen) for chosen in itertools.combinations(values.ravel(), n)) >= share * values.sum() - 1e-12)
+        assert mask.sum() == count and values[mask].min() >= values[~mask].max(initial=0)
+    assert largest_mass(np.full((1, 10), 0.1), 0.6).tolist() == [[True] * 6 + [False] * 4]
+    with pytest.raises(ValueError, match="share of the mass"):
+        largest_mass(np.ones((2, 2)), 0)
+
+
+def test_padding_is_cut_off_and_said_below_the_image(drawn, tmp_path):
+    plot_attention([(noise(16, 21), np.full((1, 2, 3), 1 / 6))], tmp_path / "a.png", patch_size=8)
+    image, mean = drawn[0].axes[:2]
+    assert image.get_xlabel() == "16 × 21 px,\npadded to 16 × 24"
+    assert tuple(mean.get_images()[0].get_extent()) == (0, 24, 16, 0)
+    assert (mean.get_xlim(), mean.get_ylim()) == ((0, 21), (16, 0))
 
 
 def test_uniform_attention_is_not_stretched_into_structure(drawn, tmp_path):
@@ -308,3 +352,28 @@ def test_components_stand_below_their_image_at_its_size(drawn, tmp_path):
         assert tuple(below.get_extent()) == tuple(above.get_extent())
     assert [len(spare.images) for spare in axes[2:, 2:].flat] == [0] * 8
     assert "red 42%, green 20%, blue 11%" in drawn[0].get_suptitle()
+
+
+def test_components_of_another_network_stand_below_with_its_name_and_padding(drawn, tmp_path):
+    first, second = [(noise(16, 16), np.zeros((2, 2, 3)))], [(noise(20, 20), np.ones((2, 2, 3)))]
+    plot_components(first, tmp_path / "p.png", shares=[0.5], name="run", patch_size=8,
+                    others={"net": (second, [0.25], 16)})
+    image, above, below = drawn[0].axes
+    assert len(image.images) == 1
+    assert (above.get_ylabel(), below.get_ylabel()) == ("run", "net")
+    assert (above.get_xlabel(), below.get_xlabel()) == ("", "20 × 20 px, padded to 32 × 32")
+    assert drawn[0].get_suptitle().splitlines()[1:] == ["run: red 50%", "net: red 25%"]
+
+
+def test_a_failed_figure_leaves_the_earlier_one(tmp_path, monkeypatch):
+    sheet, out = Sheet([noise(4, 4)], ["a"]), tmp_path / "a.png"
+    before = plot_views([sheet], out).read_bytes()
+
+    def fail(figure, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(DataError, match="No space left"):
+        plot_views([sheet], out)
+    assert out.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["a.png"]

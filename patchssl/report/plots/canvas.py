@@ -45,6 +45,24 @@ def shown_name(name: str, most: int = LONGEST_NAME) -> str:
     return f" {cut}" if cut.startswith("_") else cut
 
 
+def grid_extent(image: Pixels, grid: tuple[int, ...], patch_size: int | None) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top in pixels of a grid of (rows, columns) patches that begins where `image` does.
+
+    None: the grid spans the image.
+    """
+    if patch_size is None:
+        return 0, image.shape[1], image.shape[0], 0
+    return 0, grid[1] * patch_size, grid[0] * patch_size, 0
+
+
+def padding_note(image: Pixels, grid: tuple[int, ...], patch_size: int | None) -> str:
+    """What a figure says below an image (H, W, 3) that was padded to whole patches, else nothing."""
+    _, width, height, _ = grid_extent(image, grid, patch_size)
+    if (height, width) == image.shape[:2]:
+        return ""
+    return f"{image.shape[0]} × {image.shape[1]} px,\npadded to {height} × {width}"
+
+
 def bare(axes: Axes) -> None:
     """Nothing but the picture: no ticks, grid or frame."""
     axes.set(xticks=[], yticks=[])

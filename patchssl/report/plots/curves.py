@@ -1,4 +1,4 @@
-"""Training curves: loss, k-NN, entropies and effective rank of a run."""
+"""Training curves: loss, k-NN, entropies and effective rank of a run, or of several."""
 
 from __future__ import annotations
 
@@ -12,34 +12,52 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from patchssl.errors import UsageError
-from patchssl.report.plots.canvas import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, STYLE, new_figure, save
+from patchssl.report.plots.canvas import (
+    BLUE,
+    GRAY,
+    GREEN,
+    LINES,
+    ORANGE,
+    PURPLE,
+    RED,
+    STYLE,
+    new_figure,
+    save,
+    shown_name,
+)
 
 LogRows = Sequence[Mapping[str, Any]]
+Runs = Mapping[str, LogRows]  # by name, the one the figure is about first
 
 
 def plot_curves(log: LogRows, path: Path | str, *, x: str = "epoch",
                 references: Mapping[str, float] | None = None, others: Mapping[str, LogRows] | None = None,
-                num_prototypes: int | None = None, title: str = "") -> Path:
+                num_prototypes: int | None = None, name: str = "this run", title: str = "") -> Path:
     """Loss, k-NN, entropies and effective rank of a run over `x` ("epoch", "seconds" or "step").
 
     `references` are accuracies in [0, 1] drawn as lines beside the k-NN curve (raw pixels, a random network),
-    `others` logs of other runs whose k-NN curve is drawn too; `num_prototypes` places the line of uniform
-    targets. Panels without a number in the log are left out; UsageError if none is left.
+    `others` logs of other runs, drawn in every panel by one line each, and `name` what this one is called beside
+    them; `num_prototypes` places the line of uniform targets. Panels without a number in the log are left out;
+    UsageError if none is left, or for more runs than there are colors.
     """
+    runs = {name: log, **(others or {})}
+    if len(runs) > len(LINES):
+        raise UsageError(f"{len(runs)} runs in one figure cannot be told apart; {len(LINES)} are the most")
     panels: list[Callable[[Axes], None]] = []
     if _has(log, "loss"):
-        panels.append(lambda axes: _draw_loss(axes, log, x))
+        panels.append(lambda axes: _draw_loss(axes, runs, x))
     if _has(log, "knn_top1"):
-        panels.append(lambda axes: _draw_knn(axes, log, x, references or {}, others or {}))
+        panels.append(lambda axes: _draw_knn(axes, runs, x, references or {}))
     if _has(log, "teacher_entropy"):
-        panels.append(lambda axes: _draw_entropy(axes, log, x, num_prototypes))
+        panels.append(lambda axes: _draw_entropy(axes, runs, x, num_prototypes))
     if _has(log, "effective_rank"):
-        panels.append(lambda axes: _draw_rank(axes, log, x))
+        panels.append(lambda axes: _draw_rank(axes, runs, x))
     if not panels:
         raise UsageError(f"there is nothing to draw: the log has {len(log)} rows, and no loss, k-NN, entropy "
                          "or rank in them")
     columns = 2 if len(panels) > 1 else 1
-    rows, end = math.ceil(len(panels) / columns), 1.02 * max((row[x] for row in log if x in row), default=1)
+    ends = (row[x] for rows in runs.values() for row in rows if x in row)
+    rows, end = math.ceil(len(panels) / columns), 1.02 * max(ends, default=1)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(3.6 * columns, 2.5 * rows + (0.3 if title else 0))
         for i, draw in enumerate(panels):
@@ -53,51 +71,62 @@ def plot_curves(log: LogRows, path: Path | str, *, x: str = "epoch",
         return save(figure, path)
 
 
-def _draw_loss(axes: Axes, log: LogRows, x: str) -> None:
-    split = _has(log, "patch_loss") and any(row.get("patch_loss") for row in log)
-    names = [("loss", "total", BLUE)]
+def _draw_loss(axes: Axes, runs: Runs, x: str) -> None:
+    [log, *others] = runs.values()
+    split = not others and _has(log, "patch_loss") and any(row.get("patch_loss") for row in log)
     if split:
-        names += [("class_loss", "class tokens", ORANGE), ("patch_loss", "matched patches", GREEN)]
-    for key, label, color in names:
-        _curve(axes, log, x, key, label, color)
+        for key, label, color in (("loss", "total", BLUE), ("class_loss", "class tokens", ORANGE),
+                                  ("patch_loss", "matched patches", GREEN)):
+            _curve(axes, log, x, key, label, color)
+    else:
+        _draw_runs(axes, runs, x, "loss")
     axes.set(title="Loss", ylabel="cross-entropy (nats)")
     if split:
         axes.legend()
 
 
-def _draw_knn(axes: Axes, log: LogRows, x: str, references: Mapping[str, float],
-              others: Mapping[str, LogRows]) -> None:
-    _curve(axes, log, x, "knn_top1", "this run", BLUE, scale=100, marker="o")
-    for (name, rows), color in zip(others.items(), (ORANGE, PURPLE, SKY), strict=False):
-        _curve(axes, rows, x, "knn_top1", name, color, scale=100, marker="s")
-    styles = (("--", RED), (":", GRAY), ("-.", GREEN))
+def _draw_knn(axes: Axes, runs: Runs, x: str, references: Mapping[str, float]) -> None:
+    _draw_runs(axes, runs, x, "knn_top1", scale=100, markers=True)
+    colors = (RED, GRAY, GREEN) if len(runs) == 1 else (GRAY,) * 3
+    styles = zip(("--", ":", "-."), colors, strict=True)
     for (name, share), (style, color) in zip(references.items(), styles, strict=False):
-        axes.axhline(100 * share, color=color, linestyle=style, linewidth=1.2, label=name)
+        axes.axhline(100 * share, color=color, linestyle=style, linewidth=1.2, label=shown_name(name))
     axes.set(title="k-NN during training", ylabel="top-1 accuracy (%)")
     axes.legend()
 
 
-def _draw_entropy(axes: Axes, log: LogRows, x: str, num_prototypes: int | None) -> None:
-    _curve(axes, log, x, "teacher_entropy", "class tokens", BLUE)
-    if any(row.get("patch_entropy") for row in log):
-        _curve(axes, log, x, "patch_entropy", "patch tokens", GREEN)
-    if _has(log, "marginal_entropy"):
-        _curve(axes, log, x, "marginal_entropy", "mean over images", PURPLE)
+def _draw_entropy(axes: Axes, runs: Runs, x: str, num_prototypes: int | None) -> None:
+    [log, *others] = runs.values()
+    if others:
+        _draw_runs(axes, runs, x, "teacher_entropy")
+    else:
+        _curve(axes, log, x, "teacher_entropy", "class tokens", BLUE)
+        if any(row.get("patch_entropy") for row in log):
+            _curve(axes, log, x, "patch_entropy", "patch tokens", GREEN)
+        if _has(log, "marginal_entropy"):
+            _curve(axes, log, x, "marginal_entropy", "mean over images", PURPLE)
     if num_prototypes:
         top = math.log(num_prototypes)
         axes.axhline(top, color=GRAY, linestyle="--", linewidth=1.1)
         axes.annotate(f"uniform: ln K = {top:.2f}", (0.01, top), xycoords=("axes fraction", "data"),
                       xytext=(0, -2), textcoords="offset points", va="top", fontsize=8, color=GRAY)
-    axes.set(title="Entropy of the teacher's targets", ylabel="entropy (nats)")
+    whose = " (class tokens)" if others else ""
+    axes.set(title=f"Entropy of the teacher's targets{whose}", ylabel="entropy (nats)")
     axes.set_ylim(bottom=0)
-    if len(axes.get_lines()) > 1:
+    if len(axes.get_lines()) > 1 and not others:
         axes.legend()
 
 
-def _draw_rank(axes: Axes, log: LogRows, x: str) -> None:
-    _curve(axes, log, x, "effective_rank", "", BLUE)
+def _draw_rank(axes: Axes, runs: Runs, x: str) -> None:
+    _draw_runs(axes, runs, x, "effective_rank")
     axes.set(title="Effective rank of the class tokens", ylabel="effective rank")
     axes.set_ylim(bottom=0)
+
+
+def _draw_runs(axes: Axes, runs: Runs, x: str, key: str, *, scale: float = 1.0, markers: bool = False) -> None:
+    """One line per run, in the color that it has in every panel."""
+    for (name, rows), color, marker in zip(runs.items(), LINES, "osD^vP*", strict=False):
+        _curve(axes, rows, x, key, shown_name(name), color, scale=scale, marker=marker if markers else "")
 
 
 def _curve(axes: Axes, log: LogRows, x: str, key: str, label: str, color: str, *, scale: float = 1.0,

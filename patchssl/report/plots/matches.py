@@ -43,12 +43,12 @@ def plot_matches(view_a: Pixels, view_b: Pixels, ids_a: Sequence[int] | np.ndarr
     sides = [patches_per_side(view.shape[0], patch_size) for view in (view_a, view_b)]
     panels = 3 if overlap else 2
     numbers = {int(patch): number for number, patch in enumerate(np.unique(first), 1)}
-    numbered, palette = len(numbers) <= MAX_NUMBERED, _place_colors(first, sides[0])
+    numbered, palette = len(numbers) <= MAX_NUMBERED, place_colors(first, sides[0])
     with matplotlib.rc_context(STYLE):
         figure = new_figure(3.2 * panels, 3.8)
         axes = list(figure.subplots(1, panels, width_ratios=[1.25, 1, 1] if overlap else None))
         if overlap:
-            _draw_crops(axes.pop(0), overlap, names)
+            draw_crops(axes.pop(0), overlap, names)
         for area, view, side, own in zip(axes, (view_a, view_b), sides, (first, second), strict=True):
             labels = {int(i): numbers[int(a)] for i, a in zip(own, first, strict=True)}
             colors = {int(i): palette[int(a)] for i, a in zip(own, first, strict=True)}
@@ -64,7 +64,7 @@ def plot_matches(view_a: Pixels, view_b: Pixels, ids_a: Sequence[int] | np.ndarr
         return save(figure, path)
 
 
-def _place_colors(patches: np.ndarray, side: int) -> dict[int, np.ndarray]:
+def place_colors(patches: np.ndarray, side: int) -> dict[int, np.ndarray]:
     """A color for each of `patches` of a side x side grid: neighbors differ a little, far corners a lot."""
     place = np.stack(np.divmod(np.unique(patches), side), axis=-1).astype(float)
     if not len(place):
@@ -101,7 +101,7 @@ def _middle(patch: int, side: int) -> tuple[float, float]:
     return column + 0.5, row + 0.5
 
 
-def _draw_crops(axes: Axes, overlap: Overlap, names: Sequence[str]) -> None:
+def draw_crops(axes: Axes, overlap: Overlap, names: Sequence[str]) -> None:
     axes.imshow(overlap.image)
     views, styles = (overlap.view_a, overlap.view_b), ((BLUE, "-"), (ORANGE, "--"))
     for view, name, (color, style) in zip(views, names, styles, strict=True):
