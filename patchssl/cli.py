@@ -124,8 +124,15 @@ def tables(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the table files; default: --results.")] = None,
     paper: Annotated[bool, typer.Option("--paper/--no-paper", help="Also paper.md, .csv and .tex: the paper's "
                                                                      "benchmarks, measured and published.")] = True,
+    reproduce: Annotated[bool, typer.Option("--reproduce", help="Only print what to run to meet the published "
+                                                                  "numbers, and how near.")] = False,
 ) -> None:
     """Comparison tables (Markdown, CSV, LaTeX) from the records in a folder; prints those of all data sets found."""
+    if reproduce:
+        from patchssl.reproduce import as_markdown
+
+        typer.echo(as_markdown(), nl=False)
+        return
     from patchssl.tabling import make_tables
 
     text, paths, problems = make_tables(results, out or results, paper=paper)

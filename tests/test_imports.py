@@ -21,7 +21,7 @@ LAYERS = [
      "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack", "videofile"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
-    ["report", "catalog", "inspection"],
+    ["report", "catalog", "inspection", "reproduce"],
     ["export"],
     ["workflows", "tabling", "quickstart", "drawing", "seen", "token_pairs", "attention_video", "console",
      "make_sets", "bench", "doctor", "suite", "scoring", "reporting", "bench_eval", "bench_step", "bench_training",

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from patchssl.errors import UsageError, one_of
 from patchssl.eval.metrics import wilson_interval
 from patchssl.eval.results import Result
+from patchssl.report.paired import per_query
 
 # metrics shown per task, in this order; keys as in the records
 HEADLINES: dict[str, tuple[str, ...]] = {
@@ -81,7 +83,8 @@ class Score:
     n: int
     low: float | None = None
     high: float | None = None
-    interval: str = ""  # "seeds": Student's t over records; "images": Wilson over one record's test images; "draws"
+    # "seeds": Student's t over records; of one record "images": Wilson over test images, "queries": t, and "draws"
+    interval: str = ""
     seeds_differ: bool = True  # False where records share a seed or do not state it
     draws: int = 0  # of the training images, in one few-shot record
     records: tuple[Result, ...] = field(default=(), repr=False, compare=False)  # one per weights, by ascending value
@@ -211,6 +214,10 @@ def _score(row: Row, column: Column, records: Sequence[Result]) -> Score:
     if count and column.metric.startswith("top"):
         low, high = wilson_interval(round(mean * count), count)
         return score(mean=mean, low=low, high=high, interval="images")
+    queries = per_query(distinct[0], column.metric)
+    if queries is not None and (~np.isnan(queries)).sum() > 1:
+        low, high = t_interval(queries[~np.isnan(queries)].tolist())
+        return score(mean=mean, low=max(low, 0.0), high=min(high, 1.0), interval="queries")
     return score(mean=mean)
 
 

@@ -199,6 +199,9 @@ def _interval_notes(scores: Sequence[Score]) -> list[str]:
     if any(score.interval == "images" for score in scores):
         notes.append("[low, high] is the 95 % Wilson interval over the test images of a single network: "
                      "it knows nothing of other seeds.")
+    if any(score.interval == "queries" for score in scores):
+        notes.append("[low, high] of a mean of average precisions or of shares is the 95 % t-interval over the queries "
+                     "or images of a single network.")
     if any(score.row.label == METHODS["position"] for score in scores):
         notes.append(REFERENCE_NOTE)
     if not all(score.seeds_differ for score in scores):

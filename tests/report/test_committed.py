@@ -36,3 +36,20 @@ def test_the_committed_paper_tables_are_made_again_to_the_same_bytes(tmp_path):
     paths = [*write_paper(records, tmp_path, costs=costs), *(write_costs(costs, tmp_path) if costs else [])]
     for path in paths:
         assert path.read_bytes() == (RESULTS / path.name).read_bytes(), path.name
+
+
+def test_the_table_on_the_first_screen_is_the_committed_one():
+    """Row by row the words of README's table stand in that of the textures, which has more columns."""
+    def rows(path):
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.startswith("| ")]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+    whole = {row[0]: row for row in rows(RESULTS / "textures" / "table.md")}
+    first_screen = (RESULTS.parent / "README.md").read_text("utf-8").partition("## What the quickstart shows")[0]
+    shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in first_screen.splitlines()
+             if line.startswith("| ") and "---" not in line and "Method" not in line]
+    assert len(shown) == 4
+    for row in shown:
+        assert row == [whole[row[0]][i] for i in (0, 2, 3, 4)]
+    figures = [part.partition('"')[0] for part in first_screen.split('src="')[1:]]
+    assert len(figures) == 2 and all((RESULTS.parent / name).is_file() for name in figures)

@@ -77,6 +77,13 @@ def test_one_record_gets_the_interval_of_its_test_images():
     assert (score.low, score.high) == pytest.approx(wilson_interval(450, 1500))
 
 
+def test_one_record_of_queries_gets_the_t_interval_over_them():
+    detail = {"aps": {"strong": [0.1, 0.2, None, 0.3]}}  # mean 0.2, deviation 0.1, t of 2 degrees 4.3027
+    (score,) = collect_scores([record(task="copydays", metrics={"strong/map": 0.2}, detail=detail)], "copydays")
+    assert score.interval == "queries"
+    assert (score.low, score.high) == (0.0, pytest.approx(0.2 + 4.3027 * 0.1 / 3**0.5, abs=1e-5))
+
+
 def test_no_interval_without_a_count_of_test_images_or_for_a_mean_of_precisions():
     (score,) = collect_scores([record(detail={})], "knn")
     assert (score.low, score.high, score.interval) == (None, None, "")

@@ -261,13 +261,14 @@ def test_patches_stand_beside_chance_position_and_pixels_of_the_same_views():
     table = comparison_table([patches("a", [0.5, 0.7]), patches("b", [0.1, 0.3], method="random")], "patches")
     assert table.iloc[:, [0, 3, 4]].to_numpy().tolist() == [
         ["Chance", "6.2", "40.0"], ["Position only", "7.0", "55.0"], ["Raw pixels", "10.0", "42.0"],
-        ["Random network", "20.0", "60.0"], ["PW-Self", "60.0", "60.0"]]
+        ["Random network", "20.0 [18.6, 21.4]", "60.0 [58.6, 61.4]"],
+        ["PW-Self", "60.0 [58.6, 61.4]", "60.0 [58.6, 61.4]"]]
     assert table.attrs["bold"] == [(4, 3)]  # within one patch both networks say the same
     assert any("Position only: the patch at the same place" in note for note in table.attrs["notes"])
     measured = patches("c", [0.1, 0.1], method="pixels")
     table = comparison_table([patches("a", [0.5, 0.7]), measured], "patches")
     assert table.Method.tolist() == ["Chance", "Position only", "Raw pixels", "PW-Self"]
-    assert table.iloc[2, 3] == "10.0"
+    assert table.iloc[2, 3] == "10.0 [10.0, 10.0]"
 
 
 def test_nothing_is_bold_that_is_not_better_than_position_only():
