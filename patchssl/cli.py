@@ -202,16 +202,29 @@ def doctor(as_json: JsonOpt = False) -> None:
 
 
 def main() -> None:
-    """Entry point: errors become a sentence and an exit code, a traceback only with PATCHSSL_DEBUG=1."""
+    """Entry point: run a command, end with its exit code."""
     # torch's threads wait by spinning; on a busy machine that costs 20 times the work (read when torch is imported)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    code = _exit_code()
+    if "torch" in sys.modules:
+        from patchssl.distributed import end_launched
+
+        end_launched(code)
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    """Of the command asked for: errors become a sentence and a code, a traceback only with PATCHSSL_DEBUG=1."""
     try:
         app()
+    except SystemExit as end:  # how every command ends
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
         if os.environ.get("PATCHSSL_DEBUG") == "1":
             raise
         print(printable(f"patchssl: {_sentence(error)}"), file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, PatchSSLError) else 1)
+        return error.exit_code if isinstance(error, PatchSSLError) else 1
+    return 0
 
 
 def _sentence(error: Exception) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,9 +24,27 @@ T = TypeVar("T")
 
 def join_launched(device_type: str = "cpu") -> None:
     """Join the processes that torchrun started, by gloo, or nccl on GPUs; nothing to do without a launcher."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
+    if _is_launched() and dist.is_available() and not dist.is_initialized():
+        import torch._dynamo  # noqa: F401  timm imports it: after the group is up it would hold it for good
+
         dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
         atexit.register(_leave)
+
+
+def end_launched(code: int) -> None:
+    """End a launched process with exit code `code`, together with the others; nothing to do without a launcher.
+
+    At once: sharded weights hold the process group to the end, whose threads may abort while Python tears itself down.
+    """
+    if _is_launched():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _is_launched() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextlib.contextmanager

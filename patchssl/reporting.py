@@ -9,9 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from patchssl.backbone import Backbone
 from patchssl.console import Console
-from patchssl.drawing import draw_attention, draw_matches, recipe_of
+from patchssl.drawing import draw_attention
 from patchssl.errors import DataError, PatchSSLError, UsageError
 from patchssl.eval.recordfile import write_whole
 from patchssl.eval.results import Result, read_result_files
@@ -23,6 +25,7 @@ from patchssl.report.pictures import Pictures, data_url
 from patchssl.report.robustness import robustness_curves
 from patchssl.report.training import Training, charts_of, compared, read_run_log, run_folders
 from patchssl.report.vetting import cost_objection, objection
+from patchssl.token_pairs import draw_view_matches
 
 PAGE = "index.html"
 NUM_DRAWN = 3  # images of a gallery
@@ -57,7 +60,6 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
         raise UsageError(f"--data {missing[0]} is no folder")
     folders = run_folders(runs)
     backbones = [load_backbone(model) for model in models]
-    progress = console.counter("report") if console else lambda done, total: None
     files, problems = _records(results)
     records = list(files.values())
     costs = _costs(results, problems)
@@ -65,14 +67,9 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     if not records and not trainings and not costs:
         raise DataError(f"there is nothing to report: {results} holds no result records that can be shown"
                         + "".join(f"; {problem}" for problem in problems[:5]))
-    steps = len(backbones) + 2
-    progress(1, steps)
-    galleries = _galleries(files, problems)
-    figures, pictures = [], Pictures(data)
+    galleries, pictures = _galleries(files, problems), Pictures(data)
     images = images or _examples(galleries, pictures)
-    for number, (name, backbone) in enumerate(zip(models, backbones, strict=True), 2):
-        figures += _figures(name, backbone, images, problems)
-        progress(number, steps)
+    figures = _figures(models, backbones, images, console, problems) if models else []
     content = Content(records, costs, problems, robustness_curves(records), trainings,
                       compared([training.log for training in trainings]), galleries, pictures, figures)
     text = render_page(content)
@@ -80,7 +77,6 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
         problems += pictures.problems
         text = render_page(content)
     path = write_whole(text, out / PAGE, "the report")
-    progress(steps, steps)
     return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
 
 
@@ -130,27 +126,37 @@ def _examples(galleries: Sequence[Gallery], pictures: Pictures) -> list[str]:
     return [str(path) for path in islice(dict.fromkeys(filter(None, found)), NUM_DRAWN)] or list(EXAMPLES)
 
 
-def _figures(name: str, backbone: Backbone, images: Sequence[str], problems: list[str]) -> list[Figure]:
-    """Attention on all `images` and matches on the first one."""
+def _figures(models: Sequence[str], backbones: Sequence[Backbone], images: Sequence[str],
+             console: Console | None, problems: list[str]) -> list[Figure]:
+    """Attention of every model on all `images`, and what they match in two views of the first one.
+
+    What cannot be drawn, as the attention of a network that has none, is named in `problems`.
+    """
     figures = []
-    listed = ", ".join(Path(image).name for image in images)
+    speaker = console or Console(quiet=True)
+    progress, say = speaker.counter("figures"), speaker.say
+    listed, first = ", ".join(Path(image).name for image in images), Path(images[0]).name
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.png"
+        for done, (name, backbone) in enumerate(zip(models, backbones, strict=True)):
+            progress(done, len(models) + 1)
+            try:
+                draw_attention(backbone, images, path, say=say)
+                figures.append(Figure(
+                    f"Attention of {backbone.name}", "From the class token to the patches in the last block, per head "
+                    f"and on average, on {listed}.", data_url("image/png", path.read_bytes()),
+                    f"Maps of the attention of {backbone.name} on {listed}"))
+            except PatchSSLError as error:
+                problems.append(f"the attention of {name} is not drawn: {error}")
+        progress(len(models), len(models) + 1)
         try:
-            path = draw_attention(backbone, images, Path(folder) / "attention.png")
+            draw_view_matches(models, images[0], path, device=torch.device("cpu"), say=say)
+            names = ", ".join(backbone.name for backbone in backbones)
             figures.append(Figure(
-                f"Attention of {backbone.name}", "From the class token to the patches in the last block, per head and "
-                f"on average, on {listed}.", data_url("image/png", path.read_bytes()),
-                f"Maps of the attention of {backbone.name} on {listed}: the image, the mean of all heads, each head"))
+                f"Matches by the patch tokens of {names}", f"Patches of two views of {first} that are each other's "
+                "nearest, and the share that show the same place.", data_url("image/png", path.read_bytes()),
+                f"Two views of {first} and lines between the patches that {names} match"))
         except PatchSSLError as error:
-            problems.append(f"the attention of {name} is not drawn: {error}")
-        try:
-            own = name if (Path(name) / "recipe.yaml").is_file() else None
-            recipe = recipe_of(own) if own else recipe_of("quickstart", name)
-            path = draw_matches(images[0], recipe, Path(folder) / "matches.png")
-            figures.append(Figure(
-                f"Matched patches of {backbone.name}", f"Two views of {Path(images[0]).name} and the patches that show "
-                "the same place, with the same number and color.", data_url("image/png", path.read_bytes()),
-                f"Two views of {Path(images[0]).name} with their matched patches"))
-        except PatchSSLError as error:
-            problems.append(f"the matches of {name} are not drawn: {error}")
+            problems.append(f"matches are not drawn: {error}")
+        progress(len(models) + 1, len(models) + 1)
     return figures

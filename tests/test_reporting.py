@@ -78,7 +78,7 @@ def test_everything_there_is_is_in_the_page(tmp_path, results, tiny_run):
     made, read = page(tmp_path, results, runs=[tiny_run], data=[tmp_path / "images"], models=[NETWORK])
     assert (made.num_records, made.num_runs, made.num_pictures, made.problems) == (40, 1, 9, ())
     for words in ("k-NN on frozen features", "All records", "Training", "Worst and best queries", "network-0",
-                  "Attention of random", "Matched patches of random", "Versions and devices", "resize"):
+                  "Attention of random", "Matches by the patch tokens of random", "Versions and devices", "resize"):
         assert words in read.text
     drawn = [attributes for tag, attributes in read.elements if tag == "img" and "src" in attributes]
     assert [attributes["src"][:22] for attributes in drawn] == ["data:image/png;base64,"] * 2

@@ -237,26 +237,30 @@ def test_a_square_keeps_no_aspect():
 
 
 RANKS = """
-import sys
-import torch, torch.distributed as dist
+import atexit, os, sys
+from pathlib import Path
+import torch
 sys.path.insert(0, sys.argv[2])
 from test_cache import SMALL, Counting, images_of
 from patchssl.eval import features
-from patchssl.eval.cache import FeatureCache
+from patchssl.distributed import end_launched, join_launched, rank
 from test_cache import run
-dist.init_process_group("gloo")
+def keep_threads():
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    Path(sys.argv[1], "threads-" + os.environ["RANK"]).write_text(" ".join(names))
+atexit.register(keep_threads)  # runs after the process group is left
+join_launched()
 features.BLOCK = 4
 images = Counting(images_of(18))
 found = run(images, None, ("class:2", "gem:3"), batch_size=3)
-torch.save(found | {"decoded": images.decoded}, f"{sys.argv[1]}/{dist.get_rank()}.pth")
+torch.save(found | {"decoded": images.decoded}, f"{sys.argv[1]}/{rank()}.pth")
 try:
     run(Counting(images_of(18), broken={0, 13}), None, batch_size=3)
 except Exception as error:
     assert "2 of 18 images cannot be read" in str(error), error
 else:
     raise AssertionError("broken images went unnoticed")
-dist.barrier()
-dist.destroy_process_group()
+end_launched(0)
 """
 
 
@@ -271,6 +275,8 @@ def test_two_processes_give_the_same_bits_and_share_the_work(tmp_path, monkeypat
     monkeypatch.setattr(features, "BLOCK", 4)
     alone = run(images_of(18), None, ("class:2", "gem:3"), batch_size=3)
     ranks = [torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1)]
+    threads = [(tmp_path / f"threads-{rank}").read_text() for rank in (0, 1)]
+    assert all("python" in names and "gloo" not in names for names in threads)  # those of the group have ended with it
     assert [found["decoded"] for found in ranks] == [10, 8]  # blocks of 4, 4, 4, 4 and 2 images
     for together in ranks:
         assert all(torch.equal(together[output], alone[output]) for output in alone)

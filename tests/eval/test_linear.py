@@ -271,17 +271,17 @@ def test_features_that_are_not_finite_give_no_number(pair, protocol):
 
 RANKS = """
 import sys
-import torch.distributed as dist
 from patchssl.data import open_pair
+from patchssl.distributed import end_launched, join_launched, rank
 from patchssl.eval.linear import evaluate_linear
 from patchssl.loading import load_backbone
 from pathlib import Path
-dist.init_process_group("gloo")
+join_launched()
 for protocol in ("dino", "native"):
     result = evaluate_linear(load_backbone(sys.argv[3]), *open_pair(sys.argv[2]), protocol, batch_size=5, epochs=3,
                              checkpoint_folder=Path(sys.argv[1]))
-    result.write(Path(sys.argv[1]) / str(dist.get_rank()))
-dist.destroy_process_group()
+    result.write(Path(sys.argv[1]) / str(rank()))
+end_launched(0)
 """
 
 

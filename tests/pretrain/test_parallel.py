@@ -80,7 +80,7 @@ RANKS = """
 import sys
 import torch
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
-from patchssl.distributed import join_launched, rank
+from patchssl.distributed import end_launched, join_launched, rank
 join_launched()
 from test_parallel import SETTINGS, recipe_of, train
 torch.save({name: train(recipe_of(parts), rank=rank(), world_size=2) for name, parts in SETTINGS.items()},
@@ -91,6 +91,7 @@ found["from whole to sharded"] = train(recipe_of({}), rank=rank(), world_size=2,
 found["from sharded to whole"] = train(sharded(recipe_of({})), rank=rank(), world_size=2,
                                        switch=lambda recipe: sharded(recipe, False))
 torch.save(found, f"{sys.argv[1]}/{rank()}-sharded.pth")
+end_launched(0)
 """
 
 
