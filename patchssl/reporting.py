@@ -28,6 +28,7 @@ from patchssl.report.vetting import cost_objection, objection
 from patchssl.token_pairs import draw_view_matches
 
 PAGE = "index.html"
+MOST_NAMED = 5  # problems in one sentence
 NUM_DRAWN = 3  # images of a gallery
 EXAMPLES = ("textures-64:0", "textures-64:1", "textures-64:2")
 
@@ -65,8 +66,9 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     costs = _costs(results, problems)
     trainings = _trainings(folders, problems)
     if not records and not trainings and not costs:
-        raise DataError(f"there is nothing to report: {results} holds no result records that can be shown"
-                        + "".join(f"; {problem}" for problem in problems[:5]))
+        raise DataError(f"there is nothing to report: {results} holds no result records that can be shown; make one "
+                        f"with: patchssl eval knn MODEL --data DIR --results {results}, or give a run as --runs"
+                        + "".join(f"; {problem}" for problem in problems[:MOST_NAMED]))
     galleries, pictures = _galleries(files, problems), Pictures(data)
     images = images or _examples(galleries, pictures)
     figures = _figures(models, backbones, images, console, problems) if models else []
