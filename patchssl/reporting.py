@@ -25,10 +25,12 @@ from patchssl.report.pictures import Pictures, data_url
 from patchssl.report.robustness import robustness_curves
 from patchssl.report.training import Training, charts_of, compared, read_run_log, run_folders
 from patchssl.report.vetting import cost_objection, objection
+from patchssl.seen import read_image
 from patchssl.token_pairs import draw_view_matches
 
 PAGE = "index.html"
 MOST_NAMED = 5  # problems in one sentence
+MOST_GALLERIES = 400  # of a record on a level
 NUM_DRAWN = 3  # images of a gallery
 EXAMPLES = ("textures-64:0", "textures-64:1", "textures-64:2")
 
@@ -54,13 +56,15 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
 
     Images of galleries are looked up by name below the folders `data`, `models` are drawn on `images` (files or
     SET:INDEX; default: queries of the galleries, else textures). What is damaged or hostile is left out and named in
-    the page and in `problems`. UsageError for a folder or model that is not there, DataError where nothing is left to
-    show.
+    the page and in `problems`. UsageError for a folder or model that is not there, DataError for such an image and
+    where nothing is left to show.
     """
     if missing := [str(folder) for folder in data if not folder.is_dir()]:
         raise UsageError(f"--data {missing[0]} is no folder")
     folders = run_folders(runs)
     backbones = [load_backbone(model) for model in models]
+    for image in images:
+        read_image(image)  # a wrong name is known at once
     files, problems = _records(results)
     records = list(files.values())
     costs = _costs(results, problems)
@@ -69,16 +73,14 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
         raise DataError(f"there is nothing to report: {results} holds no result records that can be shown; make one "
                         f"with: patchssl eval knn MODEL --data DIR --results {results}, or give a run as --runs"
                         + "".join(f"; {problem}" for problem in problems[:MOST_NAMED]))
-    galleries, pictures = _galleries(files, problems), Pictures(data)
+    galleries = _galleries(files, problems)
+    pictures = _pictures(galleries[:MOST_GALLERIES], data, console, problems)
     images = images or _examples(galleries, pictures)
     figures = _figures(models, backbones, images, console, problems) if models else []
     content = Content(records, costs, problems, robustness_curves(records), trainings,
-                      compared([training.log for training in trainings]), galleries, pictures, figures)
-    text = render_page(content)
-    if pictures.problems:  # found while pictures were made: now they can be named
-        problems += pictures.problems
-        text = render_page(content)
-    path = write_whole(text, out / PAGE, "the report")
+                      compared([training.log for training in trainings]), galleries[:MOST_GALLERIES],
+                      max(0, len(galleries) - MOST_GALLERIES), pictures, figures)
+    path = write_whole(render_page(content), out / PAGE, "the report")
     return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
 
 
@@ -119,6 +121,20 @@ def _galleries(files: Mapping[Path, Result], problems: list[str]) -> list[Galler
         except DataError as error:
             problems.append(f"the gallery of {path} is left out: {error}")
     return galleries
+
+
+def _pictures(galleries: Sequence[Gallery], data: Sequence[Path], console: Console | None,
+              problems: list[str]) -> Pictures:
+    """The pictures of `galleries`, in their order."""
+    pictures = Pictures(data)
+    wanted = dict.fromkeys((image.name, image.bytes, gallery.record.dataset)
+                           for gallery in galleries for image in gallery.images())
+    for done, image in enumerate(wanted, 1):
+        pictures.number(*image)
+        if console:
+            console.update(done, len(wanted), what="pictures")
+    problems += pictures.problems
+    return pictures
 
 
 def _examples(galleries: Sequence[Gallery], pictures: Pictures) -> list[str]:

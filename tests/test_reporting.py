@@ -12,6 +12,7 @@ import pytest
 from made_results import make_results
 from PIL import Image
 
+from patchssl import reporting
 from patchssl.bench_report import bench_report, made_up_records
 from patchssl.errors import DataError, UsageError
 from patchssl.report.cost import Cost, Step
@@ -102,6 +103,13 @@ def test_galleries_without_images_say_what_to_do(tmp_path, results):
     assert made.num_pictures == 8 and "could not be found below the folders" in read.text
 
 
+def test_a_page_of_too_many_galleries_says_so(tmp_path, results, monkeypatch):
+    monkeypatch.setattr(reporting, "MOST_GALLERIES", 3)
+    _, read = page(tmp_path, results)
+    assert "The queries of 5 further levels are not shown" in read.text
+    assert read.text.count("Worst queries, ") == 3
+
+
 def hostile(results, tmp_path):
     """Names of files that are written among `results`, each bad in its own way."""
     sound = json.loads(next(results.rglob("knn-*.json")).read_text())
@@ -168,6 +176,8 @@ def test_what_is_not_there_is_said(tmp_path, results):
         make_report(tmp_path / "out", results=results, runs=[tmp_path / "nowhere"])
     with pytest.raises(UsageError):
         make_report(tmp_path / "out", results=results, models=["runs/nowhere"])
+    with pytest.raises(DataError, match=r"nowhere\.jpg"):
+        make_report(tmp_path / "out", results=results, models=[NETWORK], images=["nowhere.jpg"])
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="could not be written"):
         make_report(tmp_path / "file", results=results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -86,6 +86,11 @@ class Gallery:
     level: str
     worst: tuple[Query, ...]
     best: tuple[Query, ...]
+
+    def images(self) -> Iterator[Named]:
+        """All that are shown, some of them more than once."""
+        for query in (*self.worst, *self.best):
+            yield from (query.query, *query.results, *query.late)
 
 
 _QUERIES = TypeAdapter(Annotated[list[Query], Field(max_length=_MOST_QUERIES)])

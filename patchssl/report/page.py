@@ -37,7 +37,6 @@ from patchssl.report.sections import (
 from patchssl.report.training import Training
 
 _ASSETS = files("patchssl.report") / "assets"
-MOST_GALLERIES = 200  # records whose queries are shown
 
 
 class Figure(NamedTuple):
@@ -60,6 +59,7 @@ class Content:
     runs: Sequence[Training]
     compared: Sequence[charts.Chart]
     galleries: Sequence[Gallery]
+    num_more: int  # galleries that are not shown
     pictures: Pictures
     figures: Sequence[Figure]
 
@@ -188,7 +188,7 @@ def _galleries(content: Content) -> list[dict[str, object]]:
     by_record: dict[int, list[Gallery]] = {}
     for gallery in content.galleries:
         by_record.setdefault(id(gallery.record), []).append(gallery)
-    groups = sorted(by_record.values(), key=lambda group: _title(group[0].record))[:MOST_GALLERIES]
+    groups = sorted(by_record.values(), key=lambda group: _title(group[0].record))
     return [{"title": _title(group[0].record), "levels": [
         {"name": gallery.level, "score": f"{gallery.record.metrics[f'{gallery.level}/map']:.1%}",
          "worst": _queries(gallery.worst, gallery.record, content.pictures),
@@ -219,10 +219,9 @@ def _hidden(query: Query) -> bool:
 def _picture_notes(content: Content) -> list[str]:
     """What is to be done about pictures that are missing."""
     pictures, notes = content.pictures, []
-    num_records = len({id(gallery.record) for gallery in content.galleries})
-    if num_records > MOST_GALLERIES:
-        notes.append(f"The first {MOST_GALLERIES} of {num_records:,} records are shown; name a smaller folder as "
-                     "--results for others.")
+    if content.num_more:
+        notes.append(f"The queries of {_count(content.num_more, 'further level')} are not shown; name a smaller folder "
+                     "as --results for them.")
     if pictures.num_absent and not pictures.folders:
         notes.append("There are names only: give the folders of the data sets as --data to see the images.")
     elif pictures.num_absent:
