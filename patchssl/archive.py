@@ -27,7 +27,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from patchssl.cachefolder import default_folder
+from patchssl.cachefolder import index_folder
 from patchssl.errors import DataError, UnreadableImage
 from patchssl.imageset import Names
 from patchssl.unpack import BoundedEntry
@@ -74,7 +74,7 @@ def index_archive(archive: Path, *, keep_from: int = _MANY) -> Members:
     """
     status = archive.stat()
     state = (str(archive.resolve()), status.st_size, status.st_mtime_ns)
-    kept = default_folder() / "archives" / f"{hashlib.sha256(os.fsencode(state[0])).hexdigest()[:40]}.npz"
+    kept = index_folder() / f"{hashlib.sha256(os.fsencode(state[0])).hexdigest()[:40]}.npz"
     if (members := _load_index(kept, state)) is not None:
         return members
     members = _scan(archive)

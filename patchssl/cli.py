@@ -22,6 +22,7 @@ from patchssl.commands.pretraining import pretrain
 from patchssl.commands.reporting import report
 from patchssl.commands.scoring import eval_app
 from patchssl.commands.sets import data_app
+from patchssl.commands.studies import study
 from patchssl.errors import PatchSSLError, printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -63,6 +64,7 @@ def quickstart(
 
 
 app.command()(pretrain)
+app.command()(study)
 
 
 @app.command()
@@ -176,18 +178,26 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Features that evaluations keep: where, how many, how large (PATCHSSL_CACHE names another folder)."""
+    """Features that evaluations keep, and indexes of large archives: where, how many, how large.
+
+    PATCHSSL_CACHE names another folder, PATCHSSL_CACHE_GIB says how many GiB of features are kept (20).
+    """
+    from patchssl import cachefolder
     from patchssl.eval.cache import FeatureCache
 
     kept = FeatureCache()
     entries = kept.entries()
-    size = kept.clear() if clear else sum(entry.size for entry in entries)
+    size, indexes = sum(entry.size for entry in entries), cachefolder.index_bytes()
+    if clear:
+        kept.clear()
+        cachefolder.clear_indexes()
     if as_json:
         typer.echo(json.dumps({"folder": str(kept.folder), "entries": len(entries), "bytes": size,
-                               "limit_bytes": kept.limit, "cleared": clear}))
+                               "limit_bytes": kept.limit, "index_bytes": indexes, "cleared": clear}))
     else:
         typer.echo(f"{kept.folder}: {len(entries):,} entries, {size / 2**20:,.1f} MiB of at most "
-                   f"{kept.limit / 2**30:.0f} GiB" + (", removed" if clear else ""))
+                   f"{kept.limit / 2**30:g} GiB, and {indexes / 2**20:,.1f} MiB of archive indexes"
+                   + (", removed" if clear else ""))
 
 
 @app.command()

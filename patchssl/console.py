@@ -80,7 +80,7 @@ class Console:
         if done >= total or now - self._last_line >= self._seconds_between_lines:
             self._last_line = now
             rate = (done - self._done) / max(1e-9, now - self._began)
-            left = f", {_clock((total - done) / rate)} left" if rate > 0 and done < total else ""
+            left = f", {clock((total - done) / rate)} left" if rate > 0 and done < total else ""
             self.say(f"{what} {done} of {total}{left} {note}".rstrip())
 
 
@@ -91,7 +91,12 @@ def _numbers(row: dict[str, Any]) -> list[str]:
     return shown
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any.
+
+    >>> clock(62), clock(3723)
+    ('1:02', '1:02:03')
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -2,9 +2,9 @@
 
 `open_images` recognizes what is named and hands it on: folders and arrays are opened here, text lists by `listfile`,
 archives and WebDataset shards by `packed`, sets of Hugging Face's library and Parquet files by `hubset`, sets of
-timm's factory by `timmset`. `open_pair` gives train and val with the same id for the same
-class. Training skips unreadable images within `UnreadableBudget`; evaluation reads no number past one: it
-lists them all and fails (`check_readable`, `raise_unreadable`).
+timm's factory by `timmset`, a train split without a part of it by `holdout`. `open_pair` gives train and val with the
+same id for the same class. Training skips unreadable images within `UnreadableBudget`; evaluation reads no number past
+one: it lists them all and fails (`require_readable`, `raise_unreadable`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import numpy as np
 from patchssl.archive import is_archive_name
 from patchssl.arrayfile import Arrays, ArraySplits, cifar_splits, idx_splits
 from patchssl.errors import DataError, UnreadableImage, UsageError, one_of
+from patchssl.holdout import PREFIX as HOLDOUT
+from patchssl.holdout import holdout_splits, parse_holdout
 from patchssl.hubset import PREFIX as HUB
 from patchssl.hubset import hub_splits, is_saved, open_parquet, parquet_splits, saved_splits
 from patchssl.imagefile import (
@@ -45,13 +47,13 @@ __all__ = [
     "ImageSet",
     "Split",
     "UnreadableBudget",
-    "check_readable",
     "find_unreadable",
     "lasting_name",
     "listing_unreadable",
     "open_images",
     "open_pair",
     "raise_unreadable",
+    "require_readable",
     "split_names",
 ]
 
@@ -62,7 +64,7 @@ _BLOCK = 256  # images a worker checks before it reports
 
 
 def open_images(data: str | Path, split: Split | None = None, *, allow_truncated: bool = False) -> ImageSet:
-    """The images that `data` names: a path, a set's name (`textures`, `textures-64`), hf:... or timm:....
+    """The images that `data` names: a path, a set's name (`textures`), hf:..., timm:... or holdout:SHARE:DATA.
 
     A path is a folder with train/ and val/ (or valid/, test/), a folder of class folders, any tree of unlabeled
     images, IDX files, CIFAR's official layout, a text list, a zip or tar, Parquet files, what `save_to_disk` wrote, or
@@ -95,6 +97,9 @@ def lasting_name(data: str | Path) -> str:
         return data
     if isinstance(data, str) and data.startswith(TIMM):
         return lasting_uri(data)
+    if isinstance(data, str) and data.startswith(HOLDOUT):
+        share, inner = parse_holdout(data)
+        return f"{HOLDOUT}{share:g}:{lasting_name(inner)}"
     return str(Path(data).expanduser().absolute())
 
 
@@ -121,6 +126,9 @@ def _splits(data: str | Path, allow_truncated: bool) -> _Openers:
             return {split: partial(_open_textures, data, split) for split in ("train", "val")}
         if data.startswith(HUB):
             return hub_splits(data, allow_truncated)
+        if data.startswith(HOLDOUT):
+            share, inner = parse_holdout(data)
+            return holdout_splits(_splits(inner, allow_truncated), share)
         if data.startswith(TIMM):
             from timm.data import create_dataset
 
@@ -280,11 +288,29 @@ def find_unreadable(
     Decodes all files, in `workers` threads; arrays are readable as they are. `progress` is called with the
     number of images looked at and of all.
     """
+    return _unreadable(images, workers, progress, all_of_them=True)
+
+
+def require_readable(sets: Sequence[ImageSet], workers: int = 0) -> None:
+    """DataError, before anything is computed, that lists the images of `sets` that cannot be decoded.
+
+    Every file is looked at, begin and end, and what does not look whole is decoded; if that finds one that cannot be
+    decoded, all are, so that the list is complete. Damage within a file shows when a pass decodes it
+    (`listing_unreadable`).
+    """
+    if any(_unreadable(images, workers, None, all_of_them=False) for images in sets):
+        bad = [UnreadableImage(*found) for images in sets for found in find_unreadable(images, workers)]
+        raise_unreadable(sorted(bad, key=lambda error: error.name), sum(len(images) for images in sets))
+
+
+def _unreadable(images: ImageSet, workers: int, progress: Callable[[int, int], None] | None,
+                all_of_them: bool) -> list[tuple[str, str]]:
+    """`find_unreadable`; not `all_of_them`: among those that do not look whole."""
     if isinstance(images, ArrayImages):
         return []
     blocks = [range(at, min(at + _BLOCK, len(images))) for at in range(0, len(images), _BLOCK)]
     bad: list[tuple[str, str]] = []
-    check = partial(_unreadable_among, images)
+    check = partial(_unreadable_among, images, all_of_them)
     with strict_pillow(), ThreadPoolExecutor(max(workers, 1)) as pool:
         found = pool.map(check, blocks) if workers else map(check, blocks)
         try:
@@ -297,22 +323,16 @@ def find_unreadable(
     return bad
 
 
-def _unreadable_among(images: ImageSet, indices: range) -> list[tuple[str, str]]:
+def _unreadable_among(images: ImageSet, all_of_them: bool, indices: range) -> list[tuple[str, str]]:
     bad = []
     for index in indices:
+        if not all_of_them and images.looks_whole(index):
+            continue
         try:
             images.pixels(index)
         except UnreadableImage as error:
             bad.append((error.name, error.reason))
     return bad
-
-
-def check_readable(
-    images: ImageSet, workers: int = 0, progress: Callable[[int, int], None] | None = None
-) -> None:
-    """DataError that lists the images that cannot be decoded, if there are any."""
-    bad = find_unreadable(images, workers, progress)
-    raise_unreadable([UnreadableImage(name, reason) for name, reason in bad], len(images))
 
 
 def raise_unreadable(bad: Sequence[UnreadableImage], total: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from patchssl.errors import DataError
+from patchssl.imageends import file_looks_whole
 from patchssl.imagefile import decode_image
 
 _NEGATIVE = re.compile(r"-\d+")
@@ -42,6 +43,13 @@ class ImageSet(ABC):
     @abstractmethod
     def pixels(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, the caller's own; UnreadableImage when image `index` cannot be decoded."""
+
+    def looks_whole(self, index: int) -> bool:
+        """Whether a look that costs no decoding finds image `index` whole; False: decoding it tells (`imageends`).
+
+        Sets without a cheap look say True.
+        """
+        return True
 
     @abstractmethod
     def item_name(self, index: int) -> str:
@@ -174,6 +182,9 @@ class FileImages(ImageSet):
 
     def pixels(self, index: int) -> np.ndarray:
         return decode_image(self.path(index), allow_truncated=self.allow_truncated)
+
+    def looks_whole(self, index: int) -> bool:
+        return file_looks_whole(self.path(index))
 
     def item_name(self, index: int) -> str:
         return self.names[index]

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from patchssl.archive import index_archive, read_member
-from patchssl.errors import DataError
+from patchssl.errors import DataError, UnreadableImage
+from patchssl.imageends import END, START, looks_whole
 from patchssl.imagefile import EXTENSIONS, decode_bytes, extension_of, is_image_name
 from patchssl.imageset import (
     ImageSet,
@@ -52,10 +53,22 @@ class PackedImages(ImageSet):
         return len(self.names)
 
     def pixels(self, index: int) -> np.ndarray:
+        name, content = self._content(index)
+        return decode_bytes(content, name, allow_truncated=self.allow_truncated)
+
+    def looks_whole(self, index: int) -> bool:
+        try:
+            _, content = self._content(index)
+        except UnreadableImage:
+            return False
+        return looks_whole(content[:START], content[-END:], len(content))
+
+    def _content(self, index: int) -> tuple[str, bytes]:
+        """What errors call image `index`, and the bytes of its file."""
         place = self.places[inside(index, len(self))]
         archive = self.archives[place["archive"]]
         name = f"{archive}: {self.names[index]}"
-        return decode_bytes(read_member(archive, place, name), name, allow_truncated=self.allow_truncated)
+        return name, read_member(archive, place, name)
 
     def item_name(self, index: int) -> str:
         """The member's name, after that of its archive where there are several."""

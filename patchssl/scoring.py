@@ -72,11 +72,11 @@ def score_linear(model: str, data: str, protocol: str | None, options: Options, 
                            progress=console.counter("linear"), checkpoint_folder=results / "linear-checkpoints")
 
 
-def score_copydays(model: str, data: Path, protocol: str | None, options: Options, *, distractors: Path | None,
-                   whitening: Path | None, console: Console) -> Result:
+def score_copydays(model: str, data: Path, protocol: str | None, options: Options, *, ranks: int | None = None,
+                   distractors: Path | None, whitening: Path | None, console: Console) -> Result:
     """Copy detection on the set below `data`."""
     backbone = open_scored(model, options, console.say)
-    return evaluate_copydays(backbone, data, protocol, distractors=distractors, whitening=whitening,
+    return evaluate_copydays(backbone, data, protocol, ranks=ranks, distractors=distractors, whitening=whitening,
                              device=options.device, batch_size=options.batch_size, workers=options.workers,
                              cache=options.cache, progress=console.counter("features"), say=console.say)
 

@@ -16,10 +16,10 @@ import torch
 
 from patchssl.backbone import Backbone
 from patchssl.console import Console
-from patchssl.data import NAMED_SETS, ImageSet, listing_unreadable, open_images, open_pair
+from patchssl.data import NAMED_SETS, ImageSet, listing_unreadable, open_images, open_pair, require_readable
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
 from patchssl.eval.cache import FeatureCache
-from patchssl.eval.copydays import copydays_protocol, dataset_name, evaluate_copydays
+from patchssl.eval.copydays import copydays_protocol, dataset_name, evaluate_copydays, require_ranks
 from patchssl.eval.copydays_set import open_copydays
 from patchssl.eval.faiss_index import IndexPlan
 from patchssl.eval.features import Progress, RawPixels, compute_outputs, extract_outputs
@@ -205,6 +205,7 @@ def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: O
     if options.cache is None or cell.task not in ("knn", "linear") or len(alike) < 2 or isinstance(backbone, RawPixels):
         return
     pair = open_pair(cell.data)
+    require_readable(pair, options.workers)
     with listing_unreadable(pair, options.workers):
         for images in pair:
             progress = console.counter(f"{images.split} features") if console else None
@@ -313,6 +314,7 @@ def _copydays(backbone: Backbone, place: str, choices: Choices) -> Cell:
                 continue
             raise
         break
+    require_ranks(found, protocol)
     count = sum(len(block.images) for block in found.blocks)
     count += sum(len(extra) for extra in (found.distractors, found.whitening) if extra is not None)
     return Cell("copydays", place, dataset_name(found), protocol, count, backbone.weights_sha256,

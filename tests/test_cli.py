@@ -17,7 +17,7 @@ from patchssl.cli import app
 
 ROOT = Path(package.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-COMMANDS = [[], ["quickstart"], ["pretrain"], ["eval"], *(["eval", name] for name in (
+COMMANDS = [[], ["quickstart"], ["pretrain"], ["study"], ["eval"], *(["eval", name] for name in (
                 "knn", "linear", "copydays", "revisited", "patches", "all")),
             ["models"], ["inspect"], ["export"], ["tables"], ["compare"], ["report"],
             ["data"], *(["data", name] for name in ("get", "check", "imagenet100", "make-copydays", "make-revisited")),

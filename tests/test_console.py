@@ -62,7 +62,7 @@ def test_a_second_task_starts_its_own_clock(clock, capsys):
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.4, "0:00"), (3599.6, "1:00:00"), (90061, "25:01:01")])
 def test_clock(seconds, expected):
-    assert module._clock(seconds) == expected
+    assert module.clock(seconds) == expected
 
 
 def test_sentences_are_printed_as_they_are(capsys):

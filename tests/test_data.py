@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pickle
 import struct
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from PIL import Image
 
 from patchssl.data import (
     UnreadableBudget,
-    check_readable,
     find_unreadable,
     lasting_name,
     open_images,
     open_pair,
     raise_unreadable,
+    require_readable,
     split_names,
 )
 from patchssl.errors import DataError, UnreadableImage, UsageError
@@ -256,13 +257,41 @@ def test_find_unreadable_finds_all_in_order(workers, damaged):
     assert seen[-1] == (600, 600)
 
 
-def test_check_readable_lists_all_bad_files(damaged):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_look_at_all_sets_lists_their_bad_files(damaged, workers):
     images = open_images(damaged)
-    with pytest.raises(DataError, match=r"2 of 600 images cannot be read") as refused:
-        check_readable(images)
+    with pytest.raises(DataError, match=r"2 of 603 images cannot be read") as refused:
+        require_readable((images.subset([0, 1, 2]), images), workers)
     assert "/007.png: no known image format" in str(refused.value)
     assert "/300.png: " in str(refused.value)
-    check_readable(images.subset([0, 1, 2]))
+    require_readable((images.subset([0, 1, 2]), images.subset([8])), workers)
+
+
+def test_what_looks_whole_is_not_decoded_unless_something_else_is_bad(damaged, monkeypatch):
+    inside = bytearray((damaged / "400.png").read_bytes())
+    inside[45] ^= 255  # among the compressed pixels
+    (damaged / "400.png").write_bytes(inside)
+    (damaged / "401.png").write_bytes((damaged / "401.png").read_bytes() + b"more")
+    images = open_images(damaged)
+    decoded = []
+    pixels = type(images).pixels
+    monkeypatch.setattr(type(images), "pixels", lambda images, index: decoded.append(index) or pixels(images, index))
+    require_readable([images.subset(range(301, 600))])  # it takes a pass over the pixels to find 400
+    assert len(decoded) == 1  # 401
+    with pytest.raises(DataError, match="3 of 600 images cannot be read") as refused:
+        require_readable([images])
+    assert all(f"/{name}.png: " in str(refused.value) for name in ("007", "300", "400"))
+
+
+def test_a_look_into_archives(damaged, tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "all.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for image in sorted(damaged.glob("*.png")):
+            archive.write(image, image.name)
+    images = open_images(path)
+    assert [index for index in range(600) if not images.looks_whole(index)] == [7, 300]
+    with pytest.raises(DataError, match=r"2 of 600 images cannot be read"):
+        require_readable([images])
 
 
 def test_allowed_truncated_files_are_readable(damaged):

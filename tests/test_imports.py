@@ -17,13 +17,14 @@ TESTS = Path(__file__).parent
 # a module imports from its own layer and from those before it; a package stands for all its modules
 LAYERS = [
     ["errors", "distributed", "hub"],
-    ["geometry", "data", "textures", "imageset", "imagefile", "arrayfile", "plainpickle",
-     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack", "videofile"],
+    ["geometry", "data", "textures", "imageset", "imagefile", "imageends", "arrayfile", "plainpickle",
+     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack",
+     "holdout", "videofile"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
     ["report", "catalog", "inspection", "reproduce"],
     ["export"],
-    ["workflows", "tabling", "quickstart", "drawing", "seen", "token_pairs", "attention_video", "console",
+    ["workflows", "tabling", "quickstart", "study", "drawing", "seen", "token_pairs", "attention_video", "console",
      "make_sets", "bench", "doctor", "suite", "scoring", "reporting", "bench_eval", "bench_step", "bench_training",
      "bench_report", "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
@@ -49,6 +50,7 @@ HOMES = {
     "submitit": {"slurm.py"},
     "tensorboard": {"pretrain/board.py"},
     "av": {"videofile.py"},
+    "filelock": {"study/place.py"},
 }
 
 

@@ -15,11 +15,18 @@ from PIL import Image
 
 import patchssl as package
 from patchssl import suite
+from patchssl.backbone import Backbone
+from patchssl.data import open_images, open_pair
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.cache import FeatureCache
+from patchssl.eval.copydays import evaluate_copydays
 from patchssl.eval.faiss_index import IndexPlan
 from patchssl.eval.features import RawPixels
+from patchssl.eval.knn import evaluate_knn
+from patchssl.eval.linear import evaluate_linear
+from patchssl.eval.patches import evaluate_patches
 from patchssl.eval.results import read_results
+from patchssl.eval.retrieval import evaluate_revisited
 from patchssl.loading import load_backbone
 from patchssl.make_sets import make_copydays, make_revisited
 from patchssl.scoring import Summary, evaluate, headline, make_options
@@ -43,9 +50,8 @@ def save_photographs(folder, count):
 def everything(tmp_path_factory, colors):
     """A folder with a classification set, a Copydays set, a revisited set, and something else."""
     root = tmp_path_factory.mktemp("everything")
-    photographs = save_photographs(root / "photographs", 3)
-    make_copydays(photographs, root / "copies", size=128)
-    make_revisited(photographs, root / "landmarks", size=128)
+    make_copydays(save_photographs(root / "photographs", 20), root / "copies", size=128)
+    make_revisited(root / "photographs", root / "landmarks", num_queries=3, size=128)
     shutil.copytree(colors, root / "colors")
     (root / "notes").mkdir()
     (root / "notes" / "todo.txt").write_text("nothing to see")
@@ -66,7 +72,7 @@ def test_everything_that_can_be_run_is_found(everything, options):
     assert sorted(labels(plan.run)) == ["copydays on copies (native)", "knn on colors (native)",
                                         "linear on colors (native)", "revisited on made (native)"]
     assert plan.done == ()
-    blocks = 3 * 19 + len(list((everything / "copies" / "strong").iterdir()))
+    blocks = 20 * 19 + len(list((everything / "copies" / "strong").iterdir()))
     landmarks = len(list((everything / "landmarks" / "jpg").iterdir()))
     assert plan.images == 60 + blocks + landmarks  # the 60 of colors once: k-NN and the probe share them
     assert plan.seconds > 0
@@ -398,8 +404,36 @@ def test_the_cache_says_what_it_holds_and_is_cleared(patchssl, everything, tmp_p
     patchssl(*scored)
     held = json.loads(patchssl("cache", "--json").out)
     assert (held["entries"], held["bytes"]) == (2, 60 * 24 * 4)
+    index = tmp_path / "cache" / "archives" / "0.npz"
+    index.parent.mkdir()
+    index.write_bytes(bytes(30))
+    assert json.loads(patchssl("cache", "--json").out)["index_bytes"] == 30
     assert "2 entries" in patchssl("cache", "--clear").out
-    assert json.loads(patchssl("cache", "--json").out)["bytes"] == 0
+    left = json.loads(patchssl("cache", "--json").out)
+    assert (left["bytes"], left["index_bytes"], index.exists()) == (0, 0, False)
+
+
+def test_the_limit_of_the_cache_is_set_by_a_variable(patchssl, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "cache"))
+    assert json.loads(patchssl("cache", "--json").out)["limit_bytes"] == 20 * 2**30
+    monkeypatch.setenv("PATCHSSL_CACHE_GIB", "0.5")
+    assert "of at most 0.5 GiB" in patchssl("cache").out
+    for wrong in ("much", "-1", "nan", "inf"):
+        monkeypatch.setenv("PATCHSSL_CACHE_GIB", wrong)
+        refused = patchssl("cache")
+        assert (refused.code, f"PATCHSSL_CACHE_GIB is '{wrong}'" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("task", ["knn", "all"])
+def test_ctrl_c_says_what_there_is_to_go_on_from(patchssl, task, colors, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("patchssl.eval.features._forward", stop)
+    stopped = patchssl("eval", task, SMALL, "--data", colors, "--results", tmp_path / "out", "--workers", "0")
+    assert (stopped.code, stopped.out) == (130, "")
+    assert "stopped by Ctrl-C; records that were written stay, and the same command goes on from" in stopped.err
+    assert not (tmp_path / "out").exists() or not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_export_then_inspect_then_score(patchssl, tiny_run, colors, tmp_path, monkeypatch):
@@ -446,6 +480,14 @@ def test_data_sets_are_made_and_checked(patchssl, tmp_path):
     made = patchssl("data", "make-copydays", photographs, tmp_path / "copies", "--size", "128")
     assert made.code == 0, made.err
     assert f"eval copydays MODEL --data {tmp_path / 'copies'}" in made.out
+    assert " --ranks 2 (protocols count 20 ranks, which takes 20 originals)" in made.out
+    refused = patchssl("eval", "copydays", SMALL, "--data", tmp_path / "copies", "--results", tmp_path / "results")
+    assert refused.code == 4 and "a database of 2 images (originals), fewer than the first 20 ranks" in refused.err
+    left_out = patchssl("eval", "all", SMALL, "--data", tmp_path / "copies", "--results", tmp_path / "results")
+    assert left_out.code == 4 and "score it with --ranks 2" in left_out.err
+    scored = patchssl("eval", "copydays", SMALL, "--data", tmp_path / "copies", "--results", tmp_path / "results",
+                      "--ranks", "2", "--workers", "0")
+    assert scored.code == 0 and "protocol native-2-ranks: strong mAP" in scored.out
     assert patchssl("data", "check", tmp_path / "copies").code == 0
     next((tmp_path / "copies" / "jpegqual" / "5").iterdir()).unlink()
     broken = patchssl("data", "check", tmp_path / "copies")
@@ -511,3 +553,35 @@ def test_two_processes_write_the_record_of_one(everything, tmp_path):
     together, printed = scored("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", folder="two")
     assert (together.metrics, together.detail) == (alone.metrics, alone.detail)
     assert printed.count("strong mAP") == 1
+
+
+class Unused(torch.nn.Module):
+    """Tokens of zeros; computing them after all is noted."""
+
+    calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return torch.zeros(len(images), 17, 3)
+
+
+@pytest.mark.parametrize(("task", "damaged"), [
+    ("knn", "colors/val/red/0.png"), ("linear", "colors/val/red/0.png"), ("dino probe", "colors/train/red/0.png"),
+    ("patches", "colors/val/red/0.png"), ("copydays", "copies/crops/80/301900.jpg"),
+    ("revisited", "landmarks/jpg/made_0002.jpg")])
+def test_unreadable_images_are_listed_before_anything_is_computed(task, damaged, everything, tmp_path):
+    root = tmp_path / "sets"
+    shutil.copytree(everything, root)
+    path = root / damaged
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    network = Unused()
+    backbone = Backbone.from_module(network, patch_size=8, image_size=32)
+    runs = {"knn": lambda: evaluate_knn(backbone, *open_pair(root / "colors")),
+            "linear": lambda: evaluate_linear(backbone, *open_pair(root / "colors")),
+            "dino probe": lambda: evaluate_linear(backbone, *open_pair(root / "colors"), "dino", epochs=1),
+            "patches": lambda: evaluate_patches(backbone, open_images(root / "colors", "val")),
+            "copydays": lambda: evaluate_copydays(backbone, root / "copies"),
+            "revisited": lambda: evaluate_revisited(backbone, root / "landmarks", "made")}
+    with pytest.raises(DataError, match=rf"1 of [\d,]+ images cannot be read(.|\n)*{path.name}"):
+        runs[task]()
+    assert network.calls == 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchssl.errors import DataError, UsageError
+from patchssl.errors import DataError, Interrupted, UsageError
 
 if TYPE_CHECKING:
+    from patchssl.console import Console
     from patchssl.eval.results import Result
 
 
@@ -78,6 +81,19 @@ SideOpt = Annotated[int, typer.Option("--size", min=128, help="Longest side of a
 OverridesArg = Annotated[list[str] | None, typer.Argument(
     metavar="KEY=VALUE", help="Changes to the recipe, such as optim.epochs=20.")]
 ViewsOfOpt = Annotated[str | None, typer.Option("--model", help="Take patch and view size from this MODEL.")]
+
+
+@contextmanager
+def scoring_console() -> Iterator[Console]:
+    """The console of a benchmark, whose Ctrl-C ends with what there is to go on from."""
+    from patchssl.console import Console
+
+    with Console() as console:
+        try:
+            yield console
+        except KeyboardInterrupt:
+            raise Interrupted("stopped by Ctrl-C; records that were written stay, and the same command goes on from "
+                              "the features that are in the cache (patchssl cache)") from None
 
 
 def print_record(result: Result, results: Path, as_json: bool) -> None:

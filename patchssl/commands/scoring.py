@@ -26,6 +26,7 @@ from patchssl.commands.options import (
     WorkersOpt,
     not_empty,
     print_record,
+    scoring_console,
 )
 
 eval_app = typer.Typer(no_args_is_help=True, help="Score a backbone under a named protocol.")
@@ -53,11 +54,10 @@ def knn(
     as_json: JsonOpt = False,
 ) -> None:
     """k-NN classification on frozen features: vote of the nearest training images."""
-    from patchssl.console import Console
     from patchssl.scoring import make_options
     from patchssl.workflows import score_knn
 
-    with Console() as console:
+    with scoring_console() as console:
         options = make_options(device, batch_size, workers, cached=cached)
         result = score_knn(model, data, protocol, device=device, batch_size=batch_size, workers=workers,
                            console=console, cache=options.cache, shots=tuple(shots or ()), draws=draws, seed=seed,
@@ -85,9 +85,8 @@ def linear(
 ) -> None:
     """Linear classifiers on frozen features, with a 95 % interval."""
     from patchssl import scoring
-    from patchssl.console import Console
 
-    with Console() as console:
+    with scoring_console() as console:
         options = scoring.make_options(device, batch_size, workers, cached=cached)
         result = scoring.score_linear(model, data, protocol, options, epochs=epochs, seed=seed, results=results,
                                       console=console)
@@ -101,6 +100,9 @@ def copydays(
     protocol: Annotated[str | None, typer.Option("--protocol", help="dino, dino-nodistractors, dino-nowhitening, "
                                                                        "dino-plain, sscd, sscd-224 or native; default: "
                                                                        "dino for models trained at 224 px.")] = None,
+    ranks: Annotated[int | None, typer.Option("--ranks", min=1, help="How many results count, for a set too small "
+                                                                           "for the protocol's 20 (sscd: 100); another "
+                                                                           "protocol, as native-12-ranks.")] = None,
     distractors: DistractorsOpt = None,
     whitening: WhiteningOpt = None,
     results: ResultsOpt = Path("results"),
@@ -112,12 +114,11 @@ def copydays(
 ) -> None:
     """Copy detection on Copydays, or a set in its layout: mAP of all 20 blocks."""
     from patchssl import scoring
-    from patchssl.console import Console
 
-    with Console() as console:
+    with scoring_console() as console:
         options = scoring.make_options(device, batch_size, workers, cached=cached)
-        result = scoring.score_copydays(model, data, protocol, options, distractors=distractors, whitening=whitening,
-                                        console=console)
+        result = scoring.score_copydays(model, data, protocol, options, ranks=ranks, distractors=distractors,
+                                        whitening=whitening, console=console)
     print_record(result, results, as_json)
 
 
@@ -141,9 +142,8 @@ def revisited(
 ) -> None:
     """Retrieval on revisited Oxford and Paris, or a set in their layout: easy, medium, hard."""
     from patchssl import scoring
-    from patchssl.console import Console
 
-    with Console() as console:
+    with scoring_console() as console:
         options = scoring.make_options(device, batch_size, workers, cached=cached)
         result = scoring.score_revisited(model, data, set_name, protocol, options, distractors=distractors,
                                          allow_truncated=allow_truncated, console=console)
@@ -167,9 +167,8 @@ def patches(
 ) -> None:
     """Patch correspondence: how often a patch finds its place in another view, beside raw pixels and chance."""
     from patchssl import scoring
-    from patchssl.console import Console
 
-    with Console() as console:
+    with scoring_console() as console:
         options = scoring.make_options(device, batch_size, workers, cached=False)
         result = scoring.score_patches(model, data, protocol, options, pairs=pairs, seed=seed, console=console)
     print_record(result, results, as_json)
@@ -202,10 +201,9 @@ def eval_all(
 ) -> None:
     """Every benchmark that the data there allows and that has no record yet; one table at the end."""
     from patchssl import scoring
-    from patchssl.console import Console
     from patchssl.distributed import rank
 
-    with Console() as console:
+    with scoring_console() as console:
         options = scoring.make_options(device, batch_size, workers)
         choices = scoring.make_choices(distractors, whitening, revisited_distractors, index=index,
                                        search_params=search_params, gpus=gpus)

@@ -87,7 +87,9 @@ def make_copydays(
         made = make_sets.make_copydays(folder, out, seed=seed, size=size, distractors=distractors,
                                        whitening=whitening, workers=os.cpu_count() or 1,
                                        progress=console.counter("images"))
-    typer.echo(f"{made.describe()}\nscore on it: patchssl eval copydays MODEL --data {out}")
+    ranks = made.counts["original"]
+    few = f" --ranks {ranks} (protocols count 20 ranks, which takes 20 originals)" if ranks < 20 else ""
+    typer.echo(f"{made.describe()}\nscore on it: patchssl eval copydays MODEL --data {out}{few}")
 
 
 @data_app.command("make-revisited")

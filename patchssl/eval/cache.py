@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.cachefolder import default_folder
+from patchssl.cachefolder import default_folder, default_limit
 
-DEFAULT_LIMIT = 20 * 2**30  # bytes
 _KEY_DIGITS = 40
 
 log = logging.getLogger(__name__)
@@ -40,11 +39,14 @@ class Entry:
 
 
 class FeatureCache:
-    """Arrays below `folder`, at most `limit` bytes of them; the folder is made when something is stored."""
+    """Arrays below `folder`, at most `limit` bytes of them (default: see `default_limit`).
 
-    def __init__(self, folder: Path | None = None, limit: int = DEFAULT_LIMIT) -> None:
+    The folder is made when something is stored.
+    """
+
+    def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
         self.folder = (folder or default_folder()) / "features"
-        self.limit = limit
+        self.limit = default_limit() if limit is None else limit
 
     def holds(self, facts: Mapping[str, Any]) -> bool:
         """Whether something is stored under `facts`; it may turn out to be damaged."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.backbone import Backbone
-from patchssl.data import ImageSet, find_unreadable, raise_unreadable
+from patchssl.data import ImageSet, find_unreadable, raise_unreadable, require_readable
 from patchssl.errors import DataError, UnreadableImage, UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copies import CopyScores, score_neighbors
@@ -39,10 +40,11 @@ PICTURED = "strong"  # the block whose queries a record shows
 _DIGITS = 6  # of an AP in a record
 
 
-def copydays_protocol(name: str | None, backbone: Backbone) -> Protocol:
+def copydays_protocol(name: str | None, backbone: Backbone, ranks: int | None = None) -> Protocol:
     """The Copydays protocol `name` (None: the default) for `backbone`, all sizes and outputs being settled.
 
-    UsageError for an unknown name, and for any but `native` with raw pixels, which have no tokens.
+    `ranks` instead of the protocol's own number make another protocol, such as native-12-ranks. UsageError for an
+    unknown name, for no ranks, and for any but `native` with raw pixels, which have no tokens.
     """
     pixels = isinstance(backbone, RawPixels)
     if pixels and name not in (None, "native"):
@@ -56,7 +58,12 @@ def copydays_protocol(name: str | None, backbone: Backbone) -> Protocol:
         "sscd-224": partial(_sscd, backbone, square=224),
         "native": _native,
     }
-    return choose_protocol(TASK, "native" if pixels else name, backbone.image_size, makers)
+    plan = choose_protocol(TASK, "native" if pixels else name, backbone.image_size, makers)
+    if ranks is None or ranks == plan.settings["num_ranks"]:
+        return plan
+    if ranks < 1:
+        raise UsageError(f"the first {ranks} ranks hold no image; 1 is the least")
+    return replace(plan, name=f"{plan.name}-{ranks}-ranks", settings={**plan.plain_settings(), "num_ranks": ranks})
 
 
 def evaluate_copydays(
@@ -64,6 +71,7 @@ def evaluate_copydays(
     root: str | Path,
     protocol: str | None = None,
     *,
+    ranks: int | None = None,
     distractors: str | Path | None = None,
     whitening: str | Path | None = None,
     device: str | torch.device | None = None,
@@ -77,35 +85,44 @@ def evaluate_copydays(
     """The copy detection record of `backbone` on the set below `root` under `protocol` (None: the default).
 
     `root` has Copydays' layout; `distractors` and `whitening` are folders of photographs, by default those beside
-    its blocks (see `open_copydays`). The network runs where it is, or moves to `device`. `progress` counts all
-    images, `say` gets one line on what was found. Metrics: BLOCK/map for all blocks, overall/muap; detail: the
-    queries' APs in the order of their names, these names, and the first results of the worst and best strong copies.
+    its blocks (see `open_copydays`). `ranks` instead of the protocol's own suit a small set. The network runs where it
+    is, or moves to `device`. `progress` counts all images, `say` gets one line on what was found. Metrics: BLOCK/map
+    for all blocks, overall/muap; detail: the queries' APs in the order of their names, these names, and the first
+    results of the worst and best strong copies.
 
     UsageError for an unknown protocol or a folder it has no use for. DataError, before an image is read, for
-    what is missing and for too few whitening images; later with all unreadable images of all folders.
+    what is missing, for a database smaller than the ranks and for too few whitening images; later with all unreadable
+    images of all folders.
     """
     began = time.monotonic()
-    plan = copydays_protocol(protocol, backbone)
+    plan = copydays_protocol(protocol, backbone, ranks)
     found = open_copydays(root, distractors=distractors, whitening=whitening, allow_truncated=allow_truncated,
                           needs_distractors=plan.settings["distractors"],
                           needs_whitening=plan.settings["whitening"] is not None)
     if say is not None:
         say(found.describe())
-        database, ranks = len(found.originals) + len(found.distractors or ()), plan.settings["num_ranks"]
-        if database < ranks:
-            say(f"the database has {database} images, fewer than the first {ranks} ranks of {plan.name}: all of them "
-                "are ranked, which is easier than the full set; more photographs or distractors make it harder")
+    require_ranks(found, plan)
     where = backbone.device if device is None else torch.device(device)
     run = _Run(backbone, plan, batch_size, workers, where, cache)
     if found.whitening is not None:
         _require_enough(run, found.whitening)
     parts = {"copies": _copies(found), "distractors": found.distractors, "whitening": found.whitening}
     images = {name: part for name, part in parts.items() if part is not None}
+    require_readable(list(images.values()), workers)
     scores, pictured = _score(run, found, images, _all_features(run, images, progress))
     detail = {**_detail(found, images, scores), "galleries": {PICTURED: pictured}}
     return make_record(backbone, plan, dataset=dataset_name(found), fingerprints=(found.fingerprint,),
                        metrics=scores.metrics, detail=detail, device=describe_device(where),
                        duration=time.monotonic() - began)
+
+
+def require_ranks(found: CopydaysSet, plan: Protocol) -> None:
+    """DataError for a database with fewer images than `plan` counts ranks: every original would be found."""
+    size, ranks = len(found.originals) + len(found.distractors or ()), plan.settings["num_ranks"]
+    if size < ranks:
+        whole = "originals and distractors" if plan.settings["distractors"] else "originals"
+        raise DataError(f"{found.root} has a database of {size:,} images ({whole}), fewer than the first {ranks} ranks "
+                        f"of {plan.name}: add photographs, or score it with --ranks {size}, a protocol of its own")
 
 
 def dataset_name(found: CopydaysSet) -> str:

@@ -28,7 +28,7 @@ from patchssl.eval.protocols import Protocol, knn_protocol, normalize_images
 
 Progress = Callable[[int, int], None]  # images done, images in all
 Transform = Callable[[np.ndarray], Tensor]  # (H, W, 3) uint8 -> (3, h, w)
-BLOCK = 4096  # images that are cached, and dealt to processes, together
+BLOCK = 1024  # images that are cached, and dealt to processes, together: what a kill can cost
 OUTPUTS = ("features", "class:N", "mean_patch", "gem:P")
 
 

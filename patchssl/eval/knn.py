@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.backbone import Backbone
-from patchssl.data import ImageSet, listing_unreadable
+from patchssl.data import ImageSet, listing_unreadable, require_readable
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.faiss_index import IndexPlan
@@ -151,6 +151,7 @@ def evaluate_knn(
         black = ArrayImages(name="black", split="all", source="a black image",
                             array=np.zeros((1, 32, 32), dtype=np.uint8), ids=np.zeros(1, dtype=np.int64))
         require_index(search, len(train), extract_features(backbone, black, plan, **options).shape[1])
+    require_readable((train, val), workers)
     features = _features_of_both(train, val, progress, backbone=backbone, transform=plan, cache=cache, **options)
     case = _Case(features[0], train_labels, features[1], val_labels, plan.settings["temperature"])
     k = plan.settings["headline_k"]

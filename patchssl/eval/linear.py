@@ -19,7 +19,7 @@ import torch
 
 import patchssl
 from patchssl.backbone import Backbone
-from patchssl.data import ImageSet, listing_unreadable
+from patchssl.data import ImageSet, listing_unreadable, require_readable
 from patchssl.errors import UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import Progress, RawPixels, describe_device, extract_outputs, shifted
@@ -80,6 +80,7 @@ def evaluate_linear(backbone: Backbone, train: ImageSet, val: ImageSet, protocol
         raise UsageError(f"seed = {seed} is negative; choose a whole number from 0 on")
     labels, test_labels = labels_of_both(train, val)
     where = backbone.device if device is None else torch.device(device)
+    require_readable((train, val), workers)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": where, "cache": cache}
     if plan.settings["selection"] == _BEST_TEST_EPOCH:
         outcome = _run_dino(backbone, (train, val), (labels, test_labels), plan, seed, options, progress,

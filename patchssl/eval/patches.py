@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from patchssl.backbone import Backbone, Origin
-from patchssl.data import ImageSet, raise_unreadable
+from patchssl.data import ImageSet, raise_unreadable, require_readable
 from patchssl.distributed import all_gather_objects, rank, world_size
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError
 from patchssl.eval.features import Progress, RawPixels, describe_device
@@ -101,6 +101,7 @@ def evaluate_patches(backbone: Backbone, images: ImageSet, protocol: str | None 
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} views holds none; 1 is the least")
     where = network.device if device is None else torch.device(device)
+    require_readable([images], workers)
     table = _all_tallies(network, images, plan, max(1, batch_size // (2 * pairs)), workers, where, progress)
     shares = _shares(network, images, table)
     if np.isnan(shares["exact"]).all():

@@ -53,6 +53,7 @@ class Result:
     metrics: Annotated[dict[str, Fraction], Field(min_length=1)]
     detail: dict[str, Any] = Field(default_factory=dict)  # per query or per class, by task
     seed: int | None = None  # of the pretraining
+    variant: Word | None = None  # of a method, as a study names it: its records share a row of the tables
     versions: dict[str, str | None]
     device: str
     duration: Amount  # seconds

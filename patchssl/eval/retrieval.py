@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.backbone import Backbone
+from patchssl.data import require_readable
 from patchssl.errors import DataError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import Progress, describe_device, extract_outputs, iter_outputs, shifted
@@ -113,6 +114,7 @@ def evaluate_revisited(
         say(found.describe())
     where = backbone.device if device is None else torch.device(device)
     run = _Run(backbone, plan, {"batch_size": batch_size, "workers": workers, "device": where, "cache": cache})
+    require_readable([part for part in (found.images, found.distractors) if part is not None], workers)
     similarity = _similarity(run, found, progress)
     levels = levels_of_similarity(similarity, found.truth)
     metrics = {f"{level}/{name}": value for level, scores in levels.items() if scores.num_queries

@@ -55,6 +55,9 @@ class PreparedImages(ImageSet):
                                         f"network needs {self.least} on the shorter side")
         return pixels
 
+    def looks_whole(self, index: int) -> bool:
+        return self.files.looks_whole(index)
+
     def item_name(self, index: int) -> str:
         """The file's name, and the box that is cut from it."""
         return " ".join(part for part in (self.files.item_name(index), self._cut(index)) if part)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -25,6 +25,9 @@ from pydantic import (
 )
 
 from patchssl.errors import UsageError, one_of
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[NonNegativeFloat, NonNegativeFloat]
@@ -227,8 +230,7 @@ class Recipe(Part):
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    shipped = (resources.files("patchssl.pretrain") / "recipes").iterdir()
-    return sorted(path.name.removesuffix(".yaml") for path in shipped if path.name.endswith(".yaml"))
+    return shipped_names(_recipes())
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -236,19 +238,34 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UsageError for an unknown name or key (with the nearest right one) and for a value out of range.
     """
-    path = Path(source)
-    if str(source) in recipe_names():
-        text = (resources.files("patchssl.pretrain") / "recipes" / f"{source}.yaml").read_text("utf-8")
-    elif path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise UsageError(f"recipe {source} is not a file; shipped recipes are {', '.join(recipe_names())}")
-        try:
-            text = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"recipe {source} is no text in UTF-8: {error}") from None
-    else:
-        raise UsageError(one_of("recipe", str(source), recipe_names()) + ", or name a .yaml file")
-    return parse_recipe(text, overrides, where=str(source))
+    return parse_recipe(shipped_or_own("recipe", source, _recipes()), overrides, where=str(source))
+
+
+def shipped_names(folder: Traversable) -> list[str]:
+    """Names of the YAML files in `folder` of the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def shipped_or_own(kind: str, source: str | Path, folder: Traversable) -> str:
+    """The text of the YAML file that `source` names: of one in `folder` of the package, or the path of the user's own.
+
+    UsageError, which calls it `kind`, for an unknown name, a missing file, and one that is no text.
+    """
+    path, names = Path(source), shipped_names(folder)
+    if str(source) in names:
+        return (folder / f"{source}.yaml").read_text("utf-8")
+    if path.suffix not in {".yaml", ".yml"}:
+        raise UsageError(one_of(kind, str(source), names) + ", or name a .yaml file")
+    if not path.is_file():
+        raise UsageError(f"{kind} {source} is not a file; shipped are {', '.join(names)}")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{kind} {source} is no text in UTF-8: {error}") from None
+
+
+def _recipes() -> Traversable:
+    return resources.files("patchssl.pretrain") / "recipes"
 
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:

@@ -8,9 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from patchssl.imageset import ImageSet
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.run import make_engine, make_loader, peak_memory, training_images
 from patchssl.pretrain.start import starting_backbone
+
+_SLOW = 10.0  # seconds of an update
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,13 @@ class Plan:
                 f"(measured on batches of {self.measured_batch} images, scaled)")
 
 
-def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None) -> Plan:
-    """What the run would cost, from a few updates on a few of its images; nothing is written."""
-    images = training_images(recipe, data, seed)
+def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None, *,
+             images: ImageSet | None = None) -> Plan:
+    """What the run would cost, from a few updates on a few of its images; nothing is written.
+
+    `images`, where there are any, stand for those of `data`.
+    """
+    images = training_images(recipe, data, seed) if images is None else images
     full = make_engine(recipe, images, seed, device, starting_backbone(recipe))
     batch_size = min(recipe.optim.batch_size, 64 if recipe.views.global_size <= 64 else 8)
     small = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"batch_size": batch_size})})
@@ -54,6 +61,8 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
         began = time.perf_counter()
         full.train_step(next(batches))
         times.append(time.perf_counter() - began)
+        if times[-1] > _SLOW:  # one is enough
+            break
     scale = recipe.optim.batch_size / batch_size
     seconds = min(times) * scale
     memory = int(weights + max(0, peak_memory(full.device) - weights) * scale)

@@ -64,13 +64,13 @@ def changed_recipe(folder: Path, begun: Mapping[str, Any], overrides: Sequence[s
     wanted = parse_recipe(dump_recipe(there), overrides, where=" ".join(overrides))
     edited, changes = changes_between(begun, there), changes_between(begun, wanted)
     if impossible := {key: values for key, values in changes.items() if _is_one_of(key, FIXED, EXCEPTED)}:
-        raise UsageError(f"{_sentence(impossible)}: the checkpoints in {folder} cannot follow that; start a new run, "
+        raise UsageError(f"{sentence(impossible)}: the checkpoints in {folder} cannot follow that; start a new run, "
                          "or put it back" + (f" in {folder / RECIPE}" if impossible.keys() & edited else ""))
     weighty = {key: values for key, values in changes.items() if not _is_one_of(key, FREE)}
     if weighty and not allow:
         by_hand = weighty.keys() & edited.keys()
         where = f"{folder / RECIPE} was edited since the run began" if by_hand else f"{folder} was begun otherwise"
-        raise UsageError(f"{where}: {_sentence(weighty)}; put it back, or give {ALLOW}, which makes it another run "
+        raise UsageError(f"{where}: {sentence(weighty)}; put it back, or give {ALLOW}, which makes it another run "
                          "than the one that was begun")
     return wanted, changes
 
@@ -120,7 +120,8 @@ def _is_one_of(key: str, names: Sequence[str], excepted: Sequence[str] = ()) -> 
     return key not in excepted and any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
 
 
-def _sentence(changes: Mapping[str, Change]) -> str:
+def sentence(changes: Mapping[str, Change]) -> str:
+    """What was changed, in words."""
     return ", ".join(f"{key} was {before}, now {now}" for key, (before, now) in changes.items())
 
 

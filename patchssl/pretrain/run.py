@@ -87,7 +87,7 @@ class Run:
     progress: Progress
     stops: StopSignals
     knn: KnnProbe | None = None
-    seconds: float = 0.0  # spent in the loop, earlier parts of a resumed run included
+    seconds: float = 0.0  # spent training, k-NN left out, earlier parts of a resumed run included
     report: StepReport | None = None  # of the newest update
     pending: dict[str, Any] | None = None  # a row that waits for its k-NN
     budget: UnreadableBudget = field(init=False)
@@ -407,7 +407,8 @@ def _make_updates(run: Run) -> None:
                 run.pending = _row(run, clock.images_per_second(engine.steps_done, recipe.optim.batch_size))
         if run.pending:
             if _knn_due(run):
-                run.pending["knn_top1"] = run.knn(engine.teacher.backbone)  # type: ignore[misc]
+                with clock.stopped():
+                    run.pending["knn_top1"] = run.knn(engine.teacher.backbone)  # type: ignore[misc]
             with run.stops.held():
                 _write_row(run, run.pending)
             clock.logged(engine.steps_done)
@@ -450,8 +451,15 @@ class Clock:
         self._began = self._logged = self._saved = time.perf_counter()
         self._before, self._logged_step, self._first_step = before, steps_done, steps_done
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Time that is not the training's."""
+        stopped = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - stopped
+
     def seconds(self) -> float:
-        """Spent in the loop, earlier parts included."""
+        """Spent training, earlier parts included."""
         return self._before + time.perf_counter() - self._began
 
     def seconds_per_step(self, steps_done: int) -> float:

@@ -171,9 +171,21 @@ def row_of(result: Result) -> Row:
     """The row that a record belongs to."""
     known = list(METHODS)
     order = known.index(result.method) if result.method in METHODS else len(known)
-    label = METHODS.get(result.method, result.model)
+    label = METHODS.get(result.method, result.variant or result.model)
+    if result.variant and label != result.variant:
+        label = variant_label(result.method, result.variant)
     arch = NONE if result.method in NO_NETWORK else result.arch or NONE
     return Row(order, label, arch, _pretraining(result))
+
+
+def variant_label(method: str, variant: str) -> str:
+    """What the tables call a `variant` of `method`.
+
+    >>> variant_label("pwself", "pwself"), variant_label("pwself", "pwself-random-matches")
+    ('PW-Self', 'PW-Self (random-matches)')
+    """
+    name, own = METHODS.get(method, method), variant.removeprefix(method).lstrip("-")
+    return f"{name} ({own})" if own else name
 
 
 def column_of(result: Result, metric: str) -> Column:

@@ -67,7 +67,7 @@ def leads_out(name: str) -> bool:
 
 def _shown(record: Result) -> Iterator[tuple[str, str]]:
     """What a page shows of a record, its gallery excepted."""
-    for what in ("model", "method", "arch", "pretrain_data", "task", "dataset", "protocol", "device"):
+    for what in ("model", "variant", "method", "arch", "pretrain_data", "task", "dataset", "protocol", "device"):
         yield what, getattr(record, what) or ""
     for metric in record.metrics:
         yield "metric", metric

@@ -81,6 +81,14 @@ def random_set(root, originals=4, distractors=5, whitening=9):
                    whitening=[noise(31, number) for number in range(whitening)])
 
 
+def scored(backbone, root, protocol=None, **options):
+    """The record of a set that may be smaller than the protocol's ranks: all of its database is ranked then."""
+    settings = copydays_protocol(protocol, backbone).settings
+    folders = [root / "original", options.get("distractors", root / "distractors")][:1 + settings["distractors"]]
+    size = sum(len(list(folder.iterdir())) for folder in folders if folder.is_dir())
+    return evaluate_copydays(backbone, root, protocol, ranks=min(size, settings["num_ranks"]) or None, **options)
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     return random_set(tmp_path_factory.mktemp("data") / "small")
@@ -107,7 +115,7 @@ def shared_cache(tmp_path_factory):
 @pytest.mark.parametrize("protocol", OFFICIAL["variants"])
 def test_scores_are_those_of_dinos_own_script(official_set, official_network, shared_cache, protocol):
     expected = OFFICIAL["variants"][protocol]
-    result = evaluate_copydays(official_network, official_set, protocol, cache=shared_cache)
+    result = scored(official_network, official_set, protocol, cache=shared_cache)
     assert set(expected["maps"]) == set(BLOCKS)
     found = {block: result.metrics[f"{block}/map"] for block in BLOCKS}
     assert found == pytest.approx(expected["maps"], abs=0.002)  # 0.2 points; printed with three digits
@@ -129,7 +137,7 @@ def test_identical_copies_are_all_found(tmp_path):
     root = colored(tmp_path / "set", pictures, distractors=[noise(1, number) for number in range(7)],
                    whitening=[noise(2, number) for number in range(20)])
     for protocol in PROTOCOLS:
-        metrics = evaluate_copydays(mean_color(), root, protocol).metrics
+        metrics = scored(mean_color(), root, protocol).metrics
         assert set(metrics) == {f"{block}/map" for block in BLOCKS} | {"overall/muap"}
         assert metrics == pytest.approx(dict.fromkeys(metrics, 1.0)), protocol
 
@@ -138,7 +146,7 @@ def test_scores_by_hand(tmp_path):
     """Cosines of colors: the yellow copy of green is nearer to red; the gray one of blue is as near to all three."""
     copies = {"strong": [RED, YELLOW, (90, 90, 95)], "crops/80": [BLUE, GREEN, RED]}
     root = colored(tmp_path / "set", [RED, GREEN, BLUE], copies)
-    result = evaluate_copydays(mean_color(), root, "native")
+    result = scored(mean_color(), root, "native")
     assert result.detail["aps"]["strong"] == [1.0, 0.25, 1.0]
     # blue for a red original: as far from red as from green, and the lower id comes first
     assert result.detail["aps"]["crops/80"] == [0.25, 1.0, pytest.approx(1 / 6, abs=1e-6)]
@@ -151,8 +159,8 @@ def test_scores_by_hand(tmp_path):
 def test_distractors_join_the_database(tmp_path):
     """A distractor in the color of the strong copies comes before their originals."""
     root = colored(tmp_path / "set", [RED, GREEN], {"strong": [YELLOW, YELLOW]}, distractors=[YELLOW, BLUE, BLUE])
-    without = evaluate_copydays(mean_color(), root, "dino-plain")
-    joined = evaluate_copydays(mean_color(), root, "dino-nowhitening")
+    without = scored(mean_color(), root, "dino-plain")
+    joined = scored(mean_color(), root, "dino-nowhitening")
     assert without.detail["aps"]["strong"] == [1.0, 0.25]
     assert joined.detail["aps"]["strong"] == [0.25, pytest.approx(1 / 6, abs=1e-6)]
     assert (without.detail["num_distractors"], joined.detail["num_distractors"]) == (0, 3)
@@ -190,7 +198,7 @@ def test_sscd_equals_torchvision_scikit_learn_and_a_full_sort(tmp_path, protocol
     transform = transforms.Compose([transforms.Resize(size), transforms.ToTensor()])
     expected = expected_by_slow_means(backbone, root, transform, lambda x: x.clamp(min=1e-6).pow(4).mean(0) ** 0.25)
     assert 0.1 < expected["strong/map"] < 0.9
-    assert evaluate_copydays(backbone, root, protocol).metrics == pytest.approx(expected, abs=1e-4)  # near ties
+    assert scored(backbone, root, protocol).metrics == pytest.approx(expected, abs=1e-4)  # near ties
 
 
 def test_sscd_keeps_the_aspect(tmp_path):
@@ -205,7 +213,7 @@ def test_sscd_keeps_the_aspect(tmp_path):
     pictures = [noise(0, number, shape) for number, shape in enumerate([(20, 40, 3), (60, 30, 3), (100, 77, 3)])]
     root = colored(tmp_path / "set", pictures, distractors=[noise(1, 0, (31, 31, 3))],
                    whitening=[noise(2, number, (9, 9, 3)) for number in range(9)])
-    metrics = evaluate_copydays(mean_color(Watching(), size=4), root, "sscd").metrics
+    metrics = scored(mean_color(Watching(), size=4), root, "sscd").metrics
     assert shapes == {(288, 576), (576, 288), (288, 288), (int(288 * 100 / 77) // 4 * 4, 288)}  # of whole patches
     assert metrics["strong/map"] == 1
 
@@ -259,13 +267,13 @@ def test_raw_pixels_have_the_native_protocol_only(small):
     assert copydays_protocol(None, RawPixels(224)).name == "native"
     with pytest.raises(UsageError, match="native, not dino"):
         copydays_protocol("dino", RawPixels(224))
-    assert evaluate_copydays(RawPixels(8), small).metrics["original/map"] == 1
+    assert scored(RawPixels(8), small).metrics["original/map"] == 1
 
 
 def test_a_network_without_class_token(tmp_path):
     """A ResNet: the mean over places and their generalized mean, side by side."""
     root = random_set(tmp_path / "set", originals=2)
-    result = evaluate_copydays(load_backbone("random:resnet18"), root, "dino-plain")
+    result = scored(load_backbone("random:resnet18"), root, "dino-plain")
     assert result.metrics["original/map"] == 1
     assert result.protocol_settings["outputs"] == ["features", "gem:4"]
     assert (result.arch, len(result.detail["aps"]["strong"])) == ("resnet18", 2)
@@ -273,25 +281,51 @@ def test_a_network_without_class_token(tmp_path):
 
 def test_the_record_says_what_was_compared(small, tmp_path):
     said = []
-    result = evaluate_copydays(mean_color(), small, "dino", say=said.append)
+    result = scored(mean_color(), small, "dino", say=said.append)
     detail = result.detail
     assert (detail["num_originals"], detail["num_queries"], detail["num_distractors"], detail["num_whitening"]) \
         == (4, 80, 5, 9)
-    assert (result.task, result.dataset, result.protocol) == ("copydays", "small", "dino")
+    assert (result.task, result.dataset, result.protocol) == ("copydays", "small", "dino-9-ranks")
     assert list(detail["aps"]) == list(BLOCKS)
     assert all(result.metrics[f"{block}/map"] == pytest.approx(np.mean(aps), abs=1e-6)
                for block, aps in detail["aps"].items())
-    assert result.protocol_fingerprint == copydays_protocol("dino", mean_color()).fingerprint
+    assert result.protocol_fingerprint == copydays_protocol("dino", mean_color(), 9).fingerprint
     assert read_result(result.write(tmp_path)).metrics == result.metrics
-    found, ranks = said
-    assert found.split(": ", 1)[1] == "4 originals, 76 copies, 5 in distractors, 9 in whitening"
-    assert "the database has 9 images, fewer than the first 20 ranks of dino" in ranks
+    assert [found.split(": ", 1)[1] for found in said] == ["4 originals, 76 copies, 5 in distractors, 9 in whitening"]
+
+
+@pytest.mark.parametrize(("protocol", "size", "what", "ranks"), [
+    ("native", 4, "originals", 20), ("dino-nowhitening", 9, "originals and distractors", 20),
+    ("sscd", 9, "originals and distractors", 100)])
+def test_a_database_smaller_than_the_ranks_is_refused_before_an_image_is_read(small, monkeypatch, protocol, size, what,
+                                                                                ranks):
+    monkeypatch.setattr(FileImages, "pixels", lambda images, index: pytest.fail("an image was read"))
+    with pytest.raises(DataError, match=rf"a database of {size} images \({what}\), fewer than the first {ranks} ranks "
+                                        rf"of {protocol}: add photographs, or score it with --ranks {size}"):
+        evaluate_copydays(mean_color(), small, protocol)
+    with pytest.raises(DataError, match=f"fewer than the first {size + 1} ranks of {protocol}-{size + 1}-ranks"):
+        evaluate_copydays(mean_color(), small, protocol, ranks=size + 1)
+
+
+def test_other_ranks_are_another_protocol(small, tmp_path):
+    usual, fewer, one = (copydays_protocol("dino", mean_color(), ranks) for ranks in (20, 9, 1))
+    assert usual == copydays_protocol("dino", mean_color())
+    assert (fewer.name, fewer.settings["num_ranks"]) == ("dino-9-ranks", 9)
+    assert {**fewer.settings, "num_ranks": 20} == usual.settings
+    assert len({plan.fingerprint for plan in (usual, fewer, one)}) == 3
+    with pytest.raises(UsageError, match="the first 0 ranks hold no image"):
+        copydays_protocol("dino", mean_color(), 0)
+    record = evaluate_copydays(mean_color(), small, "native", ranks=2)
+    assert (record.protocol, record.protocol_fingerprint) \
+        == ("native-2-ranks", copydays_protocol("native", mean_color(), 2).fingerprint)
+    assert evaluate_copydays(mean_color(), small, "native", ranks=4).metrics["strong/map"] \
+        > record.metrics["strong/map"]  # what is found at ranks 3 and 4 counts there alone
 
 
 def test_the_fingerprint_of_the_data_covers_the_images_that_take_part_alone(small, tmp_path):
-    joined, plain = (evaluate_copydays(mean_color(), small, name) for name in ("dino-nowhitening", "dino-plain"))
+    joined, plain = (scored(mean_color(), small, name) for name in ("dino-nowhitening", "dino-plain"))
     other = colored(tmp_path / "others", [RED], distractors=[RED, GREEN])
-    again = evaluate_copydays(mean_color(), small, "dino-nowhitening", distractors=other / "distractors")
+    again = scored(mean_color(), small, "dino-nowhitening", distractors=other / "distractors")
     assert len({joined.dataset_fingerprint, plain.dataset_fingerprint, again.dataset_fingerprint}) == 3
     assert again.detail["num_distractors"] == 2
     assert again.detail["fingerprints"]["copies"] == joined.detail["fingerprints"]["copies"]
@@ -327,12 +361,12 @@ def test_missing_blocks_and_files_are_named_before_an_image_is_read(tmp_path, bl
     gone = sorted((root / block).iterdir())[0]
     (root / block).rename(tmp_path / "gone")
     with pytest.raises(DataError, match=f"lacks 1 of Copydays' 20 blocks: {block}"):
-        evaluate_copydays(mean_color(), root, "dino")
+        scored(mean_color(), root, "dino")
     (tmp_path / "gone").rename(root / block)
     gone.unlink()
     if block != "strong":
         with pytest.raises(DataError, match=r"3000"):
-            evaluate_copydays(mean_color(), root, "dino")
+            scored(mean_color(), root, "dino")
 
 
 @pytest.mark.usefixtures("no_decoding")
@@ -342,19 +376,19 @@ def test_missing_extra_images_name_the_protocols_without(tmp_path, kind):
     (root / kind).rename(tmp_path / "gone")
     for protocol in ("dino", "sscd"):
         with pytest.raises(DataError, match=rf"no folder .*{kind}.*dino-no{kind} .*dino-plain"):
-            evaluate_copydays(mean_color(), root, protocol)
+            scored(mean_color(), root, protocol)
     with pytest.raises(UsageError, match=f"--{kind}"):
-        evaluate_copydays(mean_color(), root, "dino-plain", **{kind: tmp_path / "gone"})
+        scored(mean_color(), root, "dino-plain", **{kind: tmp_path / "gone"})
 
 
 @pytest.mark.usefixtures("no_decoding")
 def test_too_few_whitening_images_are_counted_before_one_is_read(small, tmp_path):
     colored(tmp_path / "few", [RED], whitening=[GREEN] * 5)
     with pytest.raises(DataError, match=r"few.whitening holds 5 .*features of 6 dimensions: at least 6 .*dino-plain"):
-        evaluate_copydays(mean_color(), small, "dino", whitening=tmp_path / "few" / "whitening")
+        scored(mean_color(), small, "dino", whitening=tmp_path / "few" / "whitening")
     save(tmp_path / "few" / "whitening" / "sixth.png", GREEN)
     with pytest.raises(DataError, match=r"holds 6 .*at least 7"):  # centered, six images vary along five dimensions
-        evaluate_copydays(mean_color(), small, "sscd", whitening=tmp_path / "few" / "whitening")
+        scored(mean_color(), small, "sscd", whitening=tmp_path / "few" / "whitening")
 
 
 def test_unreadable_images_of_all_folders_are_listed_together(tmp_path):
@@ -363,13 +397,13 @@ def test_unreadable_images_of_all_folders_are_listed_together(tmp_path):
     for path in bad:
         path.write_text("no image")
     with pytest.raises(DataError) as caught:
-        evaluate_copydays(mean_color(), root, "dino")
+        scored(mean_color(), root, "dino")
     assert "4 of 94 images cannot be read" in str(caught.value)
     assert all(str(path) in str(caught.value) for path in bad)
     for path in bad[:2]:
         save(path, noise(5, 5))
     with pytest.raises(DataError, match="2 of 94 images cannot be read"):
-        evaluate_copydays(mean_color(), root, "dino")
+        scored(mean_color(), root, "dino")
 
 
 def test_truncated_images_are_let_in_only_when_asked_for(tmp_path):
@@ -378,13 +412,13 @@ def test_truncated_images_are_let_in_only_when_asked_for(tmp_path):
     Image.fromarray(noise(7, 7, (64, 64, 3))).save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(DataError, match="1 of 80 images cannot be read"):
-        evaluate_copydays(mean_color(), root, "native")
-    result = evaluate_copydays(mean_color(), root, "native", allow_truncated=True)
+        scored(mean_color(), root, "native")
+    result = scored(mean_color(), root, "native", allow_truncated=True)
     path.write_bytes(b"")
     with pytest.raises(DataError, match="1 of 80"):
-        evaluate_copydays(mean_color(), root, "native", allow_truncated=True)
+        scored(mean_color(), root, "native", allow_truncated=True)
     save(path, noise(7, 7))
-    assert evaluate_copydays(mean_color(), root, "native").dataset_fingerprint != result.dataset_fingerprint
+    assert scored(mean_color(), root, "native").dataset_fingerprint != result.dataset_fingerprint
 
 
 def test_features_that_are_not_finite_are_named(tmp_path):
@@ -394,16 +428,16 @@ def test_features_that_are_not_finite_are_named(tmp_path):
             return torch.where(tokens[:, :1, :1] > 0.9, torch.nan, tokens)
 
     root = colored(tmp_path / "set", [RED, GREEN, GRAY], {"crops/30": [RED, (200, 9, 9), GRAY]})
-    assert evaluate_copydays(mean_color(Broken()), root, "native").metrics["original/map"] == 1
+    assert scored(mean_color(Broken()), root, "native").metrics["original/map"] == 1
     save(root / "crops/30" / "300200.png", (255, 255, 255))
     with pytest.raises(PatchSSLError, match=r"1 of 60 images hold NaN or infinity \(crops/30/300200.png\)"):
-        evaluate_copydays(mean_color(Broken()), root, "native")
+        scored(mean_color(Broken()), root, "native")
 
 
 @pytest.mark.parametrize("protocol", ["dino", "dino-plain"])
 def test_progress_counts_all_images_of_all_folders(small, protocol):
     calls = []
-    evaluate_copydays(mean_color(), small, protocol, batch_size=16, progress=lambda *call: calls.append(call))
+    scored(mean_color(), small, protocol, batch_size=16, progress=lambda *call: calls.append(call))
     total = 94 if protocol == "dino" else 80
     assert calls[-1] == (total, total)
     assert {total for _, total in calls} == {calls[-1][1]}
@@ -412,7 +446,7 @@ def test_progress_counts_all_images_of_all_folders(small, protocol):
 
 def test_batches_and_workers_do_not_show(small):
     options = [{"batch_size": 64}, {"batch_size": 7}, {"batch_size": 16, "workers": 2}]
-    one, *others = (evaluate_copydays(mean_color(), small, "dino", **option) for option in options)
+    one, *others = (scored(mean_color(), small, "dino", **option) for option in options)
     for other in others:
         assert other.metrics == one.metrics
         assert other.detail == one.detail
@@ -420,16 +454,16 @@ def test_batches_and_workers_do_not_show(small):
 
 def test_a_second_run_and_other_protocols_of_the_same_images_decode_nothing(small, tmp_path, monkeypatch):
     cache = FeatureCache(tmp_path)
-    first = evaluate_copydays(mean_color(), small, "dino", cache=cache)
-    plain = evaluate_copydays(mean_color(), small, "dino-plain")
+    first = scored(mean_color(), small, "dino", cache=cache)
+    plain = scored(mean_color(), small, "dino-plain")
     monkeypatch.setattr(FileImages, "pixels", never)
     calls = []
-    second = evaluate_copydays(mean_color(), small, "dino", cache=cache, progress=lambda *call: calls.append(call))
+    second = scored(mean_color(), small, "dino", cache=cache, progress=lambda *call: calls.append(call))
     assert (second.metrics, second.detail) == (first.metrics, first.detail)
     assert calls[-1] == (94, 94)
-    assert evaluate_copydays(mean_color(), small, "dino-plain", cache=cache).metrics == plain.metrics
+    assert scored(mean_color(), small, "dino-plain", cache=cache).metrics == plain.metrics
     with pytest.raises(AssertionError, match="an image was read"):
-        evaluate_copydays(mean_color(), small, "sscd", cache=cache)
+        scored(mean_color(), small, "sscd", cache=cache)
 
 
 def test_the_features_are_those_of_one_pass_over_the_blocks(small):
@@ -442,7 +476,7 @@ def test_the_features_are_those_of_one_pass_over_the_blocks(small):
     similarity = (asked @ database.T).numpy()
     places = (similarity > similarity.diagonal()[:, None]).sum(axis=1)
     expected = np.where(places == 0, 1.0, 0.5 / (places + 1))
-    assert evaluate_copydays(mean_color(), small, "dino-plain").detail["aps"]["strong"] \
+    assert scored(mean_color(), small, "dino-plain").detail["aps"]["strong"] \
         == pytest.approx(expected, abs=1e-6)
 
 
@@ -456,8 +490,8 @@ test["features"].BLOCK = 16
 def die(done, total):
     if done >= 60:
         os.kill(os.getpid(), signal.SIGKILL)
-test["evaluate_copydays"](test["mean_color"](), sys.argv[3], "dino", cache=test["FeatureCache"](Path(sys.argv[4])),
-                          batch_size=4, progress=die)
+test["scored"](test["mean_color"](), Path(sys.argv[3]), "dino", cache=test["FeatureCache"](Path(sys.argv[4])),
+               batch_size=4, progress=die)
 """
 
 
@@ -473,10 +507,10 @@ def test_a_killed_run_goes_on_from_its_last_block(small, tmp_path, monkeypatch):
     pixels = FileImages.pixels
     monkeypatch.setattr(features, "BLOCK", 16)
     monkeypatch.setattr(FileImages, "pixels", lambda images, index: decoded.append(index) or pixels(images, index))
-    result = evaluate_copydays(mean_color(), small, "dino", cache=cache)
+    result = scored(mean_color(), small, "dino", cache=cache)
     assert len(decoded) == 94 - 3 * 16
     monkeypatch.undo()
-    assert result.detail == evaluate_copydays(mean_color(), small, "dino").detail
+    assert result.detail == scored(mean_color(), small, "dino").detail
 
 
 def test_the_record_names_its_queries_and_shows_the_worst_and_the_best(tmp_path):

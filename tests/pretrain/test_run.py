@@ -20,7 +20,7 @@ from patchssl.checkpoint import load_checkpoint
 from patchssl.errors import CheckpointError, DataError, Interrupted, NotFiniteError, PatchSSLError, UsageError
 from patchssl.pretrain.config import load_recipe, parse_recipe
 from patchssl.pretrain.plan import plan_run
-from patchssl.pretrain.run import pretrain, resume
+from patchssl.pretrain.run import Clock, pretrain, resume
 from patchssl.pretrain.views import ViewDataset
 from patchssl.textures import textures
 
@@ -641,3 +641,15 @@ def test_a_plan_counts_and_writes_nothing(data, tmp_path, overrides, steps):
 def test_a_plan_counts_the_students_parameters(data, whole):
     student = load_checkpoint(whole)["student"]
     assert plan_run(recipe(), data, seed=0).parameters == sum(value.numel() for value in student.values())
+
+
+def test_the_time_of_a_knn_is_not_the_trainings(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = Clock(before=10.0, steps_done=0)
+    now[0] = 5.0
+    with clock.stopped():
+        now[0] = 105.0
+    now[0] = 107.0
+    assert clock.seconds() == 10 + 5 + 2
+    assert clock.seconds_per_step(7) == 1.0

@@ -50,6 +50,13 @@ def seeds(*accuracies: float, **changes: object) -> list[Result]:
     ]
 
 
+def test_variants_of_a_method_have_rows_of_their_own():
+    labels = {variant: row_of(record(variant=variant)).label for variant in (None, "pwself", "pwself-rule-paper", "x")}
+    assert labels == {None: "PW-Self", "pwself": "PW-Self", "pwself-rule-paper": "PW-Self (rule-paper)",
+                      "x": "PW-Self (x)"}
+    assert row_of(record(variant="mine-a", method="other")).label == "mine-a"
+
+
 def test_t_interval_uses_the_tabulated_quantile():
     # 4.303 and 2.776: 97.5 % quantiles for 2 and 4 degrees of freedom in any printed table
     low, high = t_interval([0.2, 0.3, 0.4])

@@ -1,0 +1,83 @@
+"""`patchssl study`: from the words of the command line to cells, a plan, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchssl.console import Console
+from patchssl.data import open_pair
+from patchssl.study.config import load_study
+from patchssl.study.place import Cell, Place, cells_of, place_of
+from patchssl.study.plan import StudyPlan, plan_study
+from patchssl.study.run import Progress, run_cells
+from patchssl.study.summary import Summary, summarize
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for."""
+
+    place: Place
+    cells: Sequence[Cell]
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call of the command did."""
+
+    progress: Progress
+    summary: Summary
+    files: Sequence[Path]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return {**self.summary.as_dict(), "failed": self.progress.failed, "busy": self.progress.busy,
+                "files": [str(path) for path in self.files]}
+
+    def text(self) -> str:
+        """For people: the tables, what failed, and what other processes are still at."""
+        lines = [self.summary.text().rstrip("\n"), ""]
+        lines += [f"failed: {name}: {why}" for name, why in self.progress.failed.items()]
+        if self.progress.busy:
+            lines.append(f"other processes are at {', '.join(self.progress.busy)}; the last one to end writes whole "
+                         "tables")
+        return "\n".join([*lines, "Written:", *(f"  {path}" for path in self.files)])
+
+
+def ask(source: str, out: Path | None, data: str | None, *, only: Sequence[str], seeds: Sequence[int],
+        ablations: bool, device: str | None, planning: bool) -> Asked:
+    """The cells of the study `source`, and where they go; everything that would spoil them is refused here."""
+    study = load_study(source)
+    place = place_of(study, out, data, planning=planning)
+    cells = cells_of(study, only, seeds, ablations=ablations)
+    for cell in cells:
+        place.outcome(cell)
+        if cell.trained:
+            place.begun(cell)
+    return Asked(place, cells, device)
+
+
+def plan(asked: Asked, console: Console) -> tuple[StudyPlan, Summary]:
+    """What the study would cost, and the tables it would fill."""
+    found = plan_study(asked.place, asked.cells, device=asked.device, progress=console.counter("planning"))
+    return found, summarize(asked.place, asked.cells)
+
+
+def run(asked: Asked, console: Console) -> Answer:
+    """Plan, run what is missing, tabulate what is there."""
+    for images in open_pair(asked.place.data):
+        images.require_labels()  # said before the first cell, not after it
+    before = plan_study(asked.place, asked.cells, device=asked.device, progress=console.counter("planning"))
+    console.say(before.text())
+
+    def left(waiting: Sequence[Cell], processes: int) -> str:
+        now = plan_study(asked.place, waiting, device=asked.device, known=before.costs)
+        return now.left(processes)
+
+    progress = run_cells(asked.place, asked.cells, left, device=asked.device, console=console)
+    summary = summarize(asked.place, asked.cells)
+    return Answer(progress, summary, summary.write())

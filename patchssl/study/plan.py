@@ -1,0 +1,148 @@
+"""What a study would cost: cells, updates and time, planned by a few updates of each variant, or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from patchssl.console import clock
+from patchssl.imageset import ArrayImages
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.plan import plan_run
+from patchssl.study.config import StandIn
+from patchssl.study.place import Cell, Outcome, Place, cells_of
+from patchssl.workflows import default_device
+
+_DIFFERENT = 8  # images of noise that stand for all others
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one cell of a variant, in seconds; `score` is None where no cell has been scored yet."""
+
+    images: int  # seen, all epochs
+    updates: int
+    train: float
+    score: float | None
+    measured: int  # cells that these are means of; 0: planned on a few updates
+
+    @property
+    def seconds(self) -> float:
+        """All that is known of it."""
+        return self.train + (self.score or 0.0)
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Which cells are done and which are not, and what they cost."""
+
+    name: str
+    data: str
+    cells: tuple[Cell, ...]
+    done: frozenset[str]  # names of cells
+    failed: Mapping[str, str]  # name -> why
+    costs: Mapping[str, Cost]  # by variant
+    stand_in: StandIn | None = None
+
+    @property
+    def missing(self) -> list[Cell]:
+        """Cells that are still to be run."""
+        return [cell for cell in self.cells if cell.name not in self.done and cell.name not in self.failed]
+
+    @property
+    def seconds(self) -> float:
+        """Left for one process."""
+        return sum(self.costs[cell.variant].seconds for cell in self.missing)
+
+    @property
+    def scoring_counted(self) -> bool:
+        """Is the time of every benchmark known?"""
+        return all(self.costs[cell.variant].score is not None for cell in self.missing)
+
+    def left(self, processes: int = 1) -> str:
+        """In words: about 1:52:30 left for 2 processes."""
+        shared = "one process" if processes == 1 else f"{processes} processes"
+        scoring = "" if self.scoring_counted else ", scoring not counted"
+        return f"about {clock(self.seconds / processes)} left for {shared}{scoring}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines; seconds are those of one process."""
+        variants = {name: {**asdict(cost), "seconds": cost.seconds} for name, cost in self.costs.items()}
+        return {"study": self.name, "data": self.data, "cells": [cell.name for cell in self.cells],
+                "missing": [cell.name for cell in self.missing], "done": sorted(self.done),
+                "failed": dict(self.failed), "variants": variants, "estimated_seconds": self.seconds,
+                "scoring_counted": self.scoring_counted}
+
+    def text(self) -> str:
+        """For people."""
+        width = max(len(name) for name in self.costs)
+        assumed = "" if self.stand_in is None else (f"{self.stand_in.images:,} images of {self.stand_in.width} x "
+                                                    f"{self.stand_in.height} pixels, assumed and timed on noise")
+        lines = [f"study {self.name} on {self.data or assumed}: {len(self.cells)} cells, {len(self.done)} done, "
+                 f"{len(self.failed)} failed, {len(self.missing)} to run"]
+        for name, cost in self.costs.items():
+            seeds = [str(cell.seed) for cell in self.missing if cell.variant == name]
+            score = "" if cost.score is None else f" + {clock(cost.score)} scoring"
+            how = f"measured on {cost.measured}" if cost.measured else "planned"
+            lines.append(f"  {name:<{width}}  {cost.updates:>7,} updates, {cost.images:>11,} images, "
+                         f"{clock(cost.train)} training{score} a cell ({how}); "
+                         + (f"seeds {', '.join(seeds)} to run" if seeds else "all done"))
+        lines += [f"failed: {name}: {why}" for name, why in self.failed.items()]
+        if self.missing:
+            lines.append(f"{self.left()}; {self.left(2)}")
+        return "\n".join(lines)
+
+
+def plan_study(place: Place, cells: Sequence[Cell], *, device: str | None, known: Mapping[str, Cost] | None = None,
+               progress: Callable[[int, int], None] | None = None) -> StudyPlan:
+    """What is left of `cells` and what it costs: as measured in cells that are done, else on a few updates.
+
+    `known` are costs that were planned already.
+    """
+    whole = cells_of(place.study, ablations=True)  # other cells' benchmarks take as long
+    everything = {cell.name: found for cell in whole if (found := place.outcome(cell)) is not None}
+    outcomes = {cell.name: everything[cell.name] for cell in cells if cell.name in everything}
+    failed = {name: found.failed for name, found in outcomes.items() if found.failed}
+    done = frozenset(cell.name for cell in cells if place.finished(cell) and cell.name not in failed)
+    variants = list(dict.fromkeys(cell.variant for cell in cells))
+    ended = [found for found in everything.values() if not found.failed]
+    scoring = fmean(found.score_seconds for found in ended) if ended else None
+    costs: dict[str, Cost] = {}
+    for number, variant in enumerate(variants, 1):
+        cell = next(cell for cell in cells if cell.variant == variant)
+        if own := [found for found in ended if found.variant == variant]:
+            costs[variant] = _measured(own)
+        elif known and variant in known:
+            costs[variant] = replace(known[variant], score=scoring)
+        elif cell.trained:
+            costs[variant] = _planned(place, cell, device, scoring)
+        else:
+            costs[variant] = Cost(0, 0, 0.0, scoring, 0)
+        if progress:
+            progress(number, len(variants))
+    return StudyPlan(place.study.name, place.data, tuple(cells), done, failed, costs,
+                     place.study.stand_in)
+
+
+def _measured(own: Sequence[Outcome]) -> Cost:
+    return Cost(own[0].images, own[0].updates, fmean(found.train_seconds for found in own),
+                fmean(found.score_seconds for found in own), len(own))
+
+
+def _planned(place: Place, cell: Cell, device: str | None, scoring: float | None) -> Cost:
+    """The cost of a variant without a finished cell; without images, on noise in their place."""
+    chosen, stand_in = str(default_device(device)), place.study.stand_in
+    noise = None if place.data or stand_in is None else _noise(stand_in, cell.recipe)
+    plan = plan_run(cell.recipe, place.data, cell.seed, chosen, images=noise)
+    images = plan.total_steps * cell.recipe.optim.batch_size
+    return Cost(images, plan.total_steps, plan.estimated_seconds, scoring, 0)
+
+
+def _noise(stand_in: StandIn, recipe: Recipe) -> ArrayImages:
+    count = min(stand_in.images, recipe.max_images or stand_in.images)
+    pixels = np.random.default_rng(0).integers(0, 256, (_DIFFERENT, stand_in.height, stand_in.width, 3), dtype=np.uint8)
+    return ArrayImages(array=pixels, ids=np.arange(count) % _DIFFERENT, name="noise", split="train", source="noise")

@@ -1,0 +1,277 @@
+"""What a study found, as tables for people and JSON for machines: a pure function of its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from patchssl.console import clock
+from patchssl.pretrain.logbook import write_whole
+from patchssl.report.published import PAPER_DATASETS, plain_name
+from patchssl.report.render import to_csv, to_markdown
+from patchssl.report.scores import Column
+from patchssl.report.tables import NOT_RUN, make_frames, write_tables
+from patchssl.report.variants import (
+    EQUAL_TIME,
+    SHOWN,
+    Mean,
+    Measure,
+    Pace,
+    Paired,
+    curve_measures,
+    holm,
+    mean_over_seeds,
+    measures_of,
+    paces_of,
+    paired_over_seeds,
+)
+from patchssl.study.config import UNTRAINED
+from patchssl.study.place import Cell, Outcome, Place, configurations
+
+STEM = "study"
+_NAMED = ["Variant", "What differs", "Seeds"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of a study's cells by now."""
+
+    place: Place
+    variants: Mapping[str, Sequence[Cell]]
+    outcomes: Mapping[str, Outcome]  # by cell
+    measures: Sequence[Measure]  # of records
+    curves: Sequence[Measure]  # of logs
+    paces: Mapping[str, Pace]
+    tried: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines: fractions and seconds; differences are variant minus reference, paired by seed."""
+        study = self.place.study
+        return {"study": study.name, "data": self.place.data, "split": study.split, "reference": study.reference,
+                "configurations_tried": self.tried, "failed": self.failed,
+                "variants": [self._variant(name) for name in self.variants]}
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why, by cell."""
+        return {name: found.failed for name, found in self.outcomes.items() if found.failed}
+
+    def ended(self, variant: str) -> list[Outcome]:
+        """The cells of `variant` that have a result."""
+        found = [self.outcomes[cell.name] for cell in self.variants[variant] if cell.name in self.outcomes]
+        return [outcome for outcome in found if not outcome.failed]
+
+    def mean(self, measure: Measure, variant: str) -> Mean | None:
+        """Over the seeds there are."""
+        return mean_over_seeds(measure.values.get(variant, {}))
+
+    def difference(self, measure: Measure, variant: str) -> Paired | None:
+        """To the reference, on the seeds that both have."""
+        values = measure.values
+        return paired_over_seeds(values.get(self.place.study.reference, {}), values.get(variant, {}))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per variant and measure, percent, for study.csv."""
+        found = []
+        for measure in (*self.measures, *self.curves):
+            for variant in self.variants:
+                mean, gap = self.mean(measure, variant), self.difference(measure, variant)
+                if variant == self.place.study.reference:
+                    gap = None
+                if mean is not None:
+                    found.append({
+                        "variant": variant, "task": measure.task, "dataset": measure.dataset,
+                        "protocol": measure.protocol, "metric": measure.metric, "measure": measure.title,
+                        **_percent(mean, ("mean", "low", "high")), "n": mean.n,
+                        **_percent(gap, ("difference", "difference_low", "difference_high")),
+                        "p": None if gap is None or gap.p is None else round(gap.p, 6),
+                        "pairs": None if gap is None else gap.n})
+        return found
+
+    def text(self) -> str:
+        """All tables in Markdown."""
+        study = self.place.study
+        parts = [f"# Study {study.name}", self._what(),
+                 "## Scores\n\n" + to_markdown(self._scores(self.measures or _expected(self.place))),
+                 f"## Differences to {study.reference}, paired by seed\n\n"
+                 + to_markdown(self._differences(self.measures or _expected(self.place)))]
+        if self.paces:
+            parts.append("## Equal images, equal time\n\n" + to_markdown(self._costs()))
+        if {*self.paces} - {study.reference}:
+            parts.append(f"## Differences to {study.reference} within the training\n\n"
+                         + to_markdown(self._differences(self.curves, self.paces)))
+        if plain_name(study.name) in PAPER_DATASETS:
+            parts.append("## Published\n\n" + to_markdown(_published(study.name)))
+        return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+    def write(self) -> list[Path]:
+        """Write study.md, study.csv and study.json, and the comparison tables of all records as table.*."""
+        self.place.root.mkdir(parents=True, exist_ok=True)
+        texts = {"md": self.text(), "csv": to_csv(pd.DataFrame(self.rows(), dtype=object)),
+                 "json": json.dumps(self.as_dict(), indent=2, sort_keys=True) + "\n"}
+        paths = [self.place.root / f"{STEM}.{suffix}" for suffix in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            write_whole(path, text)
+        records = self.place.results([cell for cells in self.variants.values() for cell in cells])
+        return paths + (write_tables(records, self.place.root, "table") if records else [])
+
+    def _variant(self, name: str) -> dict[str, Any]:
+        ended, pace = self.ended(name), self.paces.get(name)
+        measures = []
+        for measure in (*self.measures, *self.curves):
+            if (mean := self.mean(measure, name)) is not None:
+                gap = self.difference(measure, name) if name != self.place.study.reference else None
+                measures.append({"title": measure.title, "task": measure.task, "dataset": measure.dataset,
+                                 "protocol": measure.protocol, "metric": measure.metric, **mean._asdict(),
+                                 "by_seed": {str(seed): value for seed, value in measure.values[name].items()},
+                                 "difference": gap._asdict() if gap else None})
+        return {"variant": name, "settings": _settings(self.place, name), "seeds": [cell.seed for cell in ended],
+                "images": ended[0].images if ended else None, "pace": asdict(pace) if pace else None,
+                "train_seconds": [found.train_seconds for found in ended],
+                "score_seconds": [found.score_seconds for found in ended], "measures": measures}
+
+    def _what(self) -> str:
+        """Data, split, budget, and how many configurations were tried."""
+        study, ended = self.place.study, [found for name in self.variants for found in self.ended(name)]
+        split = ("scored on the test images, which chose nothing here" if study.split == "test" else
+                 f"scored on {study.validation_share:g} of the train images, held out; the test images were not opened")
+        data = self.place.data or "images that were not named"
+        lines = [f"{len(ended)} of {sum(map(len, self.variants.values()))} cells on {data}; {split}."]
+        trained = [found for found in ended if found.images]
+        if trained:
+            images = sorted({found.images for found in trained})
+            train, score = (fmean(seconds) for seconds in zip(
+                *((found.train_seconds, found.score_seconds) for found in trained), strict=True))
+            where = sorted({f"{found.device}, {found.threads} thread{'s' * (found.threads != 1)}" for found in trained})
+            lines.append(f"Budget: every run saw {' or '.join(f'{count:,}' for count in images)} images; a cell took "
+                         f"{clock(train)} of training and {clock(score)} of scoring on average, all "
+                         f"cells together {clock(sum(found.seconds for found in ended))} "
+                         f"({'; '.join(where)}).")
+        lines.append(f"Configurations tried in all: {self.tried} ({study.tried} before this study"
+                     + (f", the others here and in {', '.join(study.searches)})." if study.searches
+                        else ", the others are its own)."))
+        lines += [f"Failed: {name}: {why}" for name, why in self.failed.items()]
+        return "\n\n".join(lines)
+
+    def _scores(self, measures: Sequence[Measure]) -> pd.DataFrame:
+        body = [[*self._named(name), *(_mean(self.mean(measure, name)) for measure in measures)]
+                for name in self.variants]
+        frame = pd.DataFrame(body, columns=[*_NAMED, *(f"{measure.title}, %" for measure in measures)], dtype=object)
+        frame.attrs["notes"] = ["± is half of the 95 % t-interval of the mean over n seeds.",
+                                *_protocols(measures)]
+        return frame
+
+    def _differences(self, measures: Sequence[Measure], among: Collection[str] | None = None) -> pd.DataFrame:
+        reference = self.place.study.reference
+        names = [name for name in self.variants if name != reference and (among is None or name in among)]
+        gaps = {(i, j): self.difference(measure, name) for i, name in enumerate(names)
+                for j, measure in enumerate(measures)}
+        tested = {at: gap.p for at, gap in gaps.items() if gap is not None and gap.p is not None}
+        sure = [at for at, significant in zip(tested, holm([*tested.values()]), strict=True) if significant]
+        body = [[*self._named(name), *(_gap(gaps[i, j]) for j in range(len(measures)))]
+                for i, name in enumerate(names)]
+        frame = pd.DataFrame(body, columns=[*_NAMED, *(f"{measure.title}, points" for measure in measures)],
+                             dtype=object)
+        frame.attrs["bold"] = [(i, j + len(_NAMED)) for i, j in sure]
+        frame.attrs["notes"] = [
+            f"Variant minus {reference}, mean over the n seeds that both have, and its 95 % t-interval; an interval is "
+            "not corrected for the number of comparisons.", *([
+            f"Bold: significant at the 5 % level among all {len(tested)} tests of this table together (paired t-test, "
+            "Holm's correction)."] if tested else [])]
+        return frame
+
+    def _costs(self) -> pd.DataFrame:
+        """Pace, what fits into the time of the cheapest variant, and the in-training k-NN at either."""
+        reference = self.paces.get(self.place.study.reference)
+        body = []
+        for name, pace in self.paces.items():
+            ratio = f"{pace.seconds_per_image / reference.seconds_per_image:.2f}" if reference else ""
+            share = pace.images_in_time / pace.images
+            body.append([*self._named(name), f"{1000 * pace.seconds_per_image:.2f}", ratio, f"{pace.images:,}",
+                         f"{pace.images_in_time:,.0f} ({share:.0%})",
+                         *(_mean(self.mean(measure, name)) for measure in self.curves)])
+        titles = ["s per 1,000 images", "to reference", "images", "images in equal time"]
+        frame = pd.DataFrame(body, columns=[*_NAMED, *titles, *(f"{measure.title}, %" for measure in self.curves)],
+                             dtype=object)
+        frame.attrs["notes"] = [
+            "Time: the median pace of all log rows of a variant, k-NN and pauses left out. Equal time is that of the "
+            "variant whose whole run takes the least.",
+            f"{EQUAL_TIME}: read off each run's own curve after as many images as fit into that time. A run that is "
+            "read before its end has not brought its learning rate down yet, which counts against it: a variant with "
+            "fewer optim.epochs shows what a whole schedule in that time gives.",
+            "The k-NN in training classifies training images by others, not the images of the scores above."]
+        return frame
+
+    def _named(self, name: str) -> list[str]:
+        seeds = [str(found.seed) for found in self.ended(name)]
+        own = [f"{key}={json.dumps(value)}" for key, value in _settings(self.place, name).items()]
+        what = "before the first update" if name == UNTRAINED else ", ".join(own)
+        return [name, what, ", ".join(seeds) or NOT_RUN]
+
+
+def summarize(place: Place, cells: Sequence[Cell]) -> Summary:
+    """All that is known of `cells` by now."""
+    variants: dict[str, list[Cell]] = {}
+    for cell in cells:
+        variants.setdefault(cell.variant, []).append(cell)
+    if UNTRAINED in variants:
+        variants = {UNTRAINED: variants.pop(UNTRAINED), **variants}
+    outcomes = {cell.name: found for cell in cells if (found := place.outcome(cell)) is not None}
+    whole = {name: {cell.seed: place.log(cell) for cell in own if cell.trained and cell.name in outcomes
+                    and not outcomes[cell.name].failed} for name, own in variants.items()}
+    logs = {name: runs for name, runs in whole.items() if runs}
+    sizes = {name: own[0].recipe.optim.batch_size for name, own in variants.items()}
+    paces = paces_of(logs, sizes)
+    tried = place.study.tried + sum(map(configurations, [place.root, *(place.root.parent / name
+                                                                      for name in place.study.searches)]))
+    return Summary(place, variants, outcomes, measures_of(place.results(cells)), curve_measures(logs, paces, sizes),
+                   paces, tried)
+
+
+def _expected(place: Place) -> list[Measure]:
+    """The columns there will be."""
+    return [Measure(title, task, "", "", metric, {}) for (task, metric), title in SHOWN.items()
+            if task in place.study.evaluations]
+
+
+def _published(dataset: str) -> pd.DataFrame:
+    """What others print for the data set, under the protocol they print it for."""
+    shown = ("knn", "top1@20"), ("linear", "top1")
+    columns = [Column(task, dataset, "dino", metric, "", "") for task, metric in shown]
+    return make_frames([], columns, [], [])[0]
+
+
+def _settings(place: Place, variant: str) -> dict[str, Any]:
+    return place.study.all_variants().get(variant, {})
+
+
+def _protocols(measures: Sequence[Measure]) -> list[str]:
+    said = [f"{measure.title}: {measure.task} on {measure.dataset}, protocol {measure.protocol}."
+            for measure in measures if measure.protocol]
+    return list(dict.fromkeys(said))
+
+
+def _mean(found: Mean | None) -> str:
+    if found is None:
+        return NOT_RUN
+    half = "" if found.high is None else f" ± {100 * (found.high - found.mean):.1f}"
+    return f"{100 * found.mean:.1f}{half} (n = {found.n})"
+
+
+def _gap(found: Paired | None) -> str:
+    if found is None:
+        return NOT_RUN
+    between = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"{100 * found.mean:+.1f}{between} (n = {found.n})"
+
+
+def _percent(found: Mean | Paired | None, names: Sequence[str]) -> dict[str, float | None]:
+    bounds = (found.mean, found.low, found.high) if found else (None, None, None)
+    return {name: None if value is None else round(100 * value, 4)
+            for name, value in zip(names, bounds, strict=True)}
