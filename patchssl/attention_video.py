@@ -32,7 +32,7 @@ def draw_attention_video(model: str, source: Path, out: Path, *, size: int | Non
                 [(seen, attention)] = attention_rows(backbone, [pixels], side, names=[name],
                                                      say=console.say if sheet is None else None)
                 if sheet is None:
-                    first, sheet = pixels.shape[:2], make_sheet(seen.shape, f"{model}, {source.name}", mass)
+                    first, sheet = pixels.shape[:2], make_sheet(seen.shape, f"{model}: {source.name}", mass)
                 if pixels.shape[:2] != first:
                     raise DataError(f"{name} of {source} has {pixels.shape[0]} x {pixels.shape[1]} pixels and the "
                                     f"first frame {first[0]} x {first[1]}: frames of one video have one size")

@@ -15,7 +15,6 @@ from patchssl.backbone import Backbone
 from patchssl.console import Console
 from patchssl.drawing import draw_attention
 from patchssl.errors import DataError, PatchSSLError, UsageError
-from patchssl.eval.recordfile import write_whole
 from patchssl.eval.results import Result, read_result_files
 from patchssl.loading import load_backbone
 from patchssl.report.cost import Cost, read_costs
@@ -27,6 +26,7 @@ from patchssl.report.training import Training, charts_of, compared, read_run_log
 from patchssl.report.vetting import cost_objection, objection
 from patchssl.seen import read_image
 from patchssl.token_pairs import draw_view_matches
+from patchssl.wholefile import whole_file
 
 PAGE = "index.html"
 MOST_NAMED = 5  # problems in one sentence
@@ -80,7 +80,9 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     content = Content(records, costs, problems, robustness_curves(records), trainings,
                       compared([training.log for training in trainings]), galleries[:MOST_GALLERIES],
                       max(0, len(galleries) - MOST_GALLERIES), pictures, figures)
-    path = write_whole(render_page(content), out / PAGE, "the report")
+    path = out / PAGE
+    with whole_file(path, "report") as partial:
+        partial.write_text(render_page(content), encoding="utf-8", newline="\n")
     return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
 
 

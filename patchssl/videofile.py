@@ -6,7 +6,6 @@ until decoded: it is read through an open file, as one of a few formats, and may
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from PIL import Image
 
 from patchssl.errors import DataError, PatchSSLError, UsageError
 from patchssl.imagefile import decode_image, list_images
+from patchssl.wholefile import whole_file
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 FOLDER_RATE = 10.0  # frames per second of a folder of images
@@ -77,18 +77,9 @@ def write_video(out: Path, rate: float) -> Iterator[Add]:
     for more frames than an animated image may hold.
     """
     check_video_path(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     write = _write_mp4 if out.suffix.lower() == ".mp4" else _write_animation
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with write(partial, out, rate) as add:
-                yield add
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"the video could not be written to {out}: {error.strerror or error}") from error
+    with whole_file(out, "video") as partial, write(partial, out, rate) as add:
+        yield add
 
 
 def _by_number(name: str) -> list[tuple[int, int, str]]:

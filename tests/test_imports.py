@@ -16,7 +16,7 @@ TESTS = Path(__file__).parent
 
 # a module imports from its own layer and from those before it; a package stands for all its modules
 LAYERS = [
-    ["errors", "distributed", "hub"],
+    ["errors", "distributed", "hub", "wholefile"],
     ["geometry", "data", "textures", "imageset", "imagefile", "imageends", "arrayfile", "plainpickle",
      "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack",
      "holdout", "videofile"],

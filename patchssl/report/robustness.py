@@ -31,7 +31,11 @@ class Curve:
     @property
     def n(self) -> int:
         """Most networks behind one of its points."""
-        return max(score.n for score in (*self.jpeg.values(), *self.crops.values(), self.strong) if score is not None)
+        return max(score.n for score in self.scores())
+
+    def scores(self) -> list[Score]:
+        """All its points."""
+        return [*self.jpeg.values(), *self.crops.values(), *([self.strong] if self.strong else [])]
 
 
 @dataclass(frozen=True)

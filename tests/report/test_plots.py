@@ -26,14 +26,6 @@ from patchssl.report.plots import (
 from patchssl.report.plots.attention import largest_mass
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were drawn, instead of being written, which takes most of the time."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure) or Path(path).touch())
-    return figures
-
-
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -121,6 +113,8 @@ def test_several_runs_have_one_line_each_in_every_panel_and_one_color(drawn, tmp
     assert [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()] == [
         "PW-Self", "DINO", " _iBOT", "pixels"]
     assert "class tokens" in titles(drawn[0])[2]
+    plot_curves([{"epoch": 1.0, "loss": 2.0}], tmp_path / "a.png", others={"DINO": log()})
+    assert [text.get_text() for text in drawn[1].axes[0].get_legend().get_texts()] == ["this run", "DINO"]
     with pytest.raises(UsageError, match="8 runs"):
         plot_curves(log(), tmp_path / "a.png", others={str(i): log() for i in range(7)})
 

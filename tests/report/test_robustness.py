@@ -2,11 +2,9 @@
 
 import dataclasses
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from patchssl.errors import UsageError
 from patchssl.eval.copydays_set import BLOCKS, CROP_PERCENTS, JPEG_QUALITIES
@@ -29,14 +27,6 @@ def record(**changes):
 
 def shifted(by):
     return {name: value / 2 + by for name, value in BASE.metrics.items()}
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were drawn, instead of being written."""
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure) or Path(path).touch())
-    return figures
 
 
 def test_a_curve_holds_every_block_of_copydays_by_its_number():
@@ -93,6 +83,16 @@ def test_networks_whose_seeds_are_not_known_to_differ_are_marked(drawn, tmp_path
     plot_robustness(robustness_curves([record(seed=None), record(seed=1)]), tmp_path / "r.png")
     [label] = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert label.endswith("n = 2, seeds shared or not stated")
+
+
+def test_the_figure_says_what_its_intervals_are_of(drawn, tmp_path):
+    [setting] = robustness_curves([record()])
+    strong = dataclasses.replace(setting.curves[0].strong, low=0.4, high=0.6, interval="queries")
+    curves = (dataclasses.replace(setting.curves[0], strong=strong),)
+    plot_robustness([dataclasses.replace(setting, curves=curves)], tmp_path / "r.png")
+    assert drawn[0].legends[0].get_title().get_text() == "95 % t-interval over the queries of single networks"
+    assert any(line.get_ydata() == pytest.approx([40, 60]) for line in drawn[0].axes[2].get_lines()
+               if len(line.get_ydata()) == 2)
 
 
 def test_two_settings_that_read_the_same_are_told_apart(drawn, tmp_path):

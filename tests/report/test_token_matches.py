@@ -1,10 +1,8 @@
 """The figure of token matches: which lines are drawn, from where to where, and what their looks mean."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import ConnectionPatch
 
@@ -14,14 +12,6 @@ from patchssl.report.plots import MatchedPair, Overlap, plot_token_matches
 from patchssl.report.plots.token_matches import VERDICTS
 
 IDS = np.array([0, 4, 5]), np.array([3, 0, 1])
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were drawn, instead of being written."""
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure) or Path(path).touch())
-    return figures
 
 
 def noise(height, width):

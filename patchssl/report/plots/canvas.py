@@ -5,7 +5,6 @@ Colors of lines are Okabe and Ito's. The suffix chooses the format (.png, .svg, 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.results import plain_text
+from patchssl.wholefile import whole_file
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GRAY = "#CC79A7", "#56B4E9", "#6B6B6B"
@@ -28,6 +28,7 @@ STYLE = {
     "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6, "lines.linewidth": 1.6,
     "legend.framealpha": 0.85, "legend.edgecolor": "none", "image.interpolation": "nearest",
     "savefig.dpi": 200, "savefig.bbox": "tight", "savefig.pad_inches": 0.05, "svg.hashsalt": "patchssl",
+    "pdf.fonttype": 42,  # letters that journals can search and print
     "text.parse_math": False,  # a model may be named a$b$
 }
 LONGEST_NAME = 48  # characters of a name in a figure
@@ -94,15 +95,7 @@ def save(figure: Figure, path: Path | str) -> Path:
     """Write the figure, without the date that would make the same figure differ; at every moment the file is whole."""
     path = check_figure_path(path)
     suffix = path.suffix.lower().removeprefix(".")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     dates: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            figure.savefig(partial, format=suffix, metadata=dates.get(suffix))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"the figure could not be written to {path}: {error.strerror or error}") from error
+    with whole_file(path, "figure") as partial:
+        figure.savefig(partial, format=suffix, metadata=dates.get(suffix))
     return path

@@ -66,6 +66,8 @@ def plot_curves(log: LogRows, path: Path | str, *, x: str = "epoch",
             axes.set_xlim(0, end)
             if i >= len(panels) - columns:
                 axes.set_xlabel({"seconds": "training time (s)", "step": "update"}.get(x, x))
+        if len(runs) > 1 and not _has(log, "knn_top1"):
+            figure.axes[0].legend()
         if title:
             figure.suptitle(title, fontsize=10.5)
         return save(figure, path)

@@ -101,7 +101,8 @@ def _middle(patch: int, side: int) -> tuple[float, float]:
     return column + 0.5, row + 0.5
 
 
-def draw_crops(axes: Axes, overlap: Overlap, names: Sequence[str]) -> None:
+def draw_crops(axes: Axes, overlap: Overlap, names: Sequence[str], columns: int = 2) -> None:
+    """The source image with the rectangles of both views, named in a legend below it."""
     axes.imshow(overlap.image)
     views, styles = (overlap.view_a, overlap.view_b), ((BLUE, "-"), (ORANGE, "--"))
     for view, name, (color, style) in zip(views, names, styles, strict=True):
@@ -111,4 +112,4 @@ def draw_crops(axes: Axes, overlap: Overlap, names: Sequence[str]) -> None:
                                  linestyle=style, linewidth=2.2, label=label))
     bare(axes)
     axes.set_title("source image and crops", loc="center")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=columns)

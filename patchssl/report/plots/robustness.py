@@ -20,6 +20,8 @@ from patchssl.report.scores import NONE, Row, Score
 
 MOST_CURVES = 14  # more could not be told apart: seven colors, solid and dashed
 WIDEST_OF_TWO = 58  # characters of a label of which two fit side by side
+INTERVALS = {"seeds": "mean and 95 % t-interval over n networks",
+             "queries": "95 % t-interval over the queries of single networks"}  # by kind of `Score.interval`
 MARKERS = "osD^vP*"  # one per color, so that color is not all that tells curves apart
 Look = tuple[str, str, str]  # color, line style, marker
 
@@ -48,9 +50,9 @@ def plot_robustness(settings: Sequence[Robustness], path: Path | str) -> Path:
             line[0].set_title(title + left_out)
         handles = [Line2D([], [], color=color, linestyle=style, marker=marker, markersize=4)
                    for color, style, marker in looks.values()]
-        several = any(curve.n > 1 for curve in shown.values())
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns,
-                      title="mean and 95 % t-interval over n networks" if several else None)
+        kinds = {score.interval for curves in chosen for curve in curves for score in curve.scores()}
+        said = "; ".join(words for kind, words in INTERVALS.items() if kind in kinds)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=said or None)
         return save(figure, path)
 
 
@@ -116,7 +118,7 @@ def _draw_point(axes: Axes, place: int, score: Score, look: Look) -> None:
 
 def _floor(curves: Sequence[Curve]) -> float:
     """Where the axis of mAP begins: a multiple of ten below all that is drawn."""
-    scores = [s for curve in curves for s in (*curve.jpeg.values(), *curve.crops.values(), curve.strong) if s]
+    scores = [score for curve in curves for score in curve.scores()]
     return max(-3.0, 10.0 * math.floor((_bounds(scores).min() - 5) / 10)) if scores else -3.0
 
 
@@ -129,7 +131,6 @@ def _bounds(scores: Sequence[Score]) -> np.ndarray:
 def _label(curve: Curve) -> str:
     row = curve.row
     words = [row.label, *(part for part in (row.arch, row.pretraining) if part not in (NONE, "untrained"))]
-    scores = (*curve.jpeg.values(), *curve.crops.values(), curve.strong)
-    doubt = "" if all(score.seeds_differ for score in scores if score) else ", seeds shared or not stated"
+    doubt = "" if all(score.seeds_differ for score in curve.scores()) else ", seeds shared or not stated"
     count = f"; n = {curve.n}{doubt}" if curve.n > 1 else ""
     return shown_name(", ".join(words), most=96) + count

@@ -58,7 +58,9 @@ def plot_token_matches(pairs: Sequence[MatchedPair], path: Path | str, *, names:
         right: FigureBase = figure
         if source:
             left, right = np.asarray(figure.subfigures(1, 2, width_ratios=[3.0, 2.6 * cell])).tolist()
-            draw_crops(left.add_subplot(), source, names)
+            area = left.add_subplot()
+            area.set_anchor("N")
+            draw_crops(area, source, names, columns=1)
         grid = right.subplots(len(pairs), 2, squeeze=False)
         for pair, line in zip(pairs, grid, strict=True):
             _draw_pair(line, pair, names, coloring, lines)
@@ -85,7 +87,7 @@ def _draw_pair(line: Sequence[Axes], pair: MatchedPair, names: tuple[str, str], 
                 for patch, grid, image in zip((first, second), pair.grids, pair.images, strict=True)]
         # added to the figure, so that it lies above both panels
         line[1].figure.add_artist(ConnectionPatch(ends[0], ends[1], "data", "data", axesA=line[0], axesB=line[1],
-                                                  linewidth=1.0, linestyle=style, color=color, alpha=0.85))
+                                                  linewidth=1.2, linestyle=style, color=color, alpha=0.85))
         for axes, end in zip(line, ends, strict=True):
             axes.plot(*end, marker=marker, markersize=4.5, color=color, markeredgecolor="white", markeredgewidth=0.6)
 
