@@ -72,6 +72,8 @@ def printable(text: str) -> str:
     >>> printable("cat\x1b[31m")
     'cat?[31m'
     """
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from patchssl.errors import DataError, one_of
 from patchssl.eval.results import Result, read_results
 from patchssl.report.cost import read_costs, write_costs
-from patchssl.report.paper import write_paper
+from patchssl.report.paper import read_unavailable, write_paper
 from patchssl.report.scores import HEADLINES, metric_place
 from patchssl.report.tables import write_tables
 
@@ -30,7 +30,7 @@ def make_tables(results: Path, out: Path, *, paper: bool = False) -> tuple[str, 
                         f"--data DIR --results {results}")
     shown = (write_tables(records, out) if records else []) + (write_costs(costs, out) if costs else [])
     text = "\n".join(path.read_text("utf-8") for path in shown if path.suffix == ".md")
-    paths = shown + (write_paper(records, out, costs=costs) if paper else [])
+    paths = shown + (write_paper(records, out, costs=costs, unavailable=read_unavailable(results)) if paper else [])
     return text, paths, problems + _not_shown(records)
 
 

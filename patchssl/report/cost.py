@@ -175,7 +175,7 @@ def _notes(setting: Setting, steps: Sequence[Step]) -> list[str]:
             "process of its own, and are compared within that run only.",
             "All methods run in this engine with one recipe and head. All tokens: as the PW-Self authors' code does, "
             "every token of every view is projected and every match of their rule compared. Plain autograd: the "
-            "matched tokens only, with whole matrices of logits."]
+            "matched tokens only, with whole matrices of logits. iBOT's masks are drawn, and its cost with them."]
 
 
 def _empty_frame() -> pd.DataFrame:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from patchssl.errors import DataError
 from patchssl.eval.results import Result
 from patchssl.report.cost import Cost, cost_frames
 from patchssl.report.published import plain_name
@@ -24,31 +25,58 @@ PAPER: dict[str, list[tuple[str, str, str, str]]] = {
         (task, task, protocol, f"{level}/map") for task in ("roxford5k", "rparis6k") for protocol in ("dino", "ibot")
         for level in ("medium", "hard")],
 }
+UNAVAILABLE = "unavailable.txt"
+NO_DATA = "data not available"
 PAPER_METHODS = ("pwself", "dino", "ibot")
 
 
-def paper_frames(results: Sequence[Result]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+def read_unavailable(root: Path) -> dict[str, str]:
+    """The data sets that `root`/unavailable.txt says could not be had, each with the reason: lines of NAME: REASON.
+
+    Empty without such a file; DataError for one that cannot be read.
+    """
+    path = root / UNAVAILABLE
+    if not path.is_file():
+        return {}
+    try:
+        lines = [line.partition(":") for line in path.read_text("utf-8").splitlines() if not line.startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    return {plain_name(name): reason.strip() or "no reason stated" for name, _, reason in lines if name.strip()}
+
+
+def paper_frames(results: Sequence[Result],
+                 unavailable: Mapping[str, str] | None = None) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
     """Title -> table with rows PW-Self, DINO, iBOT as measured and as published, and the numbers behind all of them.
 
-    A column that no record fills stands there all the same, under the protocol the published numbers have.
+    A column that no record fills stands there all the same, under the protocol the published numbers have; it says so
+    where `unavailable` has the reason why its data set could not be had.
     """
+    unavailable = unavailable or {}
+    of_paper = [result for result in results if result.method in PAPER_METHODS]
     scores = [score for task in sorted({key[0] for keys in PAPER.values() for key in keys})
-              for score in collect_scores(results, task) if score.records[0].method in PAPER_METHODS]
+              for score in collect_scores(of_paper, task)]
     frames, numbers = {}, []
     for title, keys in PAPER.items():
         columns = [column for key in keys for column in _columns(key, scores)]
         shown = [score for score in scores if score.column in columns]
-        frame, table = make_frames(shown, columns, _rows(shown), results)
-        frame.attrs["notes"].insert(0, f"{NOT_RUN}: there is no such record among those read.")
+        filled = {score.column for score in shown}
+        empty = {column: NO_DATA for column in columns if column not in filled
+                 and plain_name(column.dataset) in unavailable}
+        frame, table = make_frames(shown, columns, _rows(shown), results, empty)
+        reasons = dict.fromkeys(f"{c.dataset}: {unavailable[plain_name(c.dataset)]}" for c in empty)
+        frame.attrs["notes"][:0] = ([f"{NOT_RUN}: there is no such record among those read."]
+                                    if len(empty) < len(columns) else []) + (
+                                        [f"{NO_DATA}, as {UNAVAILABLE} says: {'; '.join(reasons)}."] if empty else [])
         frames[title] = frame
         numbers.append(table)
     return frames, pd.concat([table.astype(object) for table in numbers], ignore_index=True)
 
 
 def write_paper(results: Sequence[Result], out_dir: Path, stem: str = "paper", *,
-                costs: Sequence[Cost] = ()) -> list[Path]:
-    """Write STEM.md and STEM.tex, with what an update costs, and STEM.csv to `out_dir`."""
-    frames, numbers = paper_frames(results)
+                costs: Sequence[Cost] = (), unavailable: Mapping[str, str] | None = None) -> list[Path]:
+    """Write STEM.md and STEM.tex, with what an update costs, and STEM.csv to `out_dir`; see `paper_frames`."""
+    frames, numbers = paper_frames(results, unavailable)
     return write_frames(frames | cost_frames(costs), [numbers], out_dir, stem)
 
 

@@ -5,7 +5,7 @@ Fractions in the records become percent here. A frame's footnotes are in `frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -51,22 +51,25 @@ def _task_tables(results: Sequence[Result], task: str) -> tuple[pd.DataFrame, pd
     return make_frames(scores, columns, sorted({score.row for score in scores}), results)
 
 
-def make_frames(scores: Sequence[Score], columns: Sequence[Column], rows: Sequence[Row],
-                results: Sequence[Result]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table of `rows` by `columns` filled from `scores` with what is published below, and its numbers."""
+def make_frames(scores: Sequence[Score], columns: Sequence[Column], rows: Sequence[Row], results: Sequence[Result],
+                empty: Mapping[Column, str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of `rows` by `columns` filled from `scores` with what is published below, and its numbers.
+
+    `empty` says what a cell of a column reads that was not measured, where that is not NOT_RUN.
+    """
     best = best_cells(scores)
-    return _table(scores, columns, rows, results, best), _numbers(scores, columns, best)
+    return _table(scores, columns, rows, results, best, empty or {}), _numbers(scores, columns, best)
 
 
 def _table(scores: Sequence[Score], columns: Sequence[Column], rows: Sequence[Row], results: Sequence[Result],
-           best: set[tuple[Row, Column]]) -> pd.DataFrame:
+           best: set[tuple[Row, Column]], empty: Mapping[Column, str]) -> pd.DataFrame:
     """Text in the cells."""
     measured = {(score.row, score.column): score for score in scores}
     printed, sources = published_cells(columns)
     mixed = _mixed_pretraining(columns, [*measured, *((row, column) for row, found in printed.items()
                                                        for column, text in found.items() if text[0].isdigit())])
-    body = [_cells(row, columns, lambda place: _cell(measured[place]) if place in measured else NOT_RUN)
-            for row in rows]
+    body = [_cells(row, columns, lambda place: _cell(measured[place]) if place in measured
+                   else empty.get(place[1], NOT_RUN)) for row in rows]
     body += [_cells(row, columns, lambda place: printed[place[0]].get(place[1], NOT_PUBLISHED)) for row in printed]
     headers = [f"{title} {PRETRAINING_MARK}" if column in mixed else title
                for title, column in zip(_headers(columns), columns, strict=True)]

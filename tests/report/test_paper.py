@@ -2,9 +2,11 @@ import dataclasses
 import random
 
 import pandas as pd
+import pytest
 
+from patchssl.errors import DataError
 from patchssl.eval.results import Result
-from patchssl.report.paper import PAPER, paper_frames, write_paper
+from patchssl.report.paper import PAPER, paper_frames, read_unavailable, write_paper
 from patchssl.report.published import read_published
 
 BASE = Result(model="m", method="pwself", arch="vit_small", weights_sha256="a" * 64, pretrain_data="cifar10",
@@ -96,3 +98,20 @@ def test_files_are_the_same_bytes_in_any_order(tmp_path):
     assert all(f"## {title}" in paths[0].read_text("utf-8") for title in PAPER)
     read = pd.read_csv(paths[1])
     assert (read.source == "measured").sum() == 2
+
+
+def test_a_data_set_that_could_not_be_had_is_said_where_nothing_was_measured(tmp_path):
+    assert read_unavailable(tmp_path) == {}
+    (tmp_path / "unavailable.txt").write_text("# why\nCIFAR-10: no network\nimagenet1k\n\n")
+    unavailable = read_unavailable(tmp_path)
+    assert unavailable == {"cifar10": "no network", "imagenet1k": "no reason stated"}
+    frames, _ = paper_frames([], unavailable)
+    table = frames["Classification of frozen features"]
+    assert table.iloc[0, 3:].tolist() == [*["data not available"] * 2, *["not run"] * 2, *["data not available"] * 2]
+    assert ("data not available, as unavailable.txt says: cifar10: no network; imagenet1k: no reason stated."
+            in table.attrs["notes"])
+    assert table.attrs["notes"][0] == "not run: there is no such record among those read."
+    assert "not run: there is no such record among those read." in frames["Copy detection on Copydays"].attrs["notes"]
+    (tmp_path / "unavailable.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_unavailable(tmp_path)
