@@ -1,17 +1,21 @@
-"""Seconds from many result records to the tables; JSON-able out."""
+"""Seconds from many result records to the tables and to the page; JSON-able out."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from patchssl.bench import machine
+from patchssl.eval.galleries import ROLES
 from patchssl.eval.results import Result, pack_bits
+from patchssl.reporting import make_report
 from patchssl.tabling import make_tables
 
 CLASSIFIED = [(task, f"set-{i}", metric) for i in range(8) for task, metric in (("knn", "top1@20"), ("linear", "top1"))]
@@ -38,6 +42,44 @@ def bench_tables(num_records: int = 10_000) -> dict[str, Any]:
     return {"what": f"tables from {num_records:,} records", "seconds": seconds,
             "files": len(paths), "bytes": size,
             "left out": len(problems), "machine": machine()}
+
+
+def bench_report(num_records: int = 200, num_images: int = 100) -> dict[str, Any]:
+    """Seconds and bytes of the page of `num_records` files whose galleries show `num_images` images of 640 x 480.
+
+    The images are noise, which makes the largest pictures; every ranked record shows 16 queries with 10 results and
+    4 late positives each.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for record in made_up_records(num_records):
+            (with_gallery(record, num_images) if "aps" in record.detail else record).write(root / "results")
+        (root / "images").mkdir()
+        rng = np.random.default_rng(0)
+        for i in range(num_images):
+            pixels = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "images" / f"{i:05d}.jpg", quality=90)
+        start = time.perf_counter()
+        made = make_report(root / "out", results=root / "results", data=[root / "images"])
+        seconds = time.perf_counter() - start
+        return {"what": f"page of {num_records:,} records and {num_images:,} images", "seconds": seconds,
+                "bytes": made.path.stat().st_size, "pictures": made.num_pictures, "left out": len(made.problems),
+                "machine": machine()}
+
+
+def with_gallery(record: Result, num_images: int, seed: int = 0) -> Result:
+    """`record` with galleries of images named 00000.jpg and so on, in roles drawn at random."""
+    rng = np.random.default_rng([seed, int(record.weights_sha256, 16) % 2**32])
+
+    def image() -> dict[str, Any]:
+        return {"name": f"{rng.integers(num_images):05d}.jpg"}
+
+    galleries = {level: [
+        {"query": image(), "ap": round(0.1 * (i % 8), 1), "end": "worst" if i < 8 else "best", "num_positives": 20,
+         "results": [{**image(), "role": ROLES[rng.integers(len(ROLES))]} for _ in range(10)],
+         "late": [{**image(), "rank": 20 + rank} for rank in range(4)]}
+        for i in range(16)] for level in record.detail["aps"]}
+    return replace(record, detail={**record.detail, "galleries": galleries})
 
 
 def made_up_records(num_records: int, seed: int = 0) -> Iterator[Result]:

@@ -19,6 +19,7 @@ from patchssl.commands.benchmarks import bench_app
 from patchssl.commands.options import DeviceOpt, JsonOpt, OverridesArg, RecordsOpt, SeedOpt, WeightsArg
 from patchssl.commands.plotting import plot_app
 from patchssl.commands.pretraining import pretrain
+from patchssl.commands.reporting import report
 from patchssl.commands.scoring import eval_app
 from patchssl.commands.sets import data_app
 from patchssl.commands.studies import study
@@ -167,6 +168,9 @@ def compare(
     found = comparing.compare(*(side.records for side in sides), seed=seed, num_moved=num_moved)
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else printable(found.as_text()))
     _left_out(list(dict.fromkeys(problem for side in sides for problem in side.problems)))
+
+
+app.command()(report)
 
 
 @app.command()

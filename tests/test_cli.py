@@ -19,11 +19,11 @@ ROOT = Path(package.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 COMMANDS = [[], ["quickstart"], ["pretrain"], ["study"], ["eval"], *(["eval", name] for name in (
                 "knn", "linear", "copydays", "revisited", "patches", "all")),
-            ["models"], ["inspect"], ["export"], ["tables"], ["compare"],
+            ["models"], ["inspect"], ["export"], ["tables"], ["compare"], ["report"],
             ["data"], *(["data", name] for name in ("get", "check", "imagenet100", "make-copydays", "make-revisited")),
             ["plot"], *(["plot", name] for name in ("attention", "pca", "matches", "views", "curves", "robustness",
                                               "attention-video")),
-            ["bench"], *(["bench", name] for name in ("views", "matching", "step", "eval", "tables")),
+            ["bench"], *(["bench", name] for name in ("views", "matching", "step", "eval", "tables", "report")),
             ["cache"], ["doctor"]]
 
 

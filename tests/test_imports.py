@@ -18,15 +18,15 @@ TESTS = Path(__file__).parent
 LAYERS = [
     ["errors", "distributed", "hub", "wholefile"],
     ["geometry", "data", "textures", "imageset", "imagefile", "imageends", "arrayfile", "plainpickle",
-     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack", "videofile",
-     "holdout"],
+     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack",
+     "holdout", "videofile"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
     ["report", "catalog", "inspection", "reproduce"],
     ["export"],
     ["workflows", "tabling", "quickstart", "study", "drawing", "seen", "token_pairs", "attention_video", "console",
-     "make_sets", "bench", "doctor", "suite", "scoring", "bench_eval", "bench_step", "bench_training", "bench_report",
-     "slurm",
+     "make_sets", "bench", "doctor", "suite", "scoring", "reporting", "bench_eval", "bench_step", "bench_training",
+     "bench_report", "slurm",
      "photo_edits", "photo_intake", "strong_edits", "landmark_views",
      "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
     ["commands", "cli", "__main__"],
@@ -40,6 +40,7 @@ HOMES = {
     "matplotlib": {f"report/plots/{name}.py" for name in (
         "canvas", "attention", "components", "curves", "matches", "robustness", "token_matches", "video_frames",
         "views")},
+    "jinja2": {"report/page.py"},
     "timm": {"networks.py", "data.py", "export/timm_folder.py"},
     "onnx": {"export/onnx_file.py"},
     "onnxruntime": {"export/onnx_file.py"},
@@ -48,8 +49,8 @@ HOMES = {
     "pyarrow": {"hubset.py"},
     "submitit": {"slurm.py"},
     "tensorboard": {"pretrain/board.py"},
-    "filelock": {"study/place.py"},
     "av": {"videofile.py"},
+    "filelock": {"study/place.py"},
 }
 
 
@@ -149,7 +150,7 @@ def test_no_module_imports_itself_through_others():
     assert len(done) == len(names)
 
 
-HEAVY = {"torch", "torchvision", "timm", "faiss", "matplotlib", "sklearn", "pandas"}
+HEAVY = {"torch", "torchvision", "timm", "faiss", "matplotlib", "sklearn", "pandas", "jinja2"}
 
 
 def modules_after(code):

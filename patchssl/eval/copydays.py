@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,14 +26,17 @@ from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copies import CopyScores, score_neighbors
 from patchssl.eval.copydays_set import CopydaysSet, open_copydays
 from patchssl.eval.features import Progress, RawPixels, describe_device, extract_outputs, shifted
+from patchssl.eval.galleries import DISTRACTOR, ERROR, NUM_SHOWN, POSITIVE, Picture, Shown, ends_of, gallery
 from patchssl.eval.protocols import Protocol, choose_protocol, native_resize
+from patchssl.eval.ranking import ranks_of
 from patchssl.eval.record import make_record
-from patchssl.eval.results import Result
+from patchssl.eval.results import Result, plain_text
 from patchssl.eval.search import search_topk
 from patchssl.eval.whitening import Whitening
 from patchssl.imageset import ArrayImages, FileImages, Names
 
 TASK = "copydays"
+PICTURED = "strong"  # the block whose queries a record shows
 _DIGITS = 6  # of an AP in a record
 
 
@@ -84,7 +87,8 @@ def evaluate_copydays(
     `root` has Copydays' layout; `distractors` and `whitening` are folders of photographs, by default those beside
     its blocks (see `open_copydays`). `ranks` instead of the protocol's own suit a small set. The network runs where it
     is, or moves to `device`. `progress` counts all images, `say` gets one line on what was found. Metrics: BLOCK/map
-    for all blocks, overall/muap; detail: the queries' APs in the order of their names.
+    for all blocks, overall/muap; detail: the queries' APs in the order of their names, these names, and the first
+    results of the worst and best strong copies.
 
     UsageError for an unknown protocol or a folder it has no use for. DataError, before an image is read, for
     what is missing, for a database smaller than the ranks and for too few whitening images; later with all unreadable
@@ -105,9 +109,10 @@ def evaluate_copydays(
     parts = {"copies": _copies(found), "distractors": found.distractors, "whitening": found.whitening}
     images = {name: part for name, part in parts.items() if part is not None}
     require_readable(list(images.values()), workers)
-    scores = _score(run, found, _all_features(run, images, progress))
+    scores, pictured = _score(run, found, images, _all_features(run, images, progress))
+    detail = {**_detail(found, images, scores), "galleries": {PICTURED: pictured}}
     return make_record(backbone, plan, dataset=dataset_name(found), fingerprints=(found.fingerprint,),
-                       metrics=scores.metrics, detail=_detail(found, images, scores), device=describe_device(where),
+                       metrics=scores.metrics, detail=detail, device=describe_device(where),
                        duration=time.monotonic() - began)
 
 
@@ -229,8 +234,9 @@ def _all_features(run: _Run, images: Mapping[str, FileImages], progress: Progres
     return features
 
 
-def _score(run: _Run, found: CopydaysSet, features: Mapping[str, Tensor]) -> CopyScores:
-    """The queries are all copies, the database their first block and the distractors."""
+def _score(run: _Run, found: CopydaysSet, images: Mapping[str, FileImages],
+           features: Mapping[str, Tensor]) -> tuple[CopyScores, list[dict[str, Any]]]:
+    """The queries are all copies, the database their first block and the distractors; scores and gallery."""
     queries = features["copies"]
     parts = {"queries": queries, "originals": queries[: len(found.originals)]}
     if "distractors" in features:
@@ -240,10 +246,42 @@ def _score(run: _Run, found: CopydaysSet, features: Mapping[str, Tensor]) -> Cop
         parts = {name: learnt.apply(part) for name, part in parts.items()}
     unit = {name: F.normalize(part) for name, part in parts.items()}
     asked = unit.pop("queries")
-    similarities, ids = search_topk(torch.cat(list(unit.values())), asked, run.plan.settings["num_ranks"],
-                                    device=run.device)
+    database = torch.cat(list(unit.values()))
+    similarities, ids = search_topk(database, asked, run.plan.settings["num_ranks"], device=run.device)
     originals = np.concatenate([block.originals for block in found.blocks])
-    return score_neighbors(similarities, ids, originals, {block.name: len(block.images) for block in found.blocks})
+    scores = score_neighbors(similarities, ids, originals, {block.name: len(block.images) for block in found.blocks})
+    own = _own_queries(found)
+    shown = (_shown(images, len(found.originals), own[query], int(originals[own[query]]), ids[own[query]].numpy(),
+                    (database @ asked[own[query]]).cpu().numpy()) for query, _ in ends_of(scores.aps[PICTURED]))
+    return scores, gallery(scores.aps[PICTURED], shown)
+
+
+def _own_queries(found: CopydaysSet) -> range:
+    """Where the queries of the pictured block stand among all copies."""
+    counts = {block.name: len(block.images) for block in found.blocks}
+    start = sum(counts[name] for name in list(counts)[: list(counts).index(PICTURED)])
+    return range(start, start + counts[PICTURED])
+
+
+def _shown(images: Mapping[str, FileImages], num_originals: int, query: int, original: int, ids: np.ndarray,
+           similarity: np.ndarray) -> Shown:
+    """A query, the first of its results `ids` (k,), and its original's rank by `similarity` where it is not there."""
+    copies = images["copies"]  # the originals are its first
+
+    def picture(image: int) -> Picture:
+        return (Picture(copies, image) if image < num_originals else
+                Picture(images["distractors"], image - num_originals))
+
+    def role(image: int) -> str:
+        return POSITIVE if image == original else ERROR if image < num_originals else DISTRACTOR
+
+    found = ids.tolist()
+    if original in found:  # what was searched decides: another way of adding up may rank near ties otherwise
+        rank = found.index(original) + 1
+    else:
+        rank = max(int(ranks_of(similarity, np.array([original]))[0]), len(found)) + 1
+    return Shown(Picture(copies, query), [(picture(image), role(image)) for image in found[:NUM_SHOWN]],
+                 [(picture(original), rank)] if rank > NUM_SHOWN else [], 1)
 
 
 def _detail(found: CopydaysSet, images: Mapping[str, FileImages], scores: CopyScores) -> dict[str, Any]:
@@ -255,4 +293,7 @@ def _detail(found: CopydaysSet, images: Mapping[str, FileImages], scores: CopySc
         "num_whitening": len(images.get("whitening", ())),
         "fingerprints": {name: part.fingerprint for name, part in images.items()},
         "aps": {name: np.round(values, _DIGITS).tolist() for name, values in scores.aps.items()},
+        # in the other blocks copies are called like their originals
+        "queries": {block.name: [plain_text(PurePosixPath(name).stem) for name in block.images.names]
+                    for block in found.blocks if block.name in ("original", PICTURED)},
     }

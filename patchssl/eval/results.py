@@ -78,12 +78,18 @@ def read_results(root: Path) -> tuple[list[Result], list[str]]:
 
     Records of another kind (`*.cost.json`) are passed over.
     """
-    results, problems = [], []
+    found, problems = read_result_files(root)
+    return list(found.values()), problems
+
+
+def read_result_files(root: Path) -> tuple[dict[Path, Result], list[str]]:
+    """As `read_results`, by the files that the records are in."""
+    results, problems = {}, []
     for path in files_below(Path(root), ".json"):
         if path.name.endswith(OTHER_KINDS):
             continue
         try:
-            results.append(read_result(path))
+            results[path] = read_result(path)
         except DataError as error:
             problems.append(str(error))
     return results, problems

@@ -25,6 +25,18 @@ from patchssl.data import require_readable
 from patchssl.errors import DataError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import Progress, describe_device, extract_outputs, iter_outputs, shifted
+from patchssl.eval.galleries import (
+    DISTRACTOR,
+    ERROR,
+    JUNK,
+    POSITIVE,
+    Picture,
+    Shown,
+    ends_of,
+    first_results,
+    gallery,
+    latest,
+)
 from patchssl.eval.ground_truth import (
     LABELS,
     GroundTruth,
@@ -43,6 +55,7 @@ from patchssl.imageset import FileImages
 OFFICIAL: Mapping[str, tuple[int, int]] = {"roxford5k": (70, 4993), "rparis6k": (70, 6322)}  # queries, database
 _MILLION = "revisitop1m"
 _SCALES = (1.0, 2**-0.5, 0.5)
+PICTURED = ("medium", "hard")  # the levels whose queries a record shows
 _DIGITS = 6  # of an AP in a record
 
 
@@ -86,7 +99,8 @@ def evaluate_revisited(
     `distractors` (see `open_distractors`) join the database; they are streamed, so that memory holds their
     similarities to the queries and one block of features. The network runs where it is, or moves to `device`.
     `progress` counts all images, `say` gets one line on what was found. Metrics: LEVEL/map and LEVEL/mp@{1,5,10} of
-    every level on which a query has positives; detail: the queries' APs.
+    every level on which a query has positives; detail: the queries' names and APs, and the first results of the worst
+    and best ones on the levels medium and hard.
 
     The official code reads files that end early as if they were whole; here that takes `allow_truncated`.
     UsageError for an unknown protocol. DataError, before an image is read, for a ground truth that is no plain data,
@@ -101,11 +115,13 @@ def evaluate_revisited(
     where = backbone.device if device is None else torch.device(device)
     run = _Run(backbone, plan, {"batch_size": batch_size, "workers": workers, "device": where, "cache": cache})
     require_readable([part for part in (found.images, found.distractors) if part is not None], workers)
-    levels = levels_of_similarity(_similarity(run, found, progress), found.truth)
+    similarity = _similarity(run, found, progress)
+    levels = levels_of_similarity(similarity, found.truth)
     metrics = {f"{level}/{name}": value for level, scores in levels.items() if scores.num_queries
                for name, value in scores.means().items()}
     return make_record(backbone, plan, dataset=found.name, fingerprints=found.fingerprints().values(), metrics=metrics,
-                       detail=_detail(found, run, levels), device=describe_device(where),
+                       detail={**_detail(found, run, levels), "galleries": _galleries(found, similarity, levels)},
+                       device=describe_device(where),
                        duration=time.monotonic() - began)
 
 
@@ -270,3 +286,31 @@ def _detail(found: RevisitedSet, run: _Run, levels: Mapping[str, LevelScores]) -
         "aps": {level: [None if np.isnan(ap) else round(float(ap), _DIGITS) for ap in scores.aps]
                 for level, scores in levels.items() if scores.num_queries},
     }
+
+
+def _galleries(found: RevisitedSet, similarity: Tensor, levels: Mapping[str, LevelScores]) -> dict[str, Any]:
+    """The worst and best queries of the pictured levels."""
+    table = similarity.cpu().numpy()
+    return {level: gallery(scores.aps, [_shown(found, query, level, table[query]) for query, _ in ends_of(scores.aps)])
+            for level, scores in levels.items() if level in PICTURED and scores.num_queries}
+
+
+def _shown(found: RevisitedSet, query: int, level: str, scores: np.ndarray) -> Shown:
+    """A query and its first results by `scores` (N,), junk among them, with the roles they have on `level`."""
+    positives, junk = (np.concatenate([getattr(found.truth.gnd[query], label) for label in labels])
+                       for labels in LEVELS[level])
+    num_own = len(found.truth.imlist)
+
+    def picture(image: int) -> Picture:
+        if found.distractors is not None and image >= num_own:
+            return Picture(found.distractors, image - num_own)
+        return Picture(found.images, found.num_queries + image)
+
+    def role(image: int) -> str:
+        if image >= num_own:
+            return DISTRACTOR
+        return POSITIVE if image in positives else JUNK if image in junk else ERROR
+
+    return Shown(Picture(found.images, query),
+                 [(picture(image), role(image)) for image in first_results(scores).tolist()],
+                 [(picture(image), rank) for image, rank in latest(scores, positives)], len(positives))

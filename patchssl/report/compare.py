@@ -12,7 +12,7 @@ import numpy as np
 
 from patchssl.errors import DataError, UsageError, one_of
 from patchssl.eval.results import Result, read_result, read_results
-from patchssl.report.paired import RESAMPLES, paired_difference, per_query
+from patchssl.report.paired import RESAMPLES, paired_difference, per_query, query_names
 from patchssl.report.scores import HEADLINES
 from patchssl.report.tables import differing_settings
 
@@ -176,9 +176,7 @@ def _moved(a: Result, b: Result, metric: str, values: tuple[np.ndarray, np.ndarr
                  if name in shares[1] and _is_share(shares[0][name]) and _is_share(shares[1][name])]
     else:
         kind = "query"
-        listed, level = a.detail.get("queries"), metric.rpartition("/")[0] or "image"
-        names = ([str(name) for name in listed] if isinstance(listed, list) and len(listed) == len(values[0])
-                 else [f"{level} #{i}" for i in range(1, len(values[0]) + 1)])
+        names = query_names(a, metric, len(values[0]))
         found = [Moved(name, float(x), float(y)) for name, x, y in zip(names, *values, strict=True)
                  if not math.isnan(x)]
     changed = [moved for moved in found if moved.gap]

@@ -48,6 +48,17 @@ def per_query(result: Result, metric: str) -> np.ndarray | None:
     return values if inside and abs(np.nanmean(values) - result.metrics[metric]) < _CLOSE else None
 
 
+def query_names(result: Result, metric: str, count: int) -> list[str]:
+    """What the `count` values that `per_query` gives for `metric` belong to: names, or numbers where there are none."""
+    level, listed = metric.rpartition("/")[0] or "image", result.detail.get("queries")
+    if isinstance(listed, dict):  # by block of Copydays, most of which have the originals' names
+        names = listed.get(level, listed.get("original"))
+        listed = [f"{level}/{name}" for name in names] if isinstance(names, list) else None
+    if isinstance(listed, list) and len(listed) == count:
+        return [str(name) for name in listed]
+    return [f"{level} #{i}" for i in range(1, count + 1)]
+
+
 def paired_difference(first: np.ndarray, second: np.ndarray, *, seed: int = 0,
                       resamples: int = RESAMPLES) -> Difference:
     """`second` minus `first`, both (Q,) of the same queries in the same order; NaN in both: left out.

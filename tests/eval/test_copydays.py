@@ -511,3 +511,33 @@ def test_a_killed_run_goes_on_from_its_last_block(small, tmp_path, monkeypatch):
     assert len(decoded) == 94 - 3 * 16
     monkeypatch.undo()
     assert result.detail == scored(mean_color(), small, "dino").detail
+
+
+def test_the_record_names_its_queries_and_shows_the_worst_and_the_best(tmp_path):
+    """Sixteen hues among others: what a strong copy finds is checked against a plain sort of its cosines."""
+    rng = np.random.default_rng(0)
+    originals = [tuple(int(value) for value in rng.integers(30, 220, 3)) for _ in range(16)]
+    strong = [tuple(int(value) for value in rng.integers(30, 220, 3)) for _ in range(16)]
+    root = colored(tmp_path / "set", originals, {"strong": strong}, distractors=[(9 * i, 40, 90) for i in range(9)])
+    result = evaluate_copydays(mean_color(), root, "dino-nowhitening")
+    stems = [f"{3000 + number}0" for number in range(16)]
+    assert result.detail["queries"] == {"original": [f"{stem}0" for stem in stems],
+                                        "strong": [f"{stem}1" for stem in stems]}
+    entries = result.detail["galleries"]["strong"]
+    assert [entry["end"] for entry in entries] == ["worst"] * 8 + ["best"] * 8
+    aps = dict(zip(result.detail["queries"]["strong"], result.detail["aps"]["strong"], strict=True))
+    assert {Path(entry["query"]["name"]).stem: entry["ap"] for entry in entries} == aps
+    assert [entry["ap"] for entry in entries[:8]] == sorted(aps.values())[:8]
+    colors = np.array([*originals, *((9 * i, 40, 90) for i in range(9))], dtype=float)
+    colors /= np.linalg.norm(colors, axis=1, keepdims=True)
+    names = [f"original/{stem}0.png" for stem in stems] + [f"{i:03}.png" for i in range(9)]
+    for entry in entries:
+        number = int(Path(entry["query"]["name"]).stem[:4]) - 3000
+        order = np.argsort(-colors @ np.array(strong[number]), kind="stable").tolist()
+        assert [found["name"] for found in entry["results"]] == [names[i] for i in order[:10]]
+        assert [found["role"] for found in entry["results"]] == [
+            "positive" if i == number else "error" if i < 16 else "distractor" for i in order[:10]]
+        rank = order.index(number) + 1
+        late = [{"name": names[number], "rank": rank}] if rank > 10 else []
+        assert [{key: found[key] for key in ("name", "rank")} for found in entry["late"]] == late
+    assert any(entry["late"] and entry["late"][0]["rank"] > 20 for entry in entries)  # beyond what was searched

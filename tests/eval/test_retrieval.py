@@ -439,3 +439,33 @@ def test_folders_that_hold_no_distractors(small_set, tmp_path):
     for folder in (small_set, small_set / "jpg", tmp_path):
         with pytest.raises(UsageError, match="holds the images of the set"):
             opened(folder, small_set)
+
+
+# galleries of the worst and best queries
+
+def test_galleries_say_what_every_first_result_is(backbone, small_set, distractors, similarity):
+    result = evaluate_revisited(backbone, small_set, "own", "dino", distractors=distractors)
+    truth, table = truth_of(), similarity[0].numpy()
+    assert set(result.detail["galleries"]) == {"medium", "hard"}
+    others = [f"deep/{number}.png" for number in range(10)]
+    for level, labels in (("medium", ("easy", "hard")), ("hard", ("hard",))):
+        shown = result.detail["galleries"][level]
+        assert sorted(entry["query"]["name"] for entry in shown) == [f"query_{i}.jpg" for i in range(QUERIES)]
+        for entry in shown:
+            query = int(entry["query"]["name"][6])
+            labeled = truth["gnd"][query]
+            positives = {image for label in labels for image in labeled[label]}
+            junk = {image for label in LABELS for image in labeled[label]} - positives
+            order = np.argsort(-table[query], kind="stable").tolist()
+            names = [others[i - DATABASE] if i >= DATABASE else f"image_{i}.jpg" for i in order]
+            roles = ["distractor" if i >= DATABASE else "positive" if i in positives else "junk" if i in junk
+                     else "error" for i in order]
+            first = [(found["name"], found["role"]) for found in entry["results"]]
+            assert first == list(zip(names, roles, strict=True))[:10]
+            late = [(name, rank) for rank, (name, role) in enumerate(zip(names, roles, strict=True), 1)
+                    if rank > 10 and role == "positive"]
+            assert [(found["name"], found["rank"]) for found in entry["late"]] == late[-4:]
+            assert entry["num_positives"] == len(positives)
+            assert entry["ap"] == result.detail["aps"][level][query]
+    entry = result.detail["galleries"]["hard"][0]["query"]
+    assert entry["bytes"] == (small_set / "jpg" / entry["name"]).stat().st_size

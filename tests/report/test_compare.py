@@ -143,3 +143,14 @@ def test_the_command_prints_percent_json_and_no_control_characters(tmp_path):
     assert (facts["first"].split()[0], facts["seed"]) == ("one", 7)
     assert facts["rows"][0]["difference"] == 0.25
     assert facts["rows"][0]["moved"][0]["difference"] == pytest.approx(0.5)
+
+
+def test_copies_are_named_by_block_and_original():
+    """Copydays' strong copies have names of their own, in all other blocks they are called like the originals."""
+    detail = {"aps": {"strong": [0.5, 1.0], "crops/10": [0.5, 1.0]},
+              "queries": {"original": ["200000", "200100"], "strong": ["200001", "200101"]}}
+    one = knn(FIRST, task="copydays", metrics={"strong/map": 0.75, "crops/10/map": 0.75}, detail=detail)
+    other = dataclasses.replace(one, model="two", metrics={"strong/map": 0.5, "crops/10/map": 0.5},
+                                detail=detail | {"aps": {"strong": [0.5, 0.5], "crops/10": [0.5, 0.5]}})
+    moved = {row.metric: [name for name, _, _ in row.moved] for row in compare([one], [other]).rows}
+    assert moved == {"strong/map": ["strong/200101"], "crops/10/map": ["crops/10/200100"]}

@@ -1,0 +1,171 @@
+"""Runs as a page shows them: their logs, curves and what their last rows say of their health."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from patchssl.errors import DataError, PatchSSLError, UsageError
+from patchssl.pretrain.health import collapse_warnings
+from patchssl.pretrain.logbook import LOG
+from patchssl.pretrain.resuming import read_run
+from patchssl.report.charts import Chart, Points, line_chart
+from patchssl.report.vetting import fault_of
+
+_LARGEST_LOG = 256 * 2**20
+_LARGEST = 1e99  # what is more, or infinite, or no number, cannot be drawn
+_NATS = "nats"
+
+
+class Panel(NamedTuple):
+    """A chart of a run: columns of its log with their words; `scale` as 100 for percent."""
+
+    title: str
+    unit: str
+    columns: Mapping[str, str]
+    scale: float = 1.0
+    floor: float | None = 0.0
+
+
+PANELS = (
+    Panel("Loss", _NATS, {"loss": "total", "class_loss": "class tokens", "patch_loss": "patches"}, floor=None),
+    Panel("k-NN on held-out training images", "top-1, %", {"knn_top1": "20-NN"}, 100.0),
+    Panel("Entropy of the targets", _NATS, {"teacher_entropy": "class tokens", "patch_entropy": "patches",
+                                            "marginal_entropy": "mean over images"}),
+    Panel("How far the student is from the teacher", f"KL, {_NATS}", {"class_kl": "class tokens",
+                                                                     "patch_kl": "patches"}),
+    Panel("Effective rank of the class tokens", "rank", {"effective_rank": "class tokens"}),
+    Panel("Spread of the features", "distance from the mean", {"feature_spread": "class tokens"}),
+    Panel("Student patches with a match", "%", {"matched_share_global": "global views",
+                                                "matched_share_local": "local views"}, 100.0),
+    Panel("Gradient", "norm", {"grad_norm": "all parameters"}),
+)
+COMPARED = ("loss", "knn_top1", "effective_rank", "teacher_entropy")  # over all runs together
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """A run's log rows, what it was, and sentences on what of it is damaged."""
+
+    name: str
+    rows: tuple[dict[str, Any], ...]
+    facts: tuple[tuple[str, str], ...]  # in words
+    warnings: tuple[str, ...]  # of collapse
+    problems: tuple[str, ...]
+
+
+class Training(NamedTuple):
+    """A run as a template needs it."""
+
+    log: RunLog
+    charts: Sequence[Chart]
+
+
+def run_folders(places: Iterable[Path]) -> list[Path]:
+    """The run folders that `places` are or hold, by name; UsageError for one without any."""
+    found: dict[Path, None] = {}
+    for place in places:
+        here = [place] if (place / LOG).is_file() else sorted(
+            folder for folder in place.iterdir() if (folder / LOG).is_file()) if place.is_dir() else []
+        if not here:
+            raise UsageError(f"--runs {place} is no run folder that has logged yet, nor a folder of such: there is no "
+                             f"{LOG}")
+        found |= dict.fromkeys(here)
+    return list(found)
+
+
+def read_run_log(folder: Path) -> RunLog:
+    """The log of the run in `folder`, as far as it can be read; DataError where no row can."""
+    if fault := fault_of(folder.name):
+        raise DataError(f"the run {folder} is left out: its name {fault}")
+    path, problems = folder / LOG, []
+    try:
+        if path.stat().st_size > _LARGEST_LOG:
+            raise DataError(f"{path} is larger than {_LARGEST_LOG // 2**20} MiB: no log of a run")
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    rows = [_row(line) for line in lines]
+    whole = tuple(row for row in rows if row is not None)
+    bad = len(rows) - len(whole) - (bool(rows) and rows[-1] is None)  # a kill cuts the last line short
+    if not whole:
+        raise DataError(f"{path} has no row that can be read")
+    if bad:
+        problems.append(f"{bad:,} of {len(rows):,} rows of {path} are damaged and left out")
+    facts, warnings = _results_in(whole), list[str]()
+    try:
+        recipe, told = read_run(folder)
+        facts = [("method", recipe.method), ("data", str(told.get("data"))), ("seed", str(told.get("seed"))),
+                 ("epochs", f"{recipe.optim.epochs:g}"), ("prototypes", f"{recipe.head.num_prototypes:,}"), *facts,
+                 ("device", str(told.get("device")))]
+        facts += [("versions", ", ".join(f"{name} {version}" for name, version in sorted(told["versions"].items())))
+                  ] if isinstance(told.get("versions"), dict) else []
+        warnings = collapse_warnings(
+            whole[-1], recipe.head.num_prototypes, num_tokens=recipe.optim.batch_size * recipe.views.num_global,
+            best_rank=max(row.get("effective_rank", 0.0) for row in whole))
+    except (PatchSSLError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        problems.append(f"what kind of run {folder} was cannot be read: {error}")
+    except KeyError as error:
+        problems.append(f"the health of {folder} cannot be judged: its log lacks {error}")
+    facts = [(name, text) for name, text in facts if not fault_of(text)]
+    return RunLog(folder.name, whole, tuple(facts), tuple(warnings), tuple(problems))
+
+
+def charts_of(log: RunLog) -> list[Chart]:
+    """The panels of one run that its log has numbers for."""
+    charts = []
+    for panel in PANELS:
+        lines = {label: _points(log.rows, key, panel.scale) for key, label in panel.columns.items()}
+        shown: dict[str, Points] = {}
+        for label, points in lines.items():
+            if any(y for _, y in points) and points not in shown.values():  # the whole loss may be one term's
+                shown[label] = points
+        if chart := line_chart(panel.title, "epoch", panel.unit, shown, floor=panel.floor):
+            charts.append(chart)
+    return charts
+
+
+def compared(logs: Sequence[RunLog]) -> list[Chart]:
+    """One chart per main number, a line per run; none for a single run."""
+    if len(logs) < 2:
+        return []
+    charts = []
+    for panel in PANELS:
+        key = next(iter(panel.columns))
+        if key in COMPARED:
+            lines = {log.name: _points(log.rows, key, panel.scale) for log in logs}
+            if chart := line_chart(panel.title, "epoch", panel.unit, lines, floor=panel.floor):
+                charts.append(chart)
+    return charts
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """The finite numbers of a row of a log; None for a damaged one."""
+    try:
+        row = json.loads(line)
+        kept = {key: value for key, value in row.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
+    except (ValueError, AttributeError, OverflowError, RecursionError):
+        return None
+    return kept if "epoch" in kept else None
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str, scale: float) -> Points:
+    return sorted(((float(row["epoch"]), scale * float(row[key])) for row in rows if key in row), key=lambda at: at[0])
+
+
+def _results_in(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What the last row says, in words."""
+    last = rows[-1]
+    knn = [row["knn_top1"] for row in rows if "knn_top1" in row]
+    facts = [("updates", f"{last['step']:,.0f}")] if "step" in last else []
+    facts += [("training time", f"{last['seconds']:,.0f} s")] if "seconds" in last else []
+    facts += [("last loss", f"{last['loss']:.3f} nats")] if "loss" in last else []
+    facts += [("last k-NN", f"{knn[-1]:.1%}")] if knn else []
+    facts += [("speed", f"{last['images_per_second']:,.0f} images/s")] if "images_per_second" in last else []
+    facts += [("unreadable images", f"{last['unreadable_images']:,.0f}")] if last.get("unreadable_images") else []
+    return facts
