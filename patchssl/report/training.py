@@ -105,9 +105,9 @@ def read_run_log(folder: Path) -> RunLog:
                  ("device", str(told.get("device")))]
         facts += [("versions", ", ".join(f"{name} {version}" for name, version in sorted(told["versions"].items())))
                   ] if isinstance(told.get("versions"), dict) else []
-        warnings = collapse_warnings(
+        warnings = list(collapse_warnings(
             whole[-1], recipe.head.num_prototypes, num_tokens=recipe.optim.batch_size * recipe.views.num_global,
-            best_rank=max(row.get("effective_rank", 0.0) for row in whole))
+            best_rank=max(row.get("effective_rank", 0.0) for row in whole)).values())
     except (PatchSSLError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         problems.append(f"what kind of run {folder} was cannot be read: {error}")
     except KeyError as error:
