@@ -199,6 +199,7 @@ def test_robustness_has_a_curve_per_row_and_titles_that_differ(tmp_path):
     assert len(labels) == 4
     assert "one, vit-0 from 25 to 90" in labels[0] and "two, vit-0 from 25 to 90" in labels[0]
     assert "one, vit-0 from 80 to 30" in labels[1]
+    assert "Bands:" not in read.text  # these records have no detail per query
     assert "copydays, protocol dino #dddddd/111111" in read.text and "#dddddd/ffffff" in read.text
 
 
@@ -213,6 +214,18 @@ def test_costs_have_a_table_and_hostile_ones_none(tmp_path, results):
     places = [a["id"] for tag, a in read.elements if tag == "table" and a["id"].startswith("cost")]
     assert len(places) == len(set(places)) == 2
     assert {a.get("data-key") for tag, a in read.elements if tag == "td"} >= {"65536.0", "1500.0", "400.0"}
+
+
+def test_bands_around_curves_are_explained(tmp_path):
+    """Two seeds of one method share a curve, whose band is over networks."""
+    base = next(record for record in made_up_records(20) if record.task == "copydays")
+    for seed in range(2):
+        metrics = {"strong/map": 0.5, "jpegqual/3/map": 0.2 + 0.1 * seed, "jpegqual/75/map": 0.9}
+        dataclasses.replace(base, method="dino", metrics=metrics, detail={}, seed=seed, weights_sha256=str(seed) * 64,
+                            model=f"dino-{seed}").write(tmp_path / "results")
+    _, read = page(tmp_path, tmp_path / "results")
+    assert "Bands: mean and 95 % t-interval over n networks." in read.text
+    assert sum(a.get("class", "").startswith("band") for tag, a in read.elements if tag == "path") == 1
 
 
 def test_the_bench_makes_a_page_with_every_picture():

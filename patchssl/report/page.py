@@ -23,7 +23,7 @@ from patchssl.report import charts
 from patchssl.report.cost import Cost
 from patchssl.report.galleries import Gallery, Named, Query
 from patchssl.report.pictures import Pictures
-from patchssl.report.robustness import Robustness
+from patchssl.report.robustness import INTERVALS, Robustness
 from patchssl.report.scores import NONE, Score
 from patchssl.report.sections import (
     comparison_tables,
@@ -160,8 +160,14 @@ def _robustness(parts: Sequence[Robustness]) -> list[dict[str, object]]:
     titles = [name if names.count(name) == 1 else
               f"{name} #{part.dataset_fingerprint[:6]}/{part.protocol_fingerprint[:6]}"
               for name, part in zip(names, parts, strict=True)]
-    return [{"title": title, "charts": [chart for chart in _robustness_charts(part) if chart]}
+    return [{"title": title, "charts": [chart for chart in _robustness_charts(part) if chart], "bands": _bands(part)}
             for title, part in zip(titles, parts, strict=True)]
+
+
+def _bands(part: Robustness) -> str:
+    """What the bands around the curves are; empty where there are none."""
+    kinds = {score.interval for curve in part.curves for score in (*curve.jpeg.values(), *curve.crops.values())}
+    return "; ".join(words for kind, words in INTERVALS.items() if kind in kinds)
 
 
 def _robustness_charts(part: Robustness) -> list[charts.Chart | None]:

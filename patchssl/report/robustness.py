@@ -15,6 +15,8 @@ from patchssl.eval.results import Result
 from patchssl.report.scores import Row, Score, scores_of
 
 TASK = "copydays"
+INTERVALS = {"seeds": "mean and 95 % t-interval over n networks",
+             "queries": "95 % t-interval over the queries of single networks"}  # by kind of `Score.interval`
 _BLOCK = re.compile(r"(jpegqual|crops)/([1-9][0-9]{0,2})/map")
 _STRONG = "strong/map"
 

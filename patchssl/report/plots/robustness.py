@@ -15,13 +15,11 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from patchssl.errors import UsageError
 from patchssl.report.plots.canvas import LINES, STYLE, new_figure, save, shown_name
-from patchssl.report.robustness import Curve, Robustness
+from patchssl.report.robustness import INTERVALS, Curve, Robustness
 from patchssl.report.scores import NONE, Row, Score
 
 MOST_CURVES = 14  # more could not be told apart: seven colors, solid and dashed
 WIDEST_OF_TWO = 58  # characters of a label of which two fit side by side
-INTERVALS = {"seeds": "mean and 95 % t-interval over n networks",
-             "queries": "95 % t-interval over the queries of single networks"}  # by kind of `Score.interval`
 MARKERS = "osD^vP*"  # one per color, so that color is not all that tells curves apart
 Look = tuple[str, str, str]  # color, line style, marker
 
