@@ -15,6 +15,7 @@ from patchssl.cli import app
 from patchssl.errors import DataError
 from patchssl.report.cost import Cost, Step
 from patchssl.report.render import LONGEST_CELL, LONGEST_NOTE
+from patchssl.report.tables import write_tables
 from patchssl.tabling import make_tables
 
 RECORD = next(made_up_records(1))
@@ -28,13 +29,20 @@ def record(number, **changes):
     return dataclasses.replace(RECORD, weights_sha256=f"{number:064x}"[::-1], **changes)
 
 
+def hostile():
+    return record(1, model=NAME, arch="x" * 10_000, pretrain_data="\u2028data\n## heading",
+                  protocol_fingerprint="2" * 16,
+                  protocol_settings={"many": list(range(10_000)), "selection": ["best test epoch"]})
+
+
 @pytest.fixture
 def spoiled(tmp_path):
-    """Two records that can be used, one of them hostile, among some that cannot."""
+    """A record that can be used among some that cannot, one of them hostile."""
     root = tmp_path / "results"
     RECORD.write(root)
-    record(1, model=NAME, arch="x" * 10_000, pretrain_data="\u2028data\n## heading", protocol_fingerprint="2" * 16,
-           protocol_settings={"many": list(range(10_000)), "selection": ["best test epoch"]}).write(root)
+    hostile().write(root)
+    record(5, model="network <b>").write(root)
+    record(6, dataset="a/../../etc").write(root)
     whole = json.dumps(RECORD.as_dict())
     for name, text in {"cut.json": whole[:300], "empty.json": "", "bytes.json": "\udcff", "list.json": "[]",
                        "version.json": whole.replace('"schema": 1', '"schema": 0'), "deep.json": "[" * 100_000,
@@ -43,6 +51,7 @@ def spoiled(tmp_path):
         (root / name).write_text(text, errors="surrogateescape")
     os.mkfifo(root / "pipe.json")
     record(2, task="../x").write(root)
+    record(7, task="knnn").write(root)
     record(3, metrics={"other": 0.5}).write(root)
     return root
 
@@ -51,9 +60,11 @@ def test_what_cannot_be_used_is_named_and_the_rest_made(spoiled, tmp_path):
     text, paths, problems = make_tables(spoiled, tmp_path / "out", paper=True)
     assert [path.name for path in paths] == [f"{stem}.{end}" for stem in ("table", "paper")
                                              for end in ("md", "csv", "tex")]
-    assert len(problems) == 12
+    assert len(problems) == 16
     for word in ("cut.json", "empty.json", "bytes.json", "list.json", "schema 0", "deep.json", "surrogate.json",
-                 "cut.cost.json", "pipe.json", "task '../x' is unknown", "none of the metrics"):
+                 "cut.cost.json", "pipe.json", "its task is a path that leads out",
+                 "none of the metrics", "its model holds HTML: 'network <b>'", "its dataset is a path that leads out",
+                 "its model holds HTML: '<img", "task 'knnn' is unknown"):
         assert sum(word in problem for problem in problems) == 1, word
     assert f"{100 * RECORD.metrics['top1@20']:.1f}" in text
     assert not [path for path in tmp_path.rglob("*") if path.parent not in (tmp_path, spoiled, tmp_path / "out")
@@ -62,8 +73,9 @@ def test_what_cannot_be_used_is_named_and_the_rest_made(spoiled, tmp_path):
     assert again == [path.read_bytes() for path in paths]
 
 
-def test_a_hostile_name_is_text_in_every_format(spoiled, tmp_path):
-    markdown, numbers, latex, *_ = make_tables(spoiled, tmp_path / "out")[1]
+def test_a_hostile_name_that_got_through_is_text_in_every_format(tmp_path):
+    (tmp_path / "out").mkdir()
+    markdown, numbers, latex = write_tables([RECORD, hostile()], tmp_path / "out")
     text = markdown.read_text("utf-8")
     assert text.isprintable() or set(re.findall(r"[^\n]", text)) == {c for c in text if c.isprintable()}
     assert "<img" not in text and "](http" not in text
