@@ -26,7 +26,7 @@ from patchssl.report.training import Training, charts_of, compared, read_run_log
 from patchssl.report.vetting import cost_objection, objection
 from patchssl.seen import read_image
 from patchssl.token_pairs import draw_view_matches
-from patchssl.wholefile import whole_file
+from patchssl.wholefile import write_text
 
 PAGE = "index.html"
 MOST_NAMED = 5  # problems in one sentence
@@ -81,8 +81,7 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
                       compared([training.log for training in trainings]), galleries[:MOST_GALLERIES],
                       max(0, len(galleries) - MOST_GALLERIES), pictures, figures)
     path = out / PAGE
-    with whole_file(path, "report") as partial:
-        partial.write_text(render_page(content), encoding="utf-8", newline="\n")
+    write_text(path, render_page(content), "report")
     return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
 
 

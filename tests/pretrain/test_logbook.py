@@ -1,8 +1,8 @@
 """The log and TensorBoard's copy of it: the same rows, without gaps or repetitions, whatever was cut short."""
 
 import json
+import os
 import sys
-from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -127,7 +127,7 @@ def test_a_full_disk_is_a_sentence(tmp_path):
 def test_a_text_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "run.json"
     write_whole(path, "old")
-    Path(f"{path}.partial").symlink_to("/dev/full")
+    (tmp_path / f".run.json.{os.getpid()}.partial").symlink_to("/dev/full")
     with pytest.raises(PatchSSLError, match=r"run\.json could not be written"):
         write_whole(path, "new" * 10_000)
     assert path.read_text() == "old"
