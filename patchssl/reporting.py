@@ -15,7 +15,7 @@ from patchssl.backbone import Backbone
 from patchssl.console import Console
 from patchssl.drawing import draw_attention
 from patchssl.errors import DataError, PatchSSLError, UsageError
-from patchssl.eval.results import Result, read_result_files
+from patchssl.eval.results import Result, plain_text, read_result_files
 from patchssl.loading import load_backbone
 from patchssl.report.cost import Cost, read_costs
 from patchssl.report.galleries import Gallery, galleries_of
@@ -81,7 +81,7 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
                       compared([training.log for training in trainings]), galleries[:MOST_GALLERIES],
                       max(0, len(galleries) - MOST_GALLERIES), pictures, figures)
     path = out / PAGE
-    write_text(path, render_page(content), "report")
+    write_text(path, plain_text(render_page(content)), "report")  # names of files may be no UTF-8
     return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
 
 
