@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,12 @@ class Logbook:
             write_whole(self.path, text)
 
 
-def _lines_until(path: Path, steps_done: int) -> list[str]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of the log `path`, also of a run under way or killed; [] where there is none."""
+    return [json.loads(line) for line in _lines_until(path, math.inf)]
+
+
+def _lines_until(path: Path, steps_done: float) -> list[str]:
     """The whole rows of the log `path` up to update `steps_done`."""
     if not path.exists():
         return []

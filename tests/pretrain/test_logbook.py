@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from patchssl.errors import PatchSSLError, UsageError
-from patchssl.pretrain.logbook import Logbook, write_whole
+from patchssl.pretrain.logbook import Logbook, read_rows, write_whole
 
 
 def row(step):
@@ -131,3 +131,9 @@ def test_a_text_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(PatchSSLError, match=r"run\.json could not be written"):
         write_whole(path, "new" * 10_000)
     assert path.read_text() == "old"
+
+
+def test_rows_of_a_run_under_way_are_read_without_the_half_written_one(tmp_path):
+    assert read_rows(tmp_path / "log.jsonl") == []
+    (tmp_path / "log.jsonl").write_text(f"{json.dumps(row(1))}\n{json.dumps(row(2))}\n{json.dumps(row(3))[:7]}")
+    assert read_rows(tmp_path / "log.jsonl") == [row(1), row(2)]
