@@ -169,7 +169,7 @@ def _figures(models: Sequence[str], backbones: Sequence[Backbone], images: Seque
                 problems.append(f"the attention of {name} is not drawn: {error}")
         progress(len(models), len(models) + 1)
         try:
-            draw_view_matches(models, images[0], path, device=torch.device("cpu"), say=say)
+            draw_view_matches(backbones, images[0], path, device=torch.device("cpu"), say=say)
             names = ", ".join(backbone.name for backbone in backbones)
             figures.append(Figure(
                 f"Matches by the patch tokens of {names}", f"Patches of two views of {first} that are each other's "
