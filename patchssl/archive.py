@@ -11,7 +11,6 @@ is safe in threads and in processes, forked or spawned.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
@@ -31,6 +30,7 @@ from patchssl.cachefolder import index_folder
 from patchssl.errors import DataError, UnreadableImage
 from patchssl.imageset import Names
 from patchssl.unpack import BoundedEntry
+from patchssl.wholefile import replacing
 
 MOST_BYTES = 2**28  # of one member: far more than a photograph has
 _LABEL_BYTES = 256  # of a .cls member, which holds a number or a word
@@ -249,19 +249,14 @@ def _load_index(kept: Path, state: tuple[str, int, int]) -> Members | None:
 
 def _store_index(kept: Path, state: tuple[str, int, int], members: Members) -> None:
     """Keep an index; where that is not possible, a warning says so and all goes on."""
-    partial = kept.with_name(f".{kept.name}.{os.getpid()}.partial")
     blocks = {f"{kind}_{part}": array for kind, names in (("names", members.names), ("labels", members.labels))
               for part, array in zip(("block", "ends"), names.as_arrays(), strict=True)}
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(kept) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, state=_as_array(state), places=members.places, **blocks)
-        partial.replace(kept)
     except OSError as error:
         log.warning("the index of %s is not kept: %s", state[0], error)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _as_array(state: tuple[str, int, int]) -> np.ndarray:

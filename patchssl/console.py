@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+LOOK = "looking at files"  # what is counted before an evaluation
+
 
 class Console:
     """Sentences and one progress bar at a time; plain lines every few seconds where stderr is no terminal."""

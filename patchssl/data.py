@@ -45,6 +45,7 @@ from patchssl.timmset import lasting_uri, timm_splits
 __all__ = [
     "NAMED_SETS",
     "ImageSet",
+    "Progress",
     "Split",
     "UnreadableBudget",
     "find_unreadable",
@@ -54,10 +55,12 @@ __all__ = [
     "open_pair",
     "raise_unreadable",
     "require_readable",
+    "shifted",
     "split_names",
 ]
 
 Split = Literal["train", "val"]
+Progress = Callable[[int, int], None]  # images done, images in all
 NAMED_SETS: Mapping[str, int] = {"textures": 32, "textures-64": 64}  # name -> side in pixels
 _MOST_LISTED = 20
 _BLOCK = 256  # images a worker checks before it reports
@@ -281,7 +284,7 @@ def _array_images(arrays: Arrays, name: str, split: str, source: str) -> ArrayIm
 
 
 def find_unreadable(
-    images: ImageSet, workers: int = 0, progress: Callable[[int, int], None] | None = None
+    images: ImageSet, workers: int = 0, progress: Progress | None = None
 ) -> list[tuple[str, str]]:
     """(name, reason) of every image that cannot be decoded, in the set's order.
 
@@ -291,20 +294,31 @@ def find_unreadable(
     return _unreadable(images, workers, progress, all_of_them=True)
 
 
-def require_readable(sets: Sequence[ImageSet], workers: int = 0) -> None:
+def require_readable(sets: Sequence[ImageSet], workers: int = 0, progress: Progress | None = None) -> None:
     """DataError, before anything is computed, that lists the images of `sets` that cannot be decoded.
 
     Every file is looked at, begin and end, and what does not look whole is decoded; if that finds one that cannot be
     decoded, all are, so that the list is complete. Damage within a file shows when a pass decodes it
-    (`listing_unreadable`).
+    (`listing_unreadable`). `progress` counts the images of all sets, and starts again where all are decoded.
     """
-    if any(_unreadable(images, workers, None, all_of_them=False) for images in sets):
-        bad = [UnreadableImage(*found) for images in sets for found in find_unreadable(images, workers)]
-        raise_unreadable(sorted(bad, key=lambda error: error.name), sum(len(images) for images in sets))
+    ends = np.cumsum([len(images) for images in sets]).tolist()
+
+    def found(all_of_them: bool) -> Iterator[tuple[str, str]]:
+        for images, end in zip(sets, ends, strict=True):
+            shown = None if progress is None else shifted(progress, end - len(images), ends[-1])
+            yield from _unreadable(images, workers, shown, all_of_them)
+
+    if any(found(all_of_them=False)):
+        bad = [UnreadableImage(*each) for each in found(all_of_them=True)]
+        raise_unreadable(sorted(bad, key=lambda error: error.name), ends[-1])
 
 
-def _unreadable(images: ImageSet, workers: int, progress: Callable[[int, int], None] | None,
-                all_of_them: bool) -> list[tuple[str, str]]:
+def shifted(progress: Progress, before: int, total: int) -> Progress:
+    """`progress` of one part as progress of the whole."""
+    return lambda done, _: progress(before + done, total)
+
+
+def _unreadable(images: ImageSet, workers: int, progress: Progress | None, all_of_them: bool) -> list[tuple[str, str]]:
     """`find_unreadable`; not `all_of_them`: among those that do not look whole."""
     if isinstance(images, ArrayImages):
         return []

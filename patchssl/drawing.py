@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from patchssl.geometry import View
 from patchssl.loading import load_backbone
 from patchssl.matching import match_patches
 from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
+from patchssl.pretrain.logbook import LOG, read_rows
 from patchssl.pretrain.photometric import apply_colors, draw_sample_colors
 from patchssl.pretrain.views import cut_views, sample_rng
 from patchssl.pretrain.views import draw_views as draw_geometry
@@ -153,10 +153,10 @@ def draw_curves(run: Path, out: Path, references: dict[str, float] | None = None
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The rows that the run in the folder `run` has logged; UsageError where there are none yet."""
-    log = run / "log.jsonl"
-    if not log.is_file():
-        raise UsageError(f"{run} is not a run folder that has logged yet: it has no log.jsonl")
-    return [json.loads(line) for line in log.read_text().splitlines() if line]
+    rows = read_rows(run / LOG)
+    if not rows:
+        raise UsageError(f"{run} is not a run folder that has logged yet: it has no {LOG}, or no row in it")
+    return rows
 
 
 def draw_robustness(results: Path, out: Path, *, dataset: str | None = None,

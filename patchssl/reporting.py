@@ -15,7 +15,7 @@ from patchssl.backbone import Backbone
 from patchssl.console import Console
 from patchssl.drawing import draw_attention
 from patchssl.errors import DataError, PatchSSLError, UsageError
-from patchssl.eval.results import Result
+from patchssl.eval.results import Result, plain_text
 from patchssl.loading import load_backbone
 from patchssl.report.galleries import Gallery, galleries_of
 from patchssl.report.page import Content, Figure, render_page
@@ -25,7 +25,7 @@ from patchssl.report.training import Training, charts_of, compared, read_run_log
 from patchssl.report.vetting import sound_costs, sound_records
 from patchssl.seen import read_image
 from patchssl.token_pairs import draw_view_matches
-from patchssl.wholefile import whole_file
+from patchssl.wholefile import write_text
 
 PAGE = "index.html"
 MOST_NAMED = 5  # problems in one sentence
@@ -81,8 +81,7 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
                       compared([training.log for training in trainings]), galleries[:MOST_GALLERIES],
                       max(0, len(galleries) - MOST_GALLERIES), pictures, figures)
     path = out / PAGE
-    with whole_file(path, "report") as partial:
-        partial.write_text(render_page(content), encoding="utf-8", newline="\n")
+    write_text(path, plain_text(render_page(content)), "report")  # names of files may be no UTF-8
     return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
 
 
@@ -154,7 +153,7 @@ def _figures(models: Sequence[str], backbones: Sequence[Backbone], images: Seque
                 problems.append(f"the attention of {name} is not drawn: {error}")
         progress(len(models), len(models) + 1)
         try:
-            draw_view_matches(models, images[0], path, device=torch.device("cpu"), say=say)
+            draw_view_matches(backbones, images[0], path, device=torch.device("cpu"), say=say)
             names = ", ".join(backbone.name for backbone in backbones)
             figures.append(Figure(
                 f"Matches by the patch tokens of {names}", f"Patches of two views of {first} that are each other's "

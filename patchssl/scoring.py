@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from patchssl.backbone import Backbone
-from patchssl.console import Console
+from patchssl.console import LOOK, Console
 from patchssl.data import open_images, open_pair, split_names
 from patchssl.distributed import join_launched, local_rank, rank
 from patchssl.errors import UsageError
@@ -69,7 +69,8 @@ def score_linear(model: str, data: str, protocol: str | None, options: Options, 
         console.say(images.describe())
     return evaluate_linear(backbone, train, val, protocol, epochs=epochs, seed=seed, device=options.device,
                            batch_size=options.batch_size, workers=options.workers, cache=options.cache,
-                           progress=console.counter("linear"), checkpoint_folder=results / "linear-checkpoints")
+                           progress=console.counter("linear"), check_progress=console.counter(LOOK),
+                           checkpoint_folder=results / "linear-checkpoints")
 
 
 def score_copydays(model: str, data: Path, protocol: str | None, options: Options, *, ranks: int | None = None,
@@ -78,7 +79,8 @@ def score_copydays(model: str, data: Path, protocol: str | None, options: Option
     backbone = open_scored(model, options, console.say)
     return evaluate_copydays(backbone, data, protocol, ranks=ranks, distractors=distractors, whitening=whitening,
                              device=options.device, batch_size=options.batch_size, workers=options.workers,
-                             cache=options.cache, progress=console.counter("features"), say=console.say)
+                             cache=options.cache, progress=console.counter("features"),
+                             check_progress=console.counter(LOOK), say=console.say)
 
 
 def score_revisited(model: str, data: Path, set_name: str, protocol: str | None, options: Options, *,
@@ -88,7 +90,8 @@ def score_revisited(model: str, data: Path, set_name: str, protocol: str | None,
     return evaluate_revisited(backbone, data, set_name, protocol, distractors=distractors,
                               allow_truncated=allow_truncated, device=options.device,
                               batch_size=options.batch_size, workers=options.workers, cache=options.cache,
-                              progress=console.counter("features"), say=console.say)
+                              progress=console.counter("features"),
+                              check_progress=console.counter(LOOK), say=console.say)
 
 
 def score_patches(model: str, data: str, protocol: str | None, options: Options, *, pairs: int = 1, seed: int = 0,
@@ -101,7 +104,8 @@ def score_patches(model: str, data: str, protocol: str | None, options: Options,
     images = open_images(data, "val" if "val" in split_names(data) else None)
     console.say(images.describe())
     return evaluate_patches(backbone, images, protocol, pairs=pairs, seed=seed, device=options.device,
-                            batch_size=options.batch_size, workers=options.workers, progress=console.counter("patches"))
+                            batch_size=options.batch_size, workers=options.workers,
+                            progress=console.counter("patches"), check_progress=console.counter(LOOK))
 
 
 def open_matched(model: str, device: torch.device, say: Callable[[str], None]) -> Backbone:

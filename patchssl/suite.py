@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from patchssl.backbone import Backbone
-from patchssl.console import Console
+from patchssl.console import LOOK, Console
 from patchssl.data import NAMED_SETS, ImageSet, listing_unreadable, open_images, open_pair, require_readable
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copydays import copydays_protocol, dataset_name, evaluate_copydays, require_ranks
 from patchssl.eval.copydays_set import open_copydays
 from patchssl.eval.faiss_index import IndexPlan
-from patchssl.eval.features import Progress, RawPixels, compute_outputs, extract_outputs
+from patchssl.eval.features import RawPixels, compute_outputs, extract_outputs
 from patchssl.eval.fewshot import FewShot
 from patchssl.eval.knn import evaluate_knn, variant
 from patchssl.eval.linear import evaluate_linear, linear_protocol
@@ -181,7 +181,7 @@ def run_suite(backbone: Backbone, plan: SuitePlan, options: Options, *, console:
             console.say(f"{number} of {len(plan.run)}: {cell.label()}")
         try:
             share_pass(backbone, cell, plan.run[number:], options, console)
-            result = run_cell(backbone, cell, options, console.counter(cell.task) if console else None)
+            result = run_cell(backbone, cell, options, console)
         except PatchSSLError as error:
             if stop_at_errors:
                 raise
@@ -205,7 +205,7 @@ def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: O
     if options.cache is None or cell.task not in ("knn", "linear") or len(alike) < 2 or isinstance(backbone, RawPixels):
         return
     pair = open_pair(cell.data)
-    require_readable(pair, options.workers)
+    require_readable(pair, options.workers, console.counter(LOOK) if console else None)
     with listing_unreadable(pair, options.workers):
         for images in pair:
             progress = console.counter(f"{images.split} features") if console else None
@@ -213,10 +213,10 @@ def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: O
                             workers=options.workers, device=options.device, progress=progress, cache=options.cache)
 
 
-def run_cell(backbone: Backbone, cell: Cell, options: Options, progress: Progress | None = None) -> Result:
+def run_cell(backbone: Backbone, cell: Cell, options: Options, console: Console | None = None) -> Result:
     """The record of one benchmark."""
-    how: dict[str, Any] = {"device": options.device, "workers": options.workers, "cache": options.cache,
-                           "progress": progress}
+    shown = {"progress": console.counter(cell.task), "check_progress": console.counter(LOOK)} if console else {}
+    how: dict[str, Any] = {"device": options.device, "workers": options.workers, "cache": options.cache, **shown}
     name = cell.protocol.name
     if cell.task == "copydays":
         return evaluate_copydays(backbone, cell.data, name, batch_size=options.batch_size, **cell.options, **how)
@@ -224,7 +224,7 @@ def run_cell(backbone: Backbone, cell: Cell, options: Options, progress: Progres
         return evaluate_revisited(backbone, cell.data, cell.set_name or "", name, **cell.options, **how)
     if cell.task == "patches":
         return evaluate_patches(backbone, open_images(cell.data, "val"), name, batch_size=options.batch_size,
-                                device=options.device, workers=options.workers, progress=progress)
+                                device=options.device, workers=options.workers, **shown)
     train, val = open_pair(cell.data)
     if cell.task == "knn":  # a variant's name is not that of the protocol it varies
         return evaluate_knn(backbone, train, val, None, batch_size=options.batch_size, **cell.options, **how)

@@ -16,8 +16,8 @@ from patchssl.scoring import open_matched
 from patchssl.seen import Pixels, Say, item_name, read_image, token_maps
 
 
-def draw_view_matches(models: Sequence[str], image: str, out: Path, *, seed: int = 0, color: str | None = None,
-                      lines: int = 30, device: torch.device, say: Say) -> Path:
+def draw_view_matches(models: Sequence[str | Backbone], image: str, out: Path, *, seed: int = 0,
+                      color: str | None = None, lines: int = 30, device: torch.device, say: Say) -> Path:
     """Write what each of `models` matches between a wide and a close view of `image` (a file or SET:INDEX).
 
     The views are those that `eval patches` cuts of this image with this `seed`, and so are the shares of patches that
@@ -27,7 +27,7 @@ def draw_view_matches(models: Sequence[str], image: str, out: Path, *, seed: int
     pixels, name = read_image(image), item_name(image)
     pairs = []
     for model in models:
-        backbone = open_matched(model, device, say)
+        backbone = model if isinstance(model, Backbone) else open_matched(model, device, say)
         found = match_views(backbone, pixels, name, seed=seed)
         size = found.views[0].size // backbone.patch_size
         drawn = min(lines, len(found.matches.first))
@@ -60,8 +60,8 @@ def _match(backbone: Backbone, model: str, pixels: Sequence[Pixels], names: Sequ
     return MatchedPair(title, (first, second), grids, backbone.patch_size, matches[:2], matches.similarity)
 
 
-def _named(model: str) -> str:
-    return shown_name(model, most=80)
+def _named(model: str | Backbone) -> str:
+    return shown_name(model if isinstance(model, str) else model.name, most=80)
 
 
 def _percent(share: float) -> str:

@@ -22,6 +22,7 @@ from patchssl.wholefile import whole_file
 
 SUFFIXES = (".mp4", ".gif", ".webp")
 FOLDER_RATE = 10.0  # frames per second of a folder of images
+LEAST_RATE, MOST_RATE = 0.01, 1000.0  # that formats can say; a video that was read may claim anything
 MOST_PIXELS = 2**26  # of a frame: 8192 x 8192
 MOST_HELD = 2**29  # bytes of frames that an animated image may hold in memory: 512 MiB
 # of ffmpeg's names: MP4 and QuickTime, Matroska and WebM, AVI, GIF, MPEG; not playlists, which name other files
@@ -71,14 +72,15 @@ def check_video_path(out: Path) -> None:
 
 @contextmanager
 def write_video(out: Path, rate: float) -> Iterator[Add]:
-    """A function that adds a frame (H, W, 3) uint8, all of one even size, to `out` of `rate` frames per second.
+    """A function that adds a frame (H, W, 3) uint8, all of one even size, to `out`.
 
-    The file appears when all went well; after an error or Ctrl-C there is none, and an earlier one stays. UsageError
-    for more frames than an animated image may hold.
+    It shows `rate` frames per second, or the nearest that formats can say. The file appears when all went well; after
+    an error or Ctrl-C there is none, and an earlier one stays. UsageError for more frames than an animated image may
+    hold.
     """
     check_video_path(out)
     write = _write_mp4 if out.suffix.lower() == ".mp4" else _write_animation
-    with whole_file(out, "video") as partial, write(partial, out, rate) as add:
+    with whole_file(out, "video") as partial, write(partial, out, min(max(rate, LEAST_RATE), MOST_RATE)) as add:
         yield add
 
 
@@ -100,6 +102,7 @@ def _open_video(path: Path, every: int) -> Iterator[Frames]:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             _check_pixels(path, stream.codec_context.width, stream.codec_context.height)
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # of frames that grow on the way
             rate = float(stream.average_rate or stream.guessed_rate or FOLDER_RATE)
             yield Frames(_decode(path, container, stream, every), _count(stream, rate, every), rate / every)
 

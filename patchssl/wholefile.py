@@ -11,19 +11,40 @@ from patchssl.errors import DataError
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, this process's own, which becomes `path` when all went well, and is gone otherwise."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def whole_file(path: Path, what: str) -> Iterator[Path]:
-    """A path to write to, which becomes `path`, in folders made for it, when all went well.
+    """As `replacing`, in folders made for it.
 
     After an error or Ctrl-C an earlier file stays as it was. DataError, that calls the file `what`, where the disk
     does not take it.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replacing(path) as partial:
             yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"the {what} could not be written to {path}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str, what: str) -> None:
+    """Write or replace `path` so that even a power cut leaves the old text or the new; DataError as of `whole_file`."""
+    with whole_file(path, what) as partial:
+        write_through(partial, text)
+
+
+def write_through(path: Path, text: str) -> None:
+    """Write `text` in UTF-8, and wait until it is on the disk."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

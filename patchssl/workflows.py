@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from patchssl.backbone import Backbone, VitBackbone
-from patchssl.console import Console
+from patchssl.console import LOOK, Console
 from patchssl.data import open_pair
 from patchssl.errors import UsageError
 from patchssl.eval.cache import FeatureCache
@@ -54,11 +54,12 @@ def score_knn(model: str | Backbone, data: str, protocol: str | None = None, *, 
     train, val = open_pair(data)
     say(train.describe())
     say(val.describe())
-    progress = console.counter("features") if console else None
+    progress, look = (console.counter("features"), console.counter(LOOK)) if console else (None, None)
     if isinstance(backbone, str):
-        return evaluate_pixels(train, val, image_size, progress=progress, **variant)
+        return evaluate_pixels(train, val, image_size, progress=progress, check_progress=look, **variant)
     return evaluate_knn(backbone, train, val, protocol, batch_size=batch_size, workers=workers, progress=progress,
-                        search_progress=console.counter("search") if console else None, cache=cache, **variant)
+                        check_progress=look, search_progress=console.counter("search") if console else None,
+                        cache=cache, **variant)
 
 
 def open_model(model: str, device: torch.device, say: Callable[[str], None]) -> Backbone:

@@ -264,7 +264,9 @@ def test_a_look_at_all_sets_lists_their_bad_files(damaged, workers):
         require_readable((images.subset([0, 1, 2]), images), workers)
     assert "/007.png: no known image format" in str(refused.value)
     assert "/300.png: " in str(refused.value)
-    require_readable((images.subset([0, 1, 2]), images.subset([8])), workers)
+    seen: list[tuple[int, int]] = []
+    require_readable((images.subset([0, 1, 2]), images.subset(range(301, 600))), workers, lambda *at: seen.append(at))
+    assert seen == [(3, 302), (259, 302), (302, 302)]
 
 
 def test_what_looks_whole_is_not_decoded_unless_something_else_is_bad(damaged, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -75,7 +76,8 @@ def test_headings_are_in_order_and_fields_have_labels(tmp_path, results, tiny_ru
     assert len(ids) == len(set(ids))
 
 
-def test_everything_there_is_is_in_the_page(tmp_path, results, tiny_run):
+def test_everything_there_is_is_in_the_page(tmp_path, results, tiny_run, monkeypatch):
+    monkeypatch.setattr("patchssl.token_pairs.open_matched", None)  # a model is loaded once
     made, read = page(tmp_path, results, runs=[tiny_run], data=[tmp_path / "images"], models=[NETWORK])
     assert (made.num_records, made.num_runs, made.num_pictures, made.problems) == (40, 1, 9, ())
     for words in ("k-NN on frozen features", "All records", "Training", "Worst and best queries", "network-0",
@@ -146,6 +148,13 @@ def test_hostile_and_damaged_records_are_named_and_the_rest_is_made(tmp_path, re
     assert [tag for tag, _ in read.elements].count("script") == 2
     assert "alert" in read.text  # shown as text, in the sentences on what was left out
     assert "network-1" in read.text
+
+
+def test_names_that_are_no_utf8_are_shown_as_escapes(tmp_path, results):
+    (results / os.fsdecode(b"caf\xe9.json")).write_text("{")
+    made, read = page(tmp_path, results)
+    assert made.num_records == 40 and len(made.problems) == 1
+    assert r"caf\udce9.json is damaged" in read.text
 
 
 def test_the_command_says_what_was_left_out_and_exits_with_1(patchssl, tmp_path, results):

@@ -223,19 +223,26 @@ def test_another_recipe_in_the_same_folder_is_refused_by_name(whole, colors, tmp
 
 
 def test_all_benchmarks_on_a_share_of_train_that_is_held_out(tmp_path, colors, patchssl):
-    file = save(tmp_path / "tiny.yaml", split="validation", validation_share=0.25, seeds=[3], untrained=False,
-                variants={"dino": TINY["variants"]["dino"]}, tried=4, copydays={"originals": 6},
+    file = save(tmp_path / "tiny.yaml", split="validation", validation_share=0.5, seeds=[3], untrained=False,
+                variants={"dino": TINY["variants"]["dino"]}, tried=4, copydays={"originals": 20},
                 evaluations=["knn", "linear", "patches", "copydays"])
     answer = patchssl("study", file, "--data", colors, "--out", tmp_path / "out", "--json")
     assert answer.code == 0, answer.err
     records = numbers(tmp_path / "out")
     assert sorted(task for _, task in records) == ["copydays", "knn", "linear", "patches"]
     assert records["dino-3", "knn"].dataset == "colors-holdout"
-    assert records["dino-3", "knn"].detail["num_test"] == 12
+    assert records["dino-3", "knn"].detail["num_test"] == 24
     assert json.loads((tmp_path / "out" / "runs" / "dino-3" / "run.json").read_text())["dataset"] == "colors-holdout"
     found = json.loads(answer.out)
     assert found["configurations_tried"] == 5 and found["split"] == "validation"
     assert "the test images were not opened" in (tmp_path / "out" / "study.md").read_text()
+
+
+def test_too_few_images_for_copy_detection_are_said_before_the_first_cell(tmp_path, colors, patchssl):
+    answer = patchssl("study", save(tmp_path / "tiny.yaml", evaluations=["knn", "copydays"]), "--data", colors,
+                      "--out", tmp_path / "out")
+    assert answer.code == 4 and "has 12 images to score on, and copy detection needs 20 originals" in answer.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_originals_too_small_for_copies_are_enlarged_in_whole(tmp_path):

@@ -162,3 +162,30 @@ def test_animations_hold_no_more_frames_than_memory_allows(tmp_path, monkeypatch
         made(tmp_path / "a.webp")
     assert made(tmp_path / "a.gif", count=12).is_file()  # a byte a pixel
     assert made(tmp_path / "a.mp4").is_file()
+
+
+def test_a_frame_that_grows_on_the_way_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    """The size in a container's head binds nobody: the decoder itself has to know the limit."""
+    parts = []
+    for size in ((48, 64), (480, 640)):
+        path = tmp_path / f"{size[0]}.ts"
+        with av.open(str(path), "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg2video", rate=25)
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            for number in range(4):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame(number, *size), format="rgb24")))
+            container.mux(stream.encode())
+        parts.append(path.read_bytes())
+    (tmp_path / "grows.ts").write_bytes(b"".join(parts))
+    sizes = {pixels.shape[:2] for _, pixels in taken(tmp_path / "grows.ts")[0]}
+    assert sizes == {(48, 64), (480, 640)}
+    monkeypatch.setattr(videofile, "MOST_PIXELS", 100_000)
+    monkeypatch.setattr(videofile, "_check_pixels", lambda path, width, height: None)
+    with pytest.raises(DataError):
+        taken(tmp_path / "grows.ts")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
+@pytest.mark.parametrize("rate", [1e-9, 1e9])
+def test_a_rate_that_no_format_can_say_is_one_that_it_can(tmp_path, suffix, rate):
+    assert made(tmp_path / f"v{suffix}", count=2, rate=rate).stat().st_size

@@ -17,7 +17,7 @@ from patchssl.commands.options import (
     SeedOpt,
     ViewsOfOpt,
 )
-from patchssl.errors import UsageError
+from patchssl.errors import UsageError, printable
 
 SideOfImagesOpt = Annotated[int | None, typer.Option("--size", min=8, help="Short side in pixels; default: as in "
                                                                            "training.")]
@@ -151,7 +151,7 @@ def robustness(
     path, problems = draw_robustness(results, out, dataset=dataset, protocol=protocol)
     typer.echo(path)
     for problem in problems:
-        typer.echo(f"left out: {problem}", err=True)
+        typer.echo(printable(f"left out: {problem}"), err=True)
     if problems:
         raise typer.Exit(1)
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from patchssl.cachefolder import default_folder, default_limit
+from patchssl.wholefile import replacing
 
 _KEY_DIGITS = 40
 
@@ -119,9 +120,5 @@ class FeatureCache:
 
 def _write(path: Path, content: bytes) -> None:
     """All of `content` or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -78,6 +78,7 @@ def evaluate_copydays(
     batch_size: int = 64,
     workers: int = 0,
     progress: Progress | None = None,
+    check_progress: Progress | None = None,
     cache: FeatureCache | None = None,
     allow_truncated: bool = False,
     say: Callable[[str], None] | None = None,
@@ -86,9 +87,9 @@ def evaluate_copydays(
 
     `root` has Copydays' layout; `distractors` and `whitening` are folders of photographs, by default those beside
     its blocks (see `open_copydays`). `ranks` instead of the protocol's own suit a small set. The network runs where it
-    is, or moves to `device`. `progress` counts all images, `say` gets one line on what was found. Metrics: BLOCK/map
-    for all blocks, overall/muap; detail: the queries' APs in the order of their names, these names, and the first
-    results of the worst and best strong copies.
+    is, or moves to `device`. `progress` counts all images, `check_progress` the files looked at before, `say` gets one
+    line on what was found. Metrics: BLOCK/map for all blocks, overall/muap; detail: the queries' APs in the order of
+    their names, these names, and the first results of the worst and best strong copies.
 
     UsageError for an unknown protocol or a folder it has no use for. DataError, before an image is read, for
     what is missing, for a database smaller than the ranks and for too few whitening images; later with all unreadable
@@ -108,7 +109,7 @@ def evaluate_copydays(
         _require_enough(run, found.whitening)
     parts = {"copies": _copies(found), "distractors": found.distractors, "whitening": found.whitening}
     images = {name: part for name, part in parts.items() if part is not None}
-    require_readable(list(images.values()), workers)
+    require_readable(list(images.values()), workers, check_progress)
     scores, pictured = _score(run, found, images, _all_features(run, images, progress))
     detail = {**_detail(found, images, scores), "galleries": {PICTURED: pictured}}
     return make_record(backbone, plan, dataset=dataset_name(found), fingerprints=(found.fingerprint,),

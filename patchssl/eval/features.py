@@ -19,14 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 
 import patchssl
 from patchssl.backbone import Backbone, Origin
-from patchssl.data import ImageSet, raise_unreadable
+from patchssl.data import ImageSet, Progress, raise_unreadable, shifted
 from patchssl.distributed import all_gather_objects, rank, world_size
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.pooling import gem, mean_patch
 from patchssl.eval.protocols import Protocol, knn_protocol, normalize_images
 
-Progress = Callable[[int, int], None]  # images done, images in all
 Transform = Callable[[np.ndarray], Tensor]  # (H, W, 3) uint8 -> (3, h, w)
 BLOCK = 1024  # images that are cached, and dealt to processes, together: what a kill can cost
 OUTPUTS = ("features", "class:N", "mean_patch", "gem:P")
@@ -389,11 +388,6 @@ def _parse(output: str) -> tuple[str, float]:
     if kind not in ("features", "class", "mean_patch", "gem") or not value >= 1 or (kind == "class" and value % 1):
         raise UsageError(one_of("output", output, OUTPUTS))
     return kind, value
-
-
-def shifted(progress: Progress, before: int, total: int) -> Progress:
-    """`progress` of one part as progress of the whole."""
-    return lambda done, _: progress(before + done, total)
 
 
 def _require_finite(features: Tensor, work: _Work, part: range) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from patchssl.errors import DataError
-from patchssl.wholefile import whole_file
+from patchssl.wholefile import write_text
 
 _LARGEST_BYTES = 64 * 2**20
 _LONGEST_VALUE = 40  # characters of a wrong value that a sentence shows
@@ -22,10 +22,7 @@ _Record = TypeVar("_Record")
 def write_record(content: Mapping[str, Any], path: Path) -> Path:
     """Save `content` at `path`, replacing what is there; at every moment the file is whole. DataError: it cannot be."""
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    with whole_file(path, "result") as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(path, text + "\n", "result")
     return path
 
 

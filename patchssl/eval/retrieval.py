@@ -89,6 +89,7 @@ def evaluate_revisited(
     batch_size: int = 16,
     workers: int = 0,
     progress: Progress | None = None,
+    check_progress: Progress | None = None,
     cache: FeatureCache | None = None,
     allow_truncated: bool = False,
     say: Callable[[str], None] | None = None,
@@ -98,9 +99,9 @@ def evaluate_revisited(
     `root` holds gnd_NAME.pkl and jpg/, or a folder NAME or datasets/NAME with them. The images in the folder
     `distractors` (see `open_distractors`) join the database; they are streamed, so that memory holds their
     similarities to the queries and one block of features. The network runs where it is, or moves to `device`.
-    `progress` counts all images, `say` gets one line on what was found. Metrics: LEVEL/map and LEVEL/mp@{1,5,10} of
-    every level on which a query has positives; detail: the queries' names and APs, and the first results of the worst
-    and best ones on the levels medium and hard.
+    `progress` counts all images, `check_progress` the files looked at before, `say` gets one line on what was found.
+    Metrics: LEVEL/map and LEVEL/mp@{1,5,10} of every level on which a query has positives; detail: the queries' names
+    and APs, and the first results of the worst and best ones on the levels medium and hard.
 
     The official code reads files that end early as if they were whole; here that takes `allow_truncated`.
     UsageError for an unknown protocol. DataError, before an image is read, for a ground truth that is no plain data,
@@ -114,7 +115,7 @@ def evaluate_revisited(
         say(found.describe())
     where = backbone.device if device is None else torch.device(device)
     run = _Run(backbone, plan, {"batch_size": batch_size, "workers": workers, "device": where, "cache": cache})
-    require_readable([part for part in (found.images, found.distractors) if part is not None], workers)
+    require_readable([part for part in (found.images, found.distractors) if part is not None], workers, check_progress)
     similarity = _similarity(run, found, progress)
     levels = levels_of_similarity(similarity, found.truth)
     metrics = {f"{level}/{name}": value for level, scores in levels.items() if scores.num_queries

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from patchssl.errors import PatchSSLError
 from patchssl.pretrain.board import Board
+from patchssl.wholefile import replacing, write_through
 
 LOG, EVENTS = "log.jsonl", "tensorboard"
 
@@ -61,7 +62,12 @@ class Logbook:
             write_whole(self.path, text)
 
 
-def _lines_until(path: Path, steps_done: int) -> list[str]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of the log `path`, also of a run under way or killed; [] where there is none."""
+    return [json.loads(line) for line in _lines_until(path, math.inf)]
+
+
+def _lines_until(path: Path, steps_done: float) -> list[str]:
     """The whole rows of the log `path` up to update `steps_done`."""
     if not path.exists():
         return []
@@ -77,13 +83,9 @@ def _lines_until(path: Path, steps_done: int) -> list[str]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write or replace `path` so that a kill leaves the old text or the new one; PatchSSLError on a full disk."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            write_through(partial, text)
     except OSError as error:
         raise unwritable(path, error) from error
 

@@ -25,7 +25,7 @@ from patchssl.pretrain.health import collapse_warnings
 from patchssl.pretrain.logbook import Logbook
 from patchssl.pretrain.making import make_loader, peak_memory
 from patchssl.pretrain.meeting import Agreed, Meetings, Said
-from patchssl.pretrain.stopping import Stopped, StopSignals, signals_kept_from_children
+from patchssl.pretrain.stopping import Stopped, StopSignals, children_unheard, signals_kept_from_children
 from patchssl.pretrain.views import ViewBatch
 
 KnnProbe = Callable[[VitBackbone], float]  # top-1 accuracy in [0, 1] of a backbone, handed in by a workflow
@@ -122,7 +122,8 @@ def _loader_let_go() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)
+        with children_unheard():  # the loader ends its processes, of which one may have ended before
+            traceback.clear_frames(error.__traceback__)
         raise
 
 

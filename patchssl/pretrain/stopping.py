@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -89,3 +90,21 @@ def signals_kept_from_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def children_unheard() -> Iterator[None]:
+    """Processes that end are no news here: torch's handler raises wherever this one is, in a `__del__` as well."""
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main one
+        yield
+        return
+    while True:
+        try:
+            before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            break
+        except RuntimeError:  # of a process that has ended already
+            continue
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)

@@ -90,6 +90,12 @@ class Setting(NamedTuple):
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.clock == "processor" else ""
         return f"{TITLE}: {self.images} image{'s' * (self.images > 1)} ({self.views}), {self.device}{threads}"
 
+    @property
+    def full_title(self) -> str:
+        """Of tables that `title` does not tell apart."""
+        threads = f", {self.threads} threads" if self.clock == "wall" else ""
+        return f"{self.title}{threads}, torch {self.torch}, {self.clock} time, {self.memory} memory"
+
 
 def read_costs(root: Path) -> tuple[list[Cost], list[str]]:
     """All cost records below `root`, in the order of their paths, and a sentence for every file left out."""
@@ -108,9 +114,8 @@ def cost_frames(costs: Iterable[Cost]) -> dict[str, pd.DataFrame]:
     for cost in sorted(costs, key=_order):
         groups.setdefault(_setting(cost), []).append(cost)
     titles = [setting.title for setting in groups]
-    return {setting.title if titles.count(setting.title) == 1 else
-            f"{setting.title}, torch {setting.torch}, {setting.clock} time, {setting.memory} memory":
-            _frame(setting, found) for setting, found in groups.items()} or {TITLE: _empty_frame()}
+    return {setting.title if titles.count(setting.title) == 1 else setting.full_title: _frame(setting, found)
+            for setting, found in groups.items()} or {TITLE: _empty_frame()}
 
 
 def cost_numbers(costs: Iterable[Cost]) -> pd.DataFrame:

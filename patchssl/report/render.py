@@ -5,14 +5,14 @@ A frame's footnotes are in `frame.attrs["notes"]`, the (row, column) numbers of 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from patchssl.errors import DataError, printable
+from patchssl.errors import printable
+from patchssl.wholefile import write_text
 
 NAMED = 3  # method, architecture, pretraining are words
 LONGEST_CELL, LONGEST_NOTE = 200, 2_000  # characters that are shown of what a record says
@@ -42,14 +42,8 @@ def write_frames(frames: Mapping[str, pd.DataFrame], numbers: Sequence[pd.DataFr
         "tex": "\n".join([TEX_HEAD, *(to_latex(frame, title) for title, frame in frames.items())]),
     }
     paths = [out_dir / f"{stem}.{suffix}" for suffix in texts]
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, texts.values(), strict=True):
-            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            partial.write_text(text, encoding="utf-8", newline="\n")
-            partial.replace(path)
-    except OSError as error:
-        raise DataError(f"the tables could not be written to {out_dir}: {error.strerror or error}") from error
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_text(path, text, "table")
     return paths
 
 

@@ -108,7 +108,7 @@ def read_run_log(folder: Path) -> RunLog:
         warnings = list(collapse_warnings(
             whole[-1], recipe.head.num_prototypes, num_tokens=recipe.optim.batch_size * recipe.views.num_global,
             best_rank=max(row.get("effective_rank", 0.0) for row in whole)).values())
-    except (PatchSSLError, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (PatchSSLError, OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         problems.append(f"what kind of run {folder} was cannot be read: {error}")
     except KeyError as error:
         problems.append(f"the health of {folder} cannot be judged: its log lacks {error}")

@@ -9,7 +9,8 @@ from typing import Any
 
 from patchssl.console import Console
 from patchssl.data import open_pair
-from patchssl.study.config import load_study
+from patchssl.errors import DataError
+from patchssl.study.config import LEAST_ORIGINALS, load_study
 from patchssl.study.place import Cell, Place, cells_of, place_of
 from patchssl.study.plan import StudyPlan, plan_study
 from patchssl.study.run import Progress, run_cells
@@ -67,10 +68,19 @@ def plan(asked: Asked, console: Console) -> tuple[StudyPlan, Summary]:
     return found, summarize(asked.place, asked.cells)
 
 
+def _require_enough(place: Place) -> None:
+    """DataError, before the first cell and not after it, for images without labels, or too few to make copies of."""
+    pair = open_pair(place.data)
+    for images in pair:
+        images.require_labels()
+    if "copydays" in place.study.evaluations and (count := len(pair[1])) < LEAST_ORIGINALS:
+        raise DataError(f"{place.data} has {count} images to score on, and copy detection needs {LEAST_ORIGINALS} "
+                        f"originals; leave copydays out of the evaluations of study {place.study.name}")
+
+
 def run(asked: Asked, console: Console) -> Answer:
     """Plan, run what is missing, tabulate what is there."""
-    for images in open_pair(asked.place.data):
-        images.require_labels()  # said before the first cell, not after it
+    _require_enough(asked.place)
     before = plan_study(asked.place, asked.cells, device=asked.device, progress=console.counter("planning"))
     console.say(before.text())
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from importlib.abc import Traversable
 
 UNTRAINED = "untrained"  # the variant that every study may have beside its own: the network before its first update
+LEAST_ORIGINALS = 20  # as many ranks are scored
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$", max_length=40)]
 Settings = dict[str, Any]  # dotted names of a recipe's settings, and their values
 Task = Literal["knn", "linear", "patches", "copydays"]
@@ -27,7 +28,7 @@ Task = Literal["knn", "linear", "patches", "copydays"]
 class MadeCopydays(Part):
     """A copy detection set made from the images that the study scores on."""
 
-    originals: Annotated[int, Field(ge=2)] = 100
+    originals: Annotated[int, Field(ge=LEAST_ORIGINALS)] = 100
     seed: NonNegativeInt = 0
 
 

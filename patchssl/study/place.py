@@ -23,9 +23,10 @@ from patchssl.data import lasting_name
 from patchssl.errors import DataError, UsageError, one_of
 from patchssl.eval.results import Result, read_results
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.logbook import LOG, write_whole
+from patchssl.pretrain.logbook import LOG, read_rows
 from patchssl.pretrain.resuming import FACTS, FREE, changes_between, read_run, sentence
 from patchssl.study.config import UNTRAINED, Study
+from patchssl.wholefile import write_text
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,7 @@ class Place:
 
     def log(self, cell: Cell) -> list[dict[str, Any]]:
         """The rows of the run's log, [] where there is none."""
-        path = self.run(cell) / LOG
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+        return read_rows(self.run(cell) / LOG)
 
     def begun(self, cell: Cell) -> bool:
         """Is there a run that can be gone on with? UsageError for one of another recipe or other images."""
@@ -156,9 +156,7 @@ class Place:
         """Write down how `cell` ended."""
         outcome = Outcome(cell.variant, cell.seed, self.data, cell.recipe.model_dump(mode="json"),
                           list(self.study.evaluations), **facts)
-        path = self._outcome(cell)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(asdict(outcome), indent=2, sort_keys=True) + "\n")
+        write_text(self._outcome(cell), json.dumps(asdict(outcome), indent=2, sort_keys=True) + "\n", "outcome")
         return outcome
 
     @contextmanager

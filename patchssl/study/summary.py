@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from patchssl.console import clock
-from patchssl.pretrain.logbook import write_whole
 from patchssl.report.published import PAPER_DATASETS, plain_name
 from patchssl.report.render import to_csv, to_markdown
 from patchssl.report.scores import Column
@@ -33,6 +32,7 @@ from patchssl.report.variants import (
 )
 from patchssl.study.config import UNTRAINED
 from patchssl.study.place import Cell, Outcome, Place, configurations
+from patchssl.wholefile import write_text
 
 STEM = "study"
 _NAMED = ["Variant", "What differs", "Seeds"]
@@ -112,12 +112,11 @@ class Summary:
 
     def write(self) -> list[Path]:
         """Write study.md, study.csv and study.json, and the comparison tables of all records as table.*."""
-        self.place.root.mkdir(parents=True, exist_ok=True)
         texts = {"md": self.text(), "csv": to_csv(pd.DataFrame(self.rows(), dtype=object)),
                  "json": json.dumps(self.as_dict(), indent=2, sort_keys=True) + "\n"}
         paths = [self.place.root / f"{STEM}.{suffix}" for suffix in texts]
         for path, text in zip(paths, texts.values(), strict=True):
-            write_whole(path, text)
+            write_text(path, text, "summary")
         records = self.place.results([cell for cells in self.variants.values() for cell in cells])
         return paths + (write_tables(records, self.place.root, "table") if records else [])
 

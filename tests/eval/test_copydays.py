@@ -436,9 +436,11 @@ def test_features_that_are_not_finite_are_named(tmp_path):
 
 @pytest.mark.parametrize("protocol", ["dino", "dino-plain"])
 def test_progress_counts_all_images_of_all_folders(small, protocol):
-    calls = []
-    scored(mean_color(), small, protocol, batch_size=16, progress=lambda *call: calls.append(call))
+    calls, looks = [], []
+    scored(mean_color(), small, protocol, batch_size=16, progress=lambda *call: calls.append(call),
+           check_progress=lambda *look: looks.append(look))
     total = 94 if protocol == "dino" else 80
+    assert looks[-1] == (total, total) and {of for _, of in looks} == {total}
     assert calls[-1] == (total, total)
     assert {total for _, total in calls} == {calls[-1][1]}
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})

@@ -1,14 +1,14 @@
 """The log and TensorBoard's copy of it: the same rows, without gaps or repetitions, whatever was cut short."""
 
 import json
+import os
 import sys
-from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from patchssl.errors import PatchSSLError, UsageError
-from patchssl.pretrain.logbook import Logbook, write_whole
+from patchssl.pretrain.logbook import Logbook, read_rows, write_whole
 
 
 def row(step):
@@ -127,7 +127,13 @@ def test_a_full_disk_is_a_sentence(tmp_path):
 def test_a_text_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "run.json"
     write_whole(path, "old")
-    Path(f"{path}.partial").symlink_to("/dev/full")
+    (tmp_path / f".run.json.{os.getpid()}.partial").symlink_to("/dev/full")
     with pytest.raises(PatchSSLError, match=r"run\.json could not be written"):
         write_whole(path, "new" * 10_000)
     assert path.read_text() == "old"
+
+
+def test_rows_of_a_run_under_way_are_read_without_the_half_written_one(tmp_path):
+    assert read_rows(tmp_path / "log.jsonl") == []
+    (tmp_path / "log.jsonl").write_text(f"{json.dumps(row(1))}\n{json.dumps(row(2))}\n{json.dumps(row(3))[:7]}")
+    assert read_rows(tmp_path / "log.jsonl") == [row(1), row(2)]

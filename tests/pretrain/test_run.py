@@ -21,7 +21,7 @@ import patchssl
 from patchssl.checkpoint import load_checkpoint
 from patchssl.errors import CheckpointError, DataError, Interrupted, NotFiniteError, PatchSSLError, UsageError
 from patchssl.pretrain.config import load_recipe, parse_recipe
-from patchssl.pretrain.loop import Clock
+from patchssl.pretrain.loop import Clock, _loader_let_go
 from patchssl.pretrain.plan import plan_run
 from patchssl.pretrain.run import pretrain, resume
 from patchssl.pretrain.views import ViewDataset
@@ -423,6 +423,30 @@ def test_a_worker_that_was_killed_is_a_sentence_and_the_run_can_go_on(whole, dat
                  progress=Listener(3, kill_a_worker))
     assert caught.value.exit_code == 1
     assert load_checkpoint(Path("run"))["steps_done"] >= 2
+
+
+def test_the_word_of_a_lost_worker_does_not_break_into_the_end_of_the_loader(monkeypatch):
+    """A connection to it may break first; then the loader is let go by an error, and no error may come out of that."""
+    class Loader:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGCHLD)
+
+    def read():
+        loader = Loader()
+        raise ConnectionResetError(str(type(loader)))
+
+    def handler(number, frame):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        with pytest.raises(ConnectionResetError, match="Loader"), _loader_let_go():
+            read()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert not lost
 
 
 def test_a_worker_lost_while_a_checkpoint_is_written_is_said_too(data, monkeypatch):

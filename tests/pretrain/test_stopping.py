@@ -6,10 +6,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
-from patchssl.pretrain.stopping import SIGNALS, Stopped, StopSignals, signals_kept_from_children
+from patchssl.pretrain.stopping import SIGNALS, Stopped, StopSignals, children_unheard, signals_kept_from_children
 
 
 def send(number):
@@ -112,3 +113,39 @@ def test_children_never_get_them():
     with pytest.raises(Stopped), StopSignals():
         send(signal.SIGTERM)
         time.sleep(1)
+
+
+@contextmanager
+def raising_for_children():
+    """What torch does for the processes of a loader: raise, wherever this one is."""
+    def handler(number, frame):
+        raise RuntimeError("a worker was killed")
+
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield handler
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_child_that_ends_does_not_break_in_where_none_is_heard():
+    with raising_for_children() as handler:
+        with children_unheard():
+            subprocess.run([sys.executable, "-c", ""], check=True)
+        assert signal.getsignal(signal.SIGCHLD) is handler
+        with pytest.raises(RuntimeError, match="a worker was killed"):
+            send(signal.SIGCHLD)
+
+
+def test_children_are_unheard_by_a_thread_that_may_not_set_handlers():
+    heard = []
+
+    def listen():
+        with children_unheard():
+            heard.append(signal.getsignal(signal.SIGCHLD))
+
+    with raising_for_children() as handler:
+        thread = threading.Thread(target=listen)
+        thread.start()
+        thread.join()
+    assert heard == [handler]

@@ -45,6 +45,13 @@ def test_other_machines_and_settings_have_a_table_of_their_own(changes):
     assert [len(frame) for frame in frames.values()] == [3, 3]
 
 
+def test_every_way_of_a_gpu_has_its_table_whatever_else_differs():
+    """Threads of the processor do not stand in the title there, and yet they are part of the setting."""
+    gpu = {"device": "Some GPU", "clock": "wall", "memory": "device"}
+    frames = cost_frames([cost(**gpu), cost(threads=2, **gpu), cost(**gpu, versions={"torch": "2.15"})])
+    assert [len(frame) for frame in frames.values()] == [3, 3, 3]
+
+
 def test_what_a_run_did_not_measure_is_said():
     (frame,) = cost_frames([cost(steps=[step("ibot", "", [1.0], 300.0)])]).values()
     assert frame.to_numpy().tolist()[0][3:] == ["1,000", "300", "100", *["not run"] * 4]

@@ -52,10 +52,12 @@ def test_a_log_without_a_row_is_refused(run):
             read_run_log(run)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"data": "x"}', '{"versions": 3, "recipe": 4}'])
-def test_a_run_with_damaged_facts_keeps_its_curves(run, content):
-    (run / "run.json").write_text(content)
-    (run / "recipe.yaml").write_text("a: [")
+@pytest.mark.parametrize(("facts", "recipe"), [
+    *((facts, "a: [") for facts in ("", "[]", "{", '{"data": "x"}', '{"versions": 3, "recipe": 4}', "[" * 10**5)),
+    ("{}", "[" * 10**4)])
+def test_a_run_with_damaged_facts_keeps_its_curves(run, facts, recipe):
+    (run / "run.json").write_text(facts)
+    (run / "recipe.yaml").write_text(recipe)
     log = read_run_log(run)
     assert log.rows and charts_of(log)
     assert len(log.problems) == 1 and "mine" in log.problems[0]
