@@ -15,15 +15,14 @@ from patchssl.backbone import Backbone
 from patchssl.console import Console
 from patchssl.drawing import draw_attention
 from patchssl.errors import DataError, PatchSSLError, UsageError
-from patchssl.eval.results import Result, read_result_files
+from patchssl.eval.results import Result
 from patchssl.loading import load_backbone
-from patchssl.report.cost import Cost, read_costs
 from patchssl.report.galleries import Gallery, galleries_of
 from patchssl.report.page import Content, Figure, render_page
 from patchssl.report.pictures import Pictures, data_url
 from patchssl.report.robustness import robustness_curves
 from patchssl.report.training import Training, charts_of, compared, read_run_log, run_folders
-from patchssl.report.vetting import cost_objection, objection
+from patchssl.report.vetting import sound_costs, sound_records
 from patchssl.seen import read_image
 from patchssl.token_pairs import draw_view_matches
 from patchssl.wholefile import whole_file
@@ -65,9 +64,10 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     backbones = [load_backbone(model) for model in models]
     for image in images:
         read_image(image)  # a wrong name is known at once
-    files, problems = _records(results)
+    files, problems = sound_records(results)
     records = list(files.values())
-    costs = _costs(results, problems)
+    costs, unsound = sound_costs(results)
+    problems += unsound
     trainings = _trainings(folders, problems)
     if not records and not trainings and not costs:
         raise DataError(f"there is nothing to report: {results} holds no result records that can be shown; make one "
@@ -84,22 +84,6 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     with whole_file(path, "report") as partial:
         partial.write_text(render_page(content), encoding="utf-8", newline="\n")
     return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
-
-
-def _records(results: Path) -> tuple[dict[Path, Result], list[str]]:
-    """The records that can be shown, by their files, and why others cannot."""
-    found, problems = read_result_files(results)
-    objections = {path: objection(record) for path, record in found.items()}
-    problems += [f"{path} is left out: {reason}" for path, reason in objections.items() if reason]
-    return {path: record for path, record in found.items() if not objections[path]}, problems
-
-
-def _costs(results: Path, problems: list[str]) -> list[Cost]:
-    """The records of costs that can be shown."""
-    costs, damaged = read_costs(results)
-    objections = [cost_objection(cost) for cost in costs]
-    problems += damaged + [f"a record of costs in {results} is left out: {reason}" for reason in objections if reason]
-    return [cost for cost, reason in zip(costs, objections, strict=True) if not reason]
 
 
 def _trainings(folders: Sequence[Path], problems: list[str]) -> list[Training]:

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from patchssl.errors import DataError, one_of
-from patchssl.eval.results import Result, read_results
-from patchssl.report.cost import read_costs, write_costs
+from patchssl.eval.results import Result
+from patchssl.report.cost import write_costs
 from patchssl.report.paper import read_unavailable, write_paper
 from patchssl.report.scores import HEADLINES, metric_place
 from patchssl.report.tables import write_tables
+from patchssl.report.vetting import sound_costs, sound_records
 
 MOST_NAMED = 3  # unreadable files in one sentence
 
@@ -21,9 +22,10 @@ def make_tables(results: Path, out: Path, *, paper: bool = False) -> tuple[str, 
     Returns the Markdown of the tables of all data sets and costs found, the files written, and a sentence for every
     record that had to be left out. DataError where there is nothing to make a table of.
     """
-    records, problems = read_results(results)
-    costs, damaged = read_costs(results)
-    problems += damaged
+    sound, problems = sound_records(results)
+    records = list(sound.values())
+    costs, unsound = sound_costs(results)
+    problems += unsound
     if not records and not costs:
         unread = f" that can be read: {'; '.join(problems[:MOST_NAMED])}" if problems else ""
         raise DataError(f"{results} holds no result records{unread}; make one with: patchssl eval knn MODEL "

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from patchssl.bench_report import made_up_records
 from patchssl.cli import app
 from patchssl.errors import DataError
+from patchssl.eval.results import read_results
 from patchssl.report.cost import Cost, Step
 from patchssl.report.render import LONGEST_CELL, LONGEST_NOTE
+from patchssl.report.tables import write_tables
 from patchssl.tabling import make_tables
 
 RECORD = next(made_up_records(1))
@@ -30,7 +32,7 @@ def record(number, **changes):
 
 @pytest.fixture
 def spoiled(tmp_path):
-    """Two records that can be used, one of them hostile, among some that cannot."""
+    """A record that can be used, among some that cannot, one of them hostile."""
     root = tmp_path / "results"
     RECORD.write(root)
     record(1, model=NAME, arch="x" * 10_000, pretrain_data="\u2028data\n## heading", protocol_fingerprint="2" * 16,
@@ -51,9 +53,9 @@ def test_what_cannot_be_used_is_named_and_the_rest_made(spoiled, tmp_path):
     text, paths, problems = make_tables(spoiled, tmp_path / "out", paper=True)
     assert [path.name for path in paths] == [f"{stem}.{end}" for stem in ("table", "paper")
                                              for end in ("md", "csv", "tex")]
-    assert len(problems) == 12
+    assert len(problems) == 13
     for word in ("cut.json", "empty.json", "bytes.json", "list.json", "schema 0", "deep.json", "surrogate.json",
-                 "cut.cost.json", "pipe.json", "task '../x' is unknown", "none of the metrics"):
+                 "cut.cost.json", "pipe.json", "its task is a path that leads out", "none of the metrics"):
         assert sum(word in problem for problem in problems) == 1, word
     assert f"{100 * RECORD.metrics['top1@20']:.1f}" in text
     assert not [path for path in tmp_path.rglob("*") if path.parent not in (tmp_path, spoiled, tmp_path / "out")
@@ -62,8 +64,20 @@ def test_what_cannot_be_used_is_named_and_the_rest_made(spoiled, tmp_path):
     assert again == [path.read_bytes() for path in paths]
 
 
+@pytest.mark.parametrize(("change", "reason"), [({"model": "<script>alert(1)</script>"}, "its model holds HTML"),
+                                               ({"dataset": "../../../etc"}, "its dataset is a path that leads out")])
+def test_a_hostile_record_is_named_and_left_out(tmp_path, change, reason):
+    RECORD.write(tmp_path)
+    hostile = record(1, **change).write(tmp_path)
+    text, _, problems = make_tables(tmp_path, tmp_path / "out")
+    assert len(problems) == 1 and problems[0].startswith(f"{hostile} is left out: {reason}")
+    alone = tmp_path / "alone"
+    RECORD.write(alone)
+    assert text == make_tables(alone, alone)[0]
+
+
 def test_a_hostile_name_is_text_in_every_format(spoiled, tmp_path):
-    markdown, numbers, latex, *_ = make_tables(spoiled, tmp_path / "out")[1]
+    markdown, numbers, latex = write_tables(read_results(spoiled)[0], tmp_path / "out")
     text = markdown.read_text("utf-8")
     assert text.isprintable() or set(re.findall(r"[^\n]", text)) == {c for c in text if c.isprintable()}
     assert "<img" not in text and "](http" not in text

@@ -1,4 +1,4 @@
-"""Which records a page leaves out because what they call themselves was made to harm a reader.
+"""Which records tables, figures and pages leave out because what they call themselves was made to harm a reader.
 
 Every value is escaped where it is shown all the same; a record that tries is not to be trusted with its numbers.
 """
@@ -7,16 +7,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from patchssl.eval.results import Result
-from patchssl.report.cost import Cost
+from patchssl.eval.results import Result, read_result_files
+from patchssl.report.cost import Cost, read_costs
 
 _TAG = re.compile(r"<\s*[a-z!/?]", re.IGNORECASE)
 _LONGEST = 500  # characters of a name or setting
 _DEEPEST = 8  # settings within settings
 _MOST_STRINGS = 2_000  # of protocol, metrics and versions
+
+
+def sound_records(results: Path) -> tuple[dict[Path, Result], list[str]]:
+    """The records below `results` that can be shown, by their files, and a sentence for each of the others."""
+    found, problems = read_result_files(results)
+    objections = {path: objection(record) for path, record in found.items()}
+    problems += [f"{path} is left out: {reason}" for path, reason in objections.items() if reason]
+    return {path: record for path, record in found.items() if not objections[path]}, problems
+
+
+def sound_costs(results: Path) -> tuple[list[Cost], list[str]]:
+    """As `sound_records`, the records of costs."""
+    costs, problems = read_costs(results)
+    objections = [cost_objection(cost) for cost in costs]
+    problems += [f"a record of costs in {results} is left out: {reason}" for reason in objections if reason]
+    return [cost for cost, reason in zip(costs, objections, strict=True) if not reason], problems
 
 
 def objection(record: Result) -> str | None:
