@@ -10,16 +10,17 @@ import torch
 
 from patchssl.backbone import Backbone
 from patchssl.errors import DataError, UsageError
-from patchssl.eval.results import read_results
 from patchssl.geometry import View
 from patchssl.loading import load_backbone
 from patchssl.matching import match_patches
 from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
-from patchssl.pretrain.logbook import LOG, read_rows
+from patchssl.pretrain.logbook import LOG
 from patchssl.pretrain.photometric import apply_colors, draw_sample_colors
 from patchssl.pretrain.views import cut_views, sample_rng
 from patchssl.pretrain.views import draw_views as draw_geometry
 from patchssl.report.robustness import robustness_curves
+from patchssl.report.training import read_run_log
+from patchssl.report.vetting import sound_records
 from patchssl.seen import Pixels, Say, attention_rows, component_colors, read_image, token_maps
 
 
@@ -131,14 +132,14 @@ def draw_views(images: Sequence[str], recipe: Recipe, out: Path, *, seed: int = 
 
 
 def draw_curves(run: Path, out: Path, references: dict[str, float] | None = None,
-                others: Sequence[Path] = ()) -> Path:
+                others: Sequence[Path] = (), *, say: Say | None = None) -> Path:
     """Write loss, k-NN, entropy and rank of the run folder `run`, and of `others` beside it.
 
-    `references` are k-NN accuracies to compare with.
+    `references` are k-NN accuracies to compare with. `say` hears of damaged rows, which are left out.
     """
     from patchssl.report.plots import plot_curves
 
-    rows, num_prototypes = read_log(run), recipe_of(str(run)).head.num_prototypes
+    rows, num_prototypes = read_log(run, say), recipe_of(str(run)).head.num_prototypes
     if not others:
         return plot_curves(rows, out, references=references, num_prototypes=num_prototypes)
     runs = [run, *others]
@@ -147,16 +148,19 @@ def draw_curves(run: Path, out: Path, references: dict[str, float] | None = None
         raise UsageError(f"{next(name for name in names if names.count(name) > 1)} is named twice")
     same = all(recipe_of(str(other)).head.num_prototypes == num_prototypes for other in others)
     return plot_curves(rows, out, references=references, num_prototypes=num_prototypes if same else None,
-                       name=names[0], others={name: read_log(other) for name, other in zip(names[1:], others,
-                                                                                         strict=True)})
+                       name=names[0],
+                       others={name: read_log(other, say) for name, other in zip(names[1:], others, strict=True)})
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """The rows that the run in the folder `run` has logged; UsageError where there are none yet."""
-    rows = read_rows(run / LOG)
-    if not rows:
-        raise UsageError(f"{run} is not a run folder that has logged yet: it has no {LOG}, or no row in it")
-    return rows
+def read_log(run: Path, say: Say | None = None) -> list[dict[str, Any]]:
+    """The rows of the log of `run` that can be read; UsageError where there is no log yet, DataError without a row."""
+    if not (run / LOG).is_file():
+        raise UsageError(f"{run} is not a run folder that has logged yet: it has no {LOG}")
+    log = read_run_log(run)
+    for problem in log.problems:
+        if say:
+            say(problem)
+    return list(log.rows)
 
 
 def draw_robustness(results: Path, out: Path, *, dataset: str | None = None,
@@ -167,8 +171,8 @@ def draw_robustness(results: Path, out: Path, *, dataset: str | None = None,
     """
     from patchssl.report.plots import plot_robustness
 
-    records, problems = read_results(results)
-    settings = robustness_curves(records)
+    records, problems = sound_records(results)
+    settings = robustness_curves(list(records.values()))
     if not settings:
         raise DataError(f"{results} holds no records of Copydays or a set in its layout; make one with: patchssl eval "
                         f"copydays MODEL --data DIR --results {results}")

@@ -349,6 +349,9 @@ def parse_location(uri: str) -> Location:
     query, _, late = query.partition("#")
     place, _, network = place.partition("#")
     path = Path(os.path.expanduser(place))  # noqa: PTH111 - leaves the name of no user as it is
+    if place == "pixels" and not _exists(path):
+        raise UsageError(f"'{uri}' means raw pixels, which are no network: eval scores them, here a network is "
+                         "needed")
     if not place or not _exists(path):
         raise UsageError(f"model '{uri}' does not exist{_near(uri, path)}, and nothing else is loaded in its place. A "
                          "model is a run folder, a file of weights, or timm:..., hf-hub:..., random:..., py:...; "

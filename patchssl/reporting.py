@@ -66,8 +66,8 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
         read_image(image)  # a wrong name is known at once
     files, problems = sound_records(results)
     records = list(files.values())
-    costs, damaged = sound_costs(results)
-    problems += damaged
+    costs, unsound = sound_costs(results)
+    problems += unsound
     trainings = _trainings(folders, problems)
     if not records and not trainings and not costs:
         raise DataError(f"there is nothing to report: {results} holds no result records that can be shown; make one "

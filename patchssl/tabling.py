@@ -22,10 +22,10 @@ def make_tables(results: Path, out: Path, *, paper: bool = False) -> tuple[str, 
     Returns the Markdown of the tables of all data sets and costs found, the files written, and a sentence for every
     record that had to be left out. DataError where there is nothing to make a table of.
     """
-    found, problems = sound_records(results)
-    costs, damaged = sound_costs(results)
-    records = list(found.values())
-    problems += damaged
+    sound, problems = sound_records(results)
+    records = list(sound.values())
+    costs, unsound = sound_costs(results)
+    problems += unsound
     if not records and not costs:
         unread = f" that can be read: {'; '.join(problems[:MOST_NAMED])}" if problems else ""
         raise DataError(f"{results} holds no result records{unread}; make one with: patchssl eval knn MODEL "

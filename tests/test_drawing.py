@@ -248,6 +248,23 @@ def test_curves_are_those_of_the_log(tiny_run, tmp_path, seen_plots):
     assert named == {"references": {"random network": 0.5}, "num_prototypes": 32}
 
 
+def test_damaged_rows_of_a_log_are_left_out_of_its_curves(tiny_run, tmp_path, seen_plots):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    whole = (run / "log.jsonl").read_text()
+    draw_curves(run, tmp_path / "c.png")
+    (rows, _), _ = seen_plots["plot_curves"]
+    said = []
+    (run / "log.jsonl").write_text("[1]\n" + whole + whole[:40])  # a kill cuts the last row short
+    draw_curves(run, tmp_path / "c.png", say=said.append)
+    (kept, _), _ = seen_plots["plot_curves"]
+    assert kept == rows
+    assert len(said) == 1 and "1 of" in said[0] and "damaged and left out" in said[0]
+    (run / "log.jsonl").write_text("[1]\n")
+    with pytest.raises(DataError, match="no row that can be read"):
+        draw_curves(run, tmp_path / "c.png")
+
+
 def test_curves_of_several_runs_are_called_by_their_folders(tiny_run, tmp_path, seen_plots):
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)

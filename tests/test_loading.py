@@ -132,6 +132,7 @@ def test_other_untrained_networks(arch, monkeypatch):
     ("hf-hub:", ["''", "ORG/NAME"]), ("hf-hub:a/b/c", ["'a/b/c'", "ORG/NAME"]), ("hf-hub:../x", ["'../x'"]),
     ("runs/nothing-here", ["model 'runs/nothing-here' does not exist", "nothing else is loaded in its place",
                            "'patchssl models' lists names"]),
+    ("pixels?img_size=32", ["raw pixels", "no network", "eval scores them"]), ("pixels", ["raw pixels"]),
     ("nothing.pth", ["model 'nothing.pth' does not exist"]),
     ("nothing.pth#teacher?heads=3", ["model 'nothing.pth#teacher?heads=3' does not exist"]),
     ("", ["model '' does not exist"]), ("#teacher", ["does not exist"]), ("?heads=3", ["does not exist"]),

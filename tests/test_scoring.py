@@ -429,6 +429,7 @@ def test_ctrl_c_says_what_there_is_to_go_on_from(patchssl, task, colors, tmp_pat
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
+    monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "cache"))  # nothing of it has been computed
     monkeypatch.setattr("patchssl.eval.features._forward", stop)
     stopped = patchssl("eval", task, SMALL, "--data", colors, "--results", tmp_path / "out", "--workers", "0")
     assert (stopped.code, stopped.out) == (130, "")

@@ -73,6 +73,18 @@ def test_what_cannot_be_used_is_named_and_the_rest_made(spoiled, tmp_path):
     assert again == [path.read_bytes() for path in paths]
 
 
+@pytest.mark.parametrize(("change", "reason"), [({"model": "<script>alert(1)</script>"}, "its model holds HTML"),
+                                               ({"dataset": "../../../etc"}, "its dataset is a path that leads out")])
+def test_a_hostile_record_is_named_and_left_out(tmp_path, change, reason):
+    RECORD.write(tmp_path)
+    hostile = record(1, **change).write(tmp_path)
+    text, _, problems = make_tables(tmp_path, tmp_path / "out")
+    assert len(problems) == 1 and problems[0].startswith(f"{hostile} is left out: {reason}")
+    alone = tmp_path / "alone"
+    RECORD.write(alone)
+    assert text == make_tables(alone, alone)[0]
+
+
 def test_a_hostile_name_that_got_through_is_text_in_every_format(tmp_path):
     (tmp_path / "out").mkdir()
     markdown, numbers, latex = write_tables([RECORD, hostile()], tmp_path / "out")

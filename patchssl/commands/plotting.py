@@ -132,7 +132,7 @@ def curves(
     """Loss, k-NN, entropy and effective rank of a run, or of several beside each other."""
     from patchssl.drawing import draw_curves
 
-    typer.echo(draw_curves(run, out, others=others or ()))
+    typer.echo(draw_curves(run, out, others=others or (), say=_say))
 
 
 @plot_app.command()

@@ -1,4 +1,4 @@
-"""Which records tables and pages leave out because what they call themselves was made to harm a reader.
+"""Which records tables, figures and pages leave out because what they call themselves was made to harm a reader.
 
 Every value is escaped where it is shown all the same; a record that tries is not to be trusted with its numbers.
 """
@@ -19,19 +19,19 @@ _DEEPEST = 8  # settings within settings
 _MOST_STRINGS = 2_000  # of protocol, metrics and versions
 
 
-def sound_records(root: Path) -> tuple[dict[Path, Result], list[str]]:
-    """The records below `root` that can be shown, by their files, and a sentence for every file that is left out."""
-    found, problems = read_result_files(root)
+def sound_records(results: Path) -> tuple[dict[Path, Result], list[str]]:
+    """The records below `results` that can be shown, by their files, and a sentence for each of the others."""
+    found, problems = read_result_files(results)
     objections = {path: objection(record) for path, record in found.items()}
     problems += [f"{path} is left out: {reason}" for path, reason in objections.items() if reason]
     return {path: record for path, record in found.items() if not objections[path]}, problems
 
 
-def sound_costs(root: Path) -> tuple[list[Cost], list[str]]:
-    """The same for the records of costs below `root`."""
-    costs, problems = read_costs(root)
+def sound_costs(results: Path) -> tuple[list[Cost], list[str]]:
+    """As `sound_records`, the records of costs."""
+    costs, problems = read_costs(results)
     objections = [cost_objection(cost) for cost in costs]
-    problems += [f"a record of costs in {root} is left out: {reason}" for reason in objections if reason]
+    problems += [f"a record of costs in {results} is left out: {reason}" for reason in objections if reason]
     return [cost for cost, reason in zip(costs, objections, strict=True) if not reason], problems
 
 

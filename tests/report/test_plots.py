@@ -194,6 +194,15 @@ def test_uniform_attention_is_not_stretched_into_structure(drawn, tmp_path):
     assert (low, high) == pytest.approx((0.5, 1.5), abs=0.02)
 
 
+def test_colors_over_the_image_are_those_of_the_scale(drawn, tmp_path):
+    plot_attention([(noise(8, 8), np.random.default_rng(0).dirichlet(np.ones(16), 2).reshape(2, 4, 4))],
+                   tmp_path / "a.png")
+    maps, overlay = drawn[0].axes[1].images[0], drawn[0].axes[4]
+    below, above = overlay.images
+    assert not np.ptp(below.get_array(), axis=-1).any()  # gray: no hue of its own
+    assert above.get_clim() == maps.get_clim() and np.array_equal(above.get_array(), maps.get_array())
+
+
 def test_rows_of_attention_have_one_number_of_heads(tmp_path):
     rows = [(noise(8, 8), np.ones((heads, 2, 2)) / 4) for heads in (2, 3)]
     with pytest.raises(ValueError, match=r"\[2, 3\]"):

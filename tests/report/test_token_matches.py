@@ -39,6 +39,22 @@ def test_lines_join_the_centers_of_matched_patches_best_first(drawn, tmp_path):
     assert axes[2].get_ylabel() == "cosine similarity"
 
 
+def test_images_of_unequal_height_begin_level_below_a_long_title(drawn, tmp_path):
+    plot_token_matches([pair(title="a title that is longer than the first image is wide " * 2)], tmp_path / "m.png",
+                       names=("a", "b"))
+    drawn[0].draw_without_rendering()
+    first, second = (axes.get_window_extent() for axes in drawn[0].axes[:2])
+    assert first.height != pytest.approx(second.height) and first.y1 == pytest.approx(second.y1)
+
+
+@pytest.mark.parametrize("cosine", [0.4, 1.0])
+def test_the_scale_of_one_similarity_ends_at_it(drawn, tmp_path, cosine):
+    one = pair()._replace(ids=(np.array([0]), np.array([3])), similarity=np.array([cosine]))
+    plot_token_matches([one], tmp_path / "m.png", names=("a", "b"))
+    low, high = drawn[0].axes[2].get_ylim()
+    assert (low, high) == pytest.approx((cosine - 0.02, cosine))
+
+
 def test_a_padded_patch_is_marked_in_the_middle_of_what_is_there(drawn, tmp_path):
     plot_token_matches([pair()], tmp_path / "m.png", names=("a", "b"))
     assert lines(drawn[0])[2].xy1 == (18.5, 12)  # patch 5: pixels 16 to 21

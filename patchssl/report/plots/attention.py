@@ -100,9 +100,10 @@ def _draw_maps(line: Sequence[Axes], image: Pixels, attention: np.ndarray, patch
 def _draw_masses(line: Sequence[Axes], image: Pixels, attention: np.ndarray, patch_size: int | None,
                  mass: float, scale: tuple[float, float]) -> None:
     """The mean over the image, then the image where the patches that hold `mass` are, the others dimmed."""
-    for axes in line:
+    gray = image.mean(-1).round().astype(np.uint8)[..., None].repeat(3, -1)  # so that every color comes from the scale
+    for axes, below in zip(line, (gray, *[image] * (len(line) - 1)), strict=True):
         bare(axes)
-        axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+        axes.imshow(below, extent=(0, image.shape[1], image.shape[0], 0))
     relative = attention.mean(0) * (attention.shape[1] * attention.shape[2])
     _show(line[0], relative, image, patch_size, cmap=COLORS, alpha=0.6, vmin=scale[0], vmax=scale[1])
     line[0].set_xlabel("mean, overlaid", fontsize=6.5)

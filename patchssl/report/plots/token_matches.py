@@ -76,6 +76,7 @@ def plot_token_matches(pairs: Sequence[MatchedPair], path: Path | str, *, names:
 def _draw_pair(line: Sequence[Axes], pair: MatchedPair, names: tuple[str, str], coloring: str, lines: int) -> None:
     for axes, image, grid, name in zip(line, pair.images, pair.grids, names, strict=True):
         axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+        axes.set_anchor("N")  # tops level, as the title of the first reaches over the second
         bare(axes)
         padding = padding_note(image, grid, pair.patch_size).replace("\n", " ")
         axes.set_xlabel(f"{name}, {grid[0]} × {grid[1]} patches of {pair.patch_size} px"
@@ -99,12 +100,19 @@ def _looks(line: Sequence[Axes], pair: MatchedPair, coloring: str) -> list[tuple
     if coloring == "place":
         colors = place_colors(pair.ids[0], pair.grids[0][1])
         return [(colors[int(patch)], "-", "o") for patch in pair.ids[0]]
-    ends = (pair.similarity.min(), pair.similarity.max()) if len(pair.similarity) else (0, 1)
-    scale = ScalarMappable(Normalize(*ends), "viridis")
-    bar = line[1].figure.colorbar(scale, ax=list(line), fraction=0.03, pad=0.02, aspect=18)
+    scale = ScalarMappable(Normalize(*_similarity_range(pair.similarity)), "viridis")
+    bar = line[1].figure.colorbar(scale, ax=list(line), fraction=0.03, pad=0.02, aspect=18, panchor=False)
     bar.set_label("cosine similarity", fontsize=7.5)
     bar.ax.tick_params(labelsize=7)
     return [(scale.to_rgba(value), "-", "o") for value in pair.similarity]
+
+
+def _similarity_range(similarity: np.ndarray) -> tuple[float, float]:
+    """Ends of the color scale: those of the cosines, at least 0.02 apart and never beyond 1, which none can pass."""
+    if not len(similarity):
+        return 0.0, 1.0
+    high = min(1.0, float(similarity.max()))
+    return min(float(similarity.min()), high - 0.02), high
 
 
 def _center(patch: int, grid: tuple[int, int], image: Pixels, patch_size: int) -> tuple[float, float]:
