@@ -269,3 +269,11 @@ def test_colors_have_the_contrast_that_wcag_asks_for():
             for name in ("focus", *(f"s{i}" for i in range(8))):
                 assert contrast(theme[name], theme[back]) >= 3, (name, back)
         assert contrast(theme["text"], theme["warn"]) >= 4.5
+
+
+def test_a_file_as_folder_of_the_page_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "sound_records", None)
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(UsageError, match="out is a file; name a folder"):
+        make_report(tmp_path / "out", results=tmp_path)
+    assert (tmp_path / "out").read_text() == "mine"
