@@ -61,7 +61,7 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     if missing := [str(folder) for folder in data if not folder.is_dir()]:
         raise UsageError(f"--data {missing[0]} is no folder")
     if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; name a folder, which gets {PAGE}")
+        raise DataError(f"the report could not be written: --out {out} is a file; name a folder, which gets {PAGE}")
     folders = run_folders(runs)
     backbones = [load_backbone(model) for model in models]
     for image in images:

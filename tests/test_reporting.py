@@ -274,6 +274,6 @@ def test_colors_have_the_contrast_that_wcag_asks_for():
 def test_a_file_as_folder_of_the_page_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(reporting, "sound_records", None)
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(UsageError, match="out is a file; name a folder"):
+    with pytest.raises(DataError, match=r"could not be written: .*out is a file; name a folder"):
         make_report(tmp_path / "out", results=tmp_path)
     assert (tmp_path / "out").read_text() == "mine"
