@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ import patchssl as package
 from patchssl.console import Console
 from patchssl.errors import Interrupted, UsageError
 from patchssl.eval.results import read_results
+from patchssl.pretrain.config import shipped_names
 from patchssl.study import command
 from patchssl.study import run as running
-from patchssl.study.config import load_study, parse_study, study_names
+from patchssl.study.config import load_study, parse_study
 from patchssl.study.place import Outcome, cells_of, configurations, place_of
 from patchssl.study.plan import plan_study
 from patchssl.study.sets import write_originals
@@ -75,8 +77,9 @@ def whole(colors, tmp_path_factory):
 # the file
 
 def test_the_studies_that_come_with_the_package_are_the_core_comparison():
-    assert study_names() == ["cifar10", "fashion-mnist", "imagenet100", "imagenet1k", "textures"]
-    for name in study_names():
+    names = shipped_names(resources.files("patchssl") / "studies")
+    assert names == ["cifar10", "fashion-mnist", "imagenet100", "imagenet1k", "textures"]
+    for name in names:
         study = load_study(name)
         assert len(study.seeds) == 5 and study.reference == "dino"
         recipes = {variant: study.recipe_of(variant) for variant in study.all_variants()}

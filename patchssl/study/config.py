@@ -6,17 +6,14 @@ import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from patchssl.errors import UsageError, one_of
 from patchssl.holdout import PREFIX as HOLDOUT
-from patchssl.pretrain.config import Part, Recipe, load_recipe, shipped_names, shipped_or_own
-
-if TYPE_CHECKING:
-    from importlib.abc import Traversable
+from patchssl.pretrain.config import Part, Recipe, load_recipe, shipped_or_own
 
 UNTRAINED = "untrained"  # the variant that every study may have beside its own: the network before its first update
 LEAST_ORIGINALS = 20  # as many ranks are scored
@@ -100,21 +97,13 @@ class Study(Part):
         return f"{HOLDOUT}{self.validation_share:g}:{named}" if self.split == "validation" else named
 
 
-def study_names() -> list[str]:
-    """Names of the studies that come with the package."""
-    return shipped_names(_studies())
-
-
 def load_study(source: str | Path) -> Study:
     """The study named `source`, or the YAML file at that path, with all its recipes checked.
 
     Raises UsageError for an unknown name or key (with the nearest right one) and for a value out of range.
     """
-    return parse_study(shipped_or_own("study", source, _studies()), where=str(source), folder=Path(source).parent)
-
-
-def _studies() -> Traversable:
-    return resources.files("patchssl") / "studies"
+    shipped = resources.files("patchssl") / "studies"
+    return parse_study(shipped_or_own("study", source, shipped), where=str(source), folder=Path(source).parent)
 
 
 def parse_study(text: str, where: str = "study", folder: Path | None = None) -> Study:
