@@ -137,8 +137,9 @@ class LossConfig(Part):
 
 
 class MaskConfig(Part):
-    """What the student of iBOT does not see of its global views."""
+    """What the student of iBOT, and on request that of PW-Self, does not see of its global views."""
 
+    matched: bool = False  # mask PW-Self's student too: a masked patch is compared with its match in another view
     probability: Share = 0.5  # of a view to be masked at all
     ratio: tuple[Share, Share] = (0.1, 0.5)  # share of a masked view's patches, drawn from this range
     shape: Literal["block", "random"] = "block"
@@ -218,7 +219,15 @@ class Recipe(Part):
         if self.method == "ibot" and (self.loss.weighting != "balanced" or self.loss.matches_per_pair):
             raise ValueError("loss.weighting = paper and loss.matches_per_pair belong to method pwself: ibot compares "
                              "masked patches of one view, and weighs class and patch term by loss.patch_weight")
+        if self.masks.matched and self.method != "pwself":
+            raise ValueError("masks.matched = true belongs to method pwself: ibot masks in any case, and dino compares "
+                             "no patches")
         return self
+
+    @property
+    def masked(self) -> bool:
+        """Does the student see its global views through masks?"""
+        return self.method == "ibot" or self.masks.matched
 
     @model_validator(mode="after")
     def _batch_can_be_cut(self) -> Recipe:

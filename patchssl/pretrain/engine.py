@@ -262,7 +262,7 @@ def build_student(recipe: Recipe, seed: int, start: VitBackbone | None = None) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         head = ProjectionHead(backbone.embed_dim, recipe.head)
-    return Network(backbone, head, masked=recipe.method == "ibot"), num_drop_path
+    return Network(backbone, head, masked=recipe.masked), num_drop_path
 
 
 def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -283,7 +283,7 @@ def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple
 def training_batch(views: ViewBatch, recipe: Recipe, device: torch.device) -> Batch:
     """Colored views and draws of a batch whose views lie on `device`."""
     globals_, locals_ = color_views(views, recipe, device)
-    return Batch(globals_, locals_, views.drop_path.to(device), views.masks if recipe.method == "ibot" else None)
+    return Batch(globals_, locals_, views.drop_path.to(device), views.masks if recipe.masked else None)
 
 
 def drop_gradients(module: torch.nn.Module) -> None:

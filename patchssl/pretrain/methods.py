@@ -27,7 +27,7 @@ from patchssl.pretrain.teacher import EmaCenter, sinkhorn
 
 
 class Network(nn.Module):
-    """A backbone, its projection head, and for iBOT a mask token."""
+    """A backbone, its projection head, and for a student that is masked a mask token."""
 
     def __init__(self, backbone: VitBackbone, head: ProjectionHead, *, masked: bool = False) -> None:
         super().__init__()

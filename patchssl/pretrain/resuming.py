@@ -23,7 +23,7 @@ ALLOW = "--allow-changes"
 FREE = ("run.", "data")
 # what the tensors in a checkpoint, or its place in the data, are made of; of a part all but what is EXCEPTED
 FIXED = ("method", "init", "max_images", "model.", "head.", "views.global_size", "optim.batch_size",
-         "loss.centering", "loss.center_per_position")
+         "loss.centering", "loss.center_per_position", "masks.matched")
 EXCEPTED = ("model.drop_path", "head.freeze_last_layer_epochs")
 
 Change = tuple[Any, Any]  # value before, value now

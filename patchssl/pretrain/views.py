@@ -194,7 +194,7 @@ class ViewDataset(Dataset[ViewSample]):
 
     def _masks(self, key: tuple[int, int]) -> NDArray[np.bool_]:
         views, masks = self.recipe.views, self.recipe.masks
-        if self.recipe.method != "ibot":
+        if not self.recipe.masked:
             return np.zeros(0, dtype=np.bool_)
         side = patches_per_side(views.global_size, self.recipe.model.patch_size)
         if key[0] < masks.start_epoch:

@@ -153,6 +153,7 @@ def test_wrong_values_are_refused_by_dotted_name(override, words):
     (["loss.weighting=paper", "loss.patch_warmup_epochs=3"], ["loss.patch_warmup_epochs"]),
     (["loss.center_per_position=true", "loss.centering=sinkhorn"],
      ["loss.center_per_position = true", "loss.centering = ema"]),
+    (["masks.matched=true", "method=ibot", "photometric.patch_share=0"], ["masks.matched = true", "method pwself"]),
     (["run.shard=true", "optim.precision=fp16"], ["run.shard = true", "optim.precision = fp16", "bf16"]),
 ])
 def test_combinations_that_mean_nothing_are_refused(overrides, words):

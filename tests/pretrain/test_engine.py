@@ -127,6 +127,7 @@ def test_the_last_layer_thaws_after_its_epochs():
     {"loss": {"weighting": "paper", "rule": "paper", "center_per_position": True}},
     {"loss": {"patch_warmup_epochs": 2, "patch_weight": 0.5}},
     {"photometric": {"patch_share": 0.5}}, {"model": {"drop_path": 0.3}},
+    {"masks": {"matched": True, "probability": 1, "ratio": [0.5, 0.5]}},
     {"model": {"patch_size": 24, "drop_path": 0.0}, "views": {"global_size": 24, "local_size": 24}},
     DINO, DINO | {"loss": {"centering": "sinkhorn"}}, DINO | {"views": {"num_global": 1, "num_local": 2}},
 ], ids=str)

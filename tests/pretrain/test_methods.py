@@ -291,3 +291,27 @@ def test_ibot_hides_patches_of_global_views_from_the_student_alone(shared):
     close(losses.patch_term, torch.stack(patch_terms).mean())
     gradient = torch.autograd.grad(losses.total, student.mask_token)[0]
     assert gradient.shape == (1, 12) and gradient.abs().max() > 0
+
+
+def test_a_masked_patch_is_compared_with_its_match_in_the_other_view():
+    """PW-Self through masks: what each view's student says where the plan matches it, hidden patches included."""
+    recipe = make_recipe(num_local=1)
+    student = make_network(recipe, masked=True)
+    teacher = make_teacher(student)
+    globals_, locals_ = views_of(2, 2, 1)
+    masks = torch.rand(2, 2, 9, generator=torch.Generator().manual_seed(3)) < 0.6
+    plan = plan_for(recipe, 2)
+    hidden = masks.flatten()[plan.student_tokens[plan.student_tokens < masks.numel()]]
+    assert hidden.any() and not hidden.all()
+    targets = teacher_targets(teacher, Centers(recipe), globals_, plan, VALUES, recipe.loss)
+    losses = student_losses(student, Batch(globals_, locals_, torch.zeros(2, 3, 4), masks), targets, plan, 0.7,
+                            recipe.loss)
+    said = (all_logits(teacher, globals_) / 0.05).softmax(-1)[:, :, 1:].flatten(0, 2)
+    seen = [masked_tokens(student.backbone, view[None], student.mask_token[0], mask[None])[0]
+            for view, mask in zip(globals_.flatten(0, 1), masks.flatten(0, 1), strict=True)]
+    seen += [student.backbone.tokens(view[None])[0] for view in locals_.flatten(0, 1)]
+    answers = torch.cat([(logits_of_view(student.head, tokens) / 0.1).log_softmax(-1)[1:] for tokens in seen])
+    total = torch.zeros(())
+    for row, target, weight in zip(plan.student, plan.teacher, plan.weight, strict=True):
+        total -= weight * (said[plan.teacher_tokens[target]] * answers[plan.student_tokens[row]]).sum()
+    close(losses.patch_term, total / plan.pairs)

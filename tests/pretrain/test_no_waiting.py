@@ -44,6 +44,7 @@ SETTINGS = {
     "pwself": {}, "dino": DINO, "ibot": IBOT, "some views colored whole": {"photometric": {"patch_share": 0.5}},
     "paper": {"loss": {"weighting": "paper", "rule": "paper", "center_per_position": True}},
     "sampled, in two parts": {"loss": {"matches_per_pair": 2}, "optim": {"accumulate": 2}},
+    "masked": {"masks": {"matched": True}},
     "similarity": {"loss": {"rule": "similarity"}},
     "random, sinkhorn": {"loss": {"rule": "random", "centering": "sinkhorn"}},
     "frozen, two heads, not clipped": {"head": {"freeze_last_layer_epochs": 1, "shared": False},
