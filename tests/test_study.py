@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import yaml
 
 import patchssl as package
 from patchssl.console import Console
-from patchssl.errors import Interrupted, UsageError
+from patchssl.errors import DataError, Interrupted, UsageError
 from patchssl.eval.results import read_results
 from patchssl.pretrain.config import shipped_names
 from patchssl.study import command
@@ -393,6 +394,28 @@ def test_configurations_are_counted_whatever_their_seeds_in_searches_too(tmp_pat
     study = parse_study(yaml.safe_dump(TINY | {"searches": [whole.name], "tried": 10}))
     place = place_of(study, whole.parent / "final", str(colors))
     assert command.summarize(place, cells_of(study)).tried == 10 + 2
+
+
+def test_settings_that_an_older_version_did_not_know_make_no_other_configuration(tmp_path):
+    for name, recipe in {"a": {"method": "pwself"}, "b": {"method": "pwself", "masks": {"matched": False}},
+                         "c": {"method": "pwself", "masks": {"matched": True}}, "d": {"method": "mine"}}.items():
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"recipe": recipe}))
+    assert configurations(tmp_path) == 3
+    (tmp_path / "runs" / "a" / "run.json").write_text("[")
+    with pytest.raises(DataError, match=r"run\.json is damaged"):
+        configurations(tmp_path)
+
+
+def test_a_finished_run_without_its_log_is_said(tmp_path, colors, whole):
+    shutil.copytree(whole, tmp_path / "out")
+    study = parse_study(yaml.safe_dump(TINY))
+    place = place_of(study, tmp_path / "out", str(colors))
+    cell = cells_of(study)[0]
+    (place.run(cell) / "log.jsonl").unlink()
+    with pytest.raises(DataError, match=r"has no log\.jsonl any more"):
+        running.do_cell(place, cell, device="cpu", console=QUIET)
 
 
 def test_an_outcome_is_read_as_it_was_written(tmp_path, colors):

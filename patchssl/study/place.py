@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from patchssl.data import lasting_name
 from patchssl.errors import DataError, UsageError, one_of
@@ -190,13 +191,19 @@ class Place:
 
 
 def configurations(root: Path) -> int:
-    """How many recipes, whatever their seeds, were begun in the study folder `root`."""
-    found = set()
-    for facts in sorted(root.glob(f"runs/*/{FACTS}")):
-        recipe = dict(json.loads(facts.read_text("utf-8")).get("recipe") or {})
-        found.add(json.dumps({key: value for key, value in recipe.items() if key not in ("run", "data")},
-                             sort_keys=True))
-    return len(found)
+    """How many recipes, whatever their seeds, were begun in the study folder `root`; DataError for damaged facts."""
+    return len({_settings_of(facts) for facts in root.glob(f"runs/*/{FACTS}")})
+
+
+def _settings_of(path: Path) -> str:
+    """What a number may depend on in a run.json; what an older version did not know yet is at its default."""
+    try:
+        recipe = json.loads(path.read_text("utf-8")).get("recipe") or {}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error}); put it back, or remove the run and its cell") from None
+    with suppress(ValidationError):  # of another version: told apart as it stands
+        recipe = Recipe.model_validate(recipe).model_dump(mode="json")
+    return json.dumps({key: value for key, value in recipe.items() if key not in ("run", "data")}, sort_keys=True)
 
 
 def place_of(study: Study, out: Path | None, data: str | None, *, planning: bool = False) -> Place:

@@ -15,11 +15,12 @@ import torch
 
 from patchssl.backbone import Backbone, Origin, VitBackbone
 from patchssl.console import Console
-from patchssl.errors import Interrupted, NotFiniteError, PatchSSLError
+from patchssl.errors import DataError, Interrupted, NotFiniteError, PatchSSLError
 from patchssl.eval.results import Result
 from patchssl.loading import load_backbone
 from patchssl.networks import build_vit
 from patchssl.pretrain.engine import network_spec
+from patchssl.pretrain.logbook import LOG
 from patchssl.scoring import make_options
 from patchssl.study.place import Cell, Outcome, Place
 from patchssl.study.sets import made_copydays
@@ -122,7 +123,10 @@ def _pretrained(place: Place, cell: Cell, device: str | None, console: Console) 
         resume_with_probe(folder, device=device, console=console)
     else:
         pretrain_with_probe(cell.recipe, place.data, folder, cell.seed, device=device, console=console, name=cell.name)
-    return place.log(cell)[-1]
+    if not (rows := place.log(cell)):
+        raise DataError(f"{folder} has no {LOG} any more, which says what the run took; remove {folder}, and it is run "
+                        "again")
+    return rows[-1]
 
 
 def untrained(cell: Cell, device: torch.device) -> Backbone:
