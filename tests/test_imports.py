@@ -38,8 +38,8 @@ HOMES = {
     "torch.distributed": {"distributed.py"},
     "faiss": {"eval/faiss_index.py"},
     "matplotlib": {f"report/plots/{name}.py" for name in (
-        "canvas", "attention", "components", "curves", "matches", "robustness", "token_matches", "video_frames",
-        "views")},
+        "canvas", "attention", "components", "curves", "differences", "matches", "robustness", "token_matches",
+        "video_frames", "views")},
     "jinja2": {"report/page.py"},
     "timm": {"networks.py", "data.py", "export/timm_folder.py"},
     "onnx": {"export/onnx_file.py"},

@@ -20,12 +20,14 @@ from patchssl.console import Console
 from patchssl.errors import DataError, Interrupted, UsageError
 from patchssl.eval.results import read_results
 from patchssl.pretrain.config import shipped_names
+from patchssl.report.variants import Measure
 from patchssl.study import command
 from patchssl.study import run as running
 from patchssl.study.config import load_study, parse_study
 from patchssl.study.place import Outcome, cells_of, configurations, place_of
 from patchssl.study.plan import plan_study
 from patchssl.study.sets import write_originals
+from patchssl.study.summary import Summary
 
 ROOT = Path(package.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -197,6 +199,43 @@ def test_every_cell_leaves_a_record_with_its_variant_and_the_tables_have_a_row_f
     assert measure["difference"]["mean"] == pytest.approx(sum(top1[s] - against[s] for s in (0, 1)) / 2)
     table = (whole / "table.md").read_text()
     assert "| DINO " in table and "| PW-Self " in table and "(n = 2)" in table
+
+
+def test_the_figure_has_every_variant_but_the_untrained_one_beside_the_reference(whole, tmp_path, patchssl):
+    answer = patchssl("plot", "study", whole, "--out", tmp_path / "study.svg")
+    assert answer.code == 0, answer.err
+    drawn = (tmp_path / "study.svg").read_text("utf-8")
+    dino, = (v for v in json.loads((whole / "study.json").read_text())["variants"] if v["variant"] == "dino")
+    for measure in dino["measures"]:
+        assert f"<!-- dino: {100 * measure['mean']:.1f} % -->" in drawn
+    assert "<!-- pwself -->" in drawn and "untrained" not in drawn
+
+
+def test_what_a_figure_cannot_be_made_of_is_said(tmp_path, patchssl):
+    answer = patchssl("plot", "study", tmp_path)
+    assert (answer.code, "has no study.json" in answer.err) == (2, True)
+    (tmp_path / "study.json").write_text('{"reference": "dino", "variants": [{"variant": "dino", "measures": 3}]}')
+    answer = patchssl("plot", "study", tmp_path)
+    assert (answer.code, "study.json is damaged (variants.0.measures" in answer.err) == (4, True)
+    (tmp_path / "study.json").write_text('{"reference": "dino", "variants": []}')
+    answer = patchssl("plot", "study", tmp_path)
+    assert (answer.code, "nothing to draw" in answer.err) == (2, True)
+
+
+def test_what_is_bold_in_the_tables_is_significant_in_the_json():
+    """Five paired seeds, one variant 10 points better in every one, one equal but for noise."""
+    study = parse_study(yaml.safe_dump(TINY | {"seeds": [0, 1, 2, 3, 4]}))
+    place = place_of(study, Path("nowhere"), "textures")
+    base = {seed: 0.3 + 0.01 * seed for seed in study.seeds}
+    values = {"dino": base, "pwself": {seed: value + 0.1 + 0.001 * seed for seed, value in base.items()},
+              "untrained": {seed: value + (-1) ** seed * 0.01 for seed, value in base.items()}}
+    measure = Measure("20-NN top-1", "knn", "textures", "native", "top1@20", values)
+    cells = {name: [cell for cell in cells_of(study) if cell.variant == name] for name in values}
+    summary = Summary(place, cells, {}, [measure], [], {}, tried=2)
+    said = {v["variant"]: v["measures"][0]["difference"] for v in summary.as_dict()["variants"]}
+    assert {name: gap and gap["significant"] for name, gap in said.items()} == {
+        "dino": None, "pwself": True, "untrained": False}
+    assert summary.text().count("**+10.2 [") == 1
 
 
 def test_a_second_call_does_nothing_and_says_the_same(whole, colors, patchssl):

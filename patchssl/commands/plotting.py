@@ -24,7 +24,7 @@ SideOfImagesOpt = Annotated[int | None, typer.Option("--size", min=8, help="Shor
 MassOpt = Annotated[float, typer.Option("--mass", min=0.01, max=1.0, help="Share of the attention whose patches are "
                                                                           "shown.")]
 plot_app = typer.Typer(no_args_is_help=True, help="Draw attention, patch tokens, matches, views, training curves, "
-                                                  "robustness.")
+                                                  "robustness, studies.")
 
 
 def _say(sentence: str) -> None:
@@ -154,6 +154,17 @@ def robustness(
         typer.echo(printable(f"left out: {problem}"), err=True)
     if problems:
         raise typer.Exit(1)
+
+
+@plot_app.command()
+def study(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a study, where its study.json is.")],
+    out: OutFileOpt = Path("study.png"),
+) -> None:
+    """Differences of a study's variants to its reference: every seed, the mean and its 95 % interval."""
+    from patchssl.study.figure import draw_study
+
+    typer.echo(draw_study(folder, out))
 
 
 @plot_app.command("attention-video")

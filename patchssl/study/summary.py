@@ -52,10 +52,10 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: fractions and seconds; differences are variant minus reference, paired by seed."""
-        study = self.place.study
+        study, sure = self.place.study, self._significant()
         return {"study": study.name, "data": self.place.data, "split": study.split, "reference": study.reference,
                 "configurations_tried": self.tried, "failed": self.failed,
-                "variants": [self._variant(name) for name in self.variants]}
+                "variants": [self._variant(name, sure) for name in self.variants]}
 
     @property
     def failed(self) -> dict[str, str]:
@@ -75,6 +75,13 @@ class Summary:
         """To the reference, on the seeds that both have."""
         values = measure.values
         return paired_over_seeds(values.get(self.place.study.reference, {}), values.get(variant, {}))
+
+    def tested(self, measures: Sequence[Measure], variants: Sequence[str]) -> dict[tuple[str, int], bool]:
+        """By variant and place in `measures`: is the difference significant among all that are tested together?"""
+        gaps = {(name, place): self.difference(measure, name) for name in variants
+                for place, measure in enumerate(measures)}
+        p_values = {at: gap.p for at, gap in gaps.items() if gap is not None and gap.p is not None}
+        return dict(zip(p_values, holm([*p_values.values()]), strict=True))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per variant and measure, percent, for study.csv."""
@@ -120,20 +127,28 @@ class Summary:
         records = self.place.results([cell for cells in self.variants.values() for cell in cells])
         return paths + (write_tables(records, self.place.root, "table") if records else [])
 
-    def _variant(self, name: str) -> dict[str, Any]:
+    def _variant(self, name: str, sure: Collection[tuple[str, str]]) -> dict[str, Any]:
         ended, pace = self.ended(name), self.paces.get(name)
         measures = []
         for measure in (*self.measures, *self.curves):
             if (mean := self.mean(measure, name)) is not None:
                 gap = self.difference(measure, name) if name != self.place.study.reference else None
+                said = {**gap._asdict(), "significant": (name, measure.title) in sure} if gap else None
                 measures.append({"title": measure.title, "task": measure.task, "dataset": measure.dataset,
                                  "protocol": measure.protocol, "metric": measure.metric, **mean._asdict(),
                                  "by_seed": {str(seed): value for seed, value in measure.values[name].items()},
-                                 "difference": gap._asdict() if gap else None})
+                                 "difference": said})
         return {"variant": name, "settings": _settings(self.place, name), "seeds": [cell.seed for cell in ended],
                 "images": ended[0].images if ended else None, "pace": asdict(pace) if pace else None,
                 "train_seconds": [found.train_seconds for found in ended],
                 "score_seconds": [found.score_seconds for found in ended], "measures": measures}
+
+    def _significant(self) -> set[tuple[str, str]]:
+        """Variant and title of what the tables print bold."""
+        others = [name for name in self.variants if name != self.place.study.reference]
+        families = (self.measures, others), (self.curves, [name for name in others if name in self.paces])
+        return {(name, measures[place].title) for measures, names in families
+                for (name, place), sure in self.tested(measures, names).items() if sure}
 
     def _what(self) -> str:
         """Data, split, budget, and how many configurations were tried."""
@@ -169,15 +184,12 @@ class Summary:
     def _differences(self, measures: Sequence[Measure], among: Collection[str] | None = None) -> pd.DataFrame:
         reference = self.place.study.reference
         names = [name for name in self.variants if name != reference and (among is None or name in among)]
-        gaps = {(i, j): self.difference(measure, name) for i, name in enumerate(names)
-                for j, measure in enumerate(measures)}
-        tested = {at: gap.p for at, gap in gaps.items() if gap is not None and gap.p is not None}
-        sure = [at for at, significant in zip(tested, holm([*tested.values()]), strict=True) if significant]
-        body = [[*self._named(name), *(_gap(gaps[i, j]) for j in range(len(measures)))]
-                for i, name in enumerate(names)]
+        tested = self.tested(measures, names)
+        body = [[*self._named(name), *(_gap(self.difference(measure, name)) for measure in measures)]
+                for name in names]
         frame = pd.DataFrame(body, columns=[*_NAMED, *(f"{measure.title}, points" for measure in measures)],
                              dtype=object)
-        frame.attrs["bold"] = [(i, j + len(_NAMED)) for i, j in sure]
+        frame.attrs["bold"] = [(names.index(name), j + len(_NAMED)) for (name, j), sure in tested.items() if sure]
         frame.attrs["notes"] = [
             f"Variant minus {reference}, mean over the n seeds that both have, and its 95 % t-interval; an interval is "
             "not corrected for the number of comparisons.", *([

@@ -1,0 +1,70 @@
+"""The figure of a study, from its study.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from patchssl.errors import DataError, UsageError
+from patchssl.report.plots.differences import Gap, GapPanel, plot_differences
+from patchssl.study.config import UNTRAINED
+from patchssl.study.summary import STEM
+
+
+class _Difference(BaseModel):
+    mean: float
+    low: float | None
+    high: float | None
+    significant: bool
+
+
+class _Measure(BaseModel):
+    title: str
+    mean: float
+    by_seed: dict[str, float]
+    difference: _Difference | None
+
+
+class _Variant(BaseModel):
+    variant: str
+    measures: list[_Measure]
+
+
+class _Study(BaseModel):
+    reference: str
+    variants: list[_Variant]
+
+
+def draw_study(folder: Path, out: Path) -> Path:
+    """Write every variant's differences to the reference, measure by measure, from study.json in `folder`.
+
+    The untrained network, which would stretch the axes, is left out.
+    UsageError where there is none, or nothing to compare; DataError for a damaged one.
+    """
+    path = folder / f"{STEM}.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} has no {path.name}; it is written by: patchssl study")
+    try:
+        study = _Study.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path} is damaged ({'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}); "
+                        "make it anew with patchssl study") from None
+    found = {variant.variant: {measure.title: measure for measure in variant.measures} for variant in study.variants}
+    own = found.get(study.reference, {})
+    others = [name for name in found if name not in (study.reference, UNTRAINED)]
+    panels = [GapPanel(title, measure.mean, [_gap(name, found[name][title], measure) for name in others
+                                             if title in found[name] and found[name][title].difference])
+              for title, measure in own.items()]
+    return plot_differences([panel for panel in panels if panel.gaps], study.reference, out,
+                            note="small circles: seeds; bars: 95 % interval of the mean; filled: significant among "
+                                 "all tests of the study's table (Holm)")
+
+
+def _gap(variant: str, theirs: _Measure, own: _Measure) -> Gap:
+    gap = theirs.difference
+    assert gap is not None
+    seeds = sorted(theirs.by_seed.keys() & own.by_seed.keys())
+    return Gap(variant, gap.mean, gap.low, gap.high, [theirs.by_seed[seed] - own.by_seed[seed] for seed in seeds],
+               gap.significant)
