@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,15 +15,19 @@ from pydantic import ValidationError
 from patchssl.errors import DataError
 from patchssl.wholefile import write_text
 
+_PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}\"]*?)\n\s*\]")  # no string in it; a line break is never inside of one
 _LARGEST_BYTES = 64 * 2**20
 _LONGEST_VALUE = 40  # characters of a wrong value that a sentence shows
 _Record = TypeVar("_Record")
 
 
 def write_record(content: Mapping[str, Any], path: Path) -> Path:
-    """Save `content` at `path`, replacing what is there; at every moment the file is whole. DataError: it cannot be."""
+    """Save `content` at `path`, replacing what is there; at every moment the file is whole. DataError: it cannot be.
+
+    Indented, but a list of numbers stands on one line: there may be thousands of them.
+    """
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_text(path, text + "\n", "result")
+    write_text(path, _PLAIN_LIST.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n", "result")
     return path
 
 

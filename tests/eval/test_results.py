@@ -59,12 +59,33 @@ def test_a_record_comes_back_as_it_was_written(tmp_path):
     assert read_result(path).metrics["top1@20"] == 0.1 + 0.2  # to the last bit
 
 
+def laid_out(value, depth=0):
+    """JSON, sorted and indented by two, with lists that hold numbers alone on one line."""
+    inner, outer = "\n" + "  " * (depth + 1), "\n" + "  " * depth
+    if isinstance(value, dict) and value:
+        return "{" + ",".join(f"{inner}{json.dumps(key, ensure_ascii=False)}: {laid_out(value[key], depth + 1)}"
+                              for key in sorted(value)) + outer + "}"
+    if isinstance(value, list) and any(isinstance(item, str | list | dict) for item in value):
+        return "[" + ",".join(inner + laid_out(item, depth + 1) for item in value) + outer + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
 def test_the_file_is_sorted_indented_and_ends_with_a_newline(tmp_path):
     text = make().write(tmp_path).read_text(encoding="utf-8")
     content = json.loads(text)
-    assert text == json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    assert text == laid_out(content) + "\n"
     assert (content["format"], content["schema"]) == ("patchssl result", 1)
     assert {name: content[name] for name in FACTS} == FACTS
+
+
+def test_a_list_of_numbers_stands_on_one_line_and_strings_are_left_alone(tmp_path):
+    detail = {"shares": [0.25, 1, -3e-7], "empty": [], "names": ["[ 1 ]", "a, b"], "deep": [[1, 2], [3]],
+              "mixed": [1, "[\n 2\n]"]}
+    path = make(detail=detail).write(tmp_path)
+    text = path.read_text("utf-8")
+    assert read_result(path).detail == detail
+    assert text == laid_out(json.loads(text)) + "\n"
+    assert '"shares": [0.25, 1, -3e-07]' in text and '"[ 1 ]",' in text
 
 
 def test_another_run_of_the_same_cell_replaces_the_first_and_leaves_nothing_else(tmp_path):
