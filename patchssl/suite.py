@@ -35,6 +35,7 @@ from patchssl.eval.search import require_index
 
 TASKS = ("knn", "linear", "copydays", "revisited")  # by default
 ON_REQUEST = ("patches",)  # any images would do for it, so it would run on sets made for another task
+_CLASSIFYING = ("knn", "linear")  # on train and val images
 _TIMED_BATCH = 8  # images
 
 
@@ -176,45 +177,52 @@ def run_suite(backbone: Backbone, plan: SuitePlan, options: Options, *, console:
     A cell that fails does not stop the others, unless `stop_at_errors`: its reason is in the second value.
     """
     results, failed = [], {}
+    looked_at: set[str] = set()  # data whose train and val files were looked at: once is enough
     for number, cell in enumerate(plan.run, 1):
         if console is not None:
             console.say(f"{number} of {len(plan.run)}: {cell.label()}")
         try:
-            share_pass(backbone, cell, plan.run[number:], options, console)
-            result = run_cell(backbone, cell, options, console)
+            if share_pass(backbone, cell, plan.run[number:], options, console, looked_at=cell.data in looked_at):
+                looked_at.add(cell.data)
+            result = run_cell(backbone, cell, options, console, looked_at=cell.data in looked_at)
         except PatchSSLError as error:
             if stop_at_errors:
                 raise
             failed[cell.label()] = str(error)
             continue
+        if cell.task in _CLASSIFYING:
+            looked_at.add(cell.data)
         keep(result)
         results.append(result)
     return results, failed
 
 
 def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: Options,
-               console: Console | None) -> None:
+               console: Console | None, *, looked_at: bool = False) -> bool:
     """Put into the cache by one pass what `cell` and later cells with its images and transform need.
 
-    Without a cache, or where nobody shares, there is nothing to do.
+    False: without a cache, or where nobody shares, there is nothing to do. `looked_at`: all files were before.
     """
     settings = cell.protocol.transform().settings
-    alike = [other for other in (cell, *later) if other.task in ("knn", "linear") and other.data == cell.data
+    alike = [other for other in (cell, *later) if other.task in _CLASSIFYING and other.data == cell.data
              and other.protocol.transform().settings == settings]
     outputs = sorted({output for other in alike for output in other.protocol.settings.get("outputs", ["features"])})
-    if options.cache is None or cell.task not in ("knn", "linear") or len(alike) < 2 or isinstance(backbone, RawPixels):
-        return
+    if options.cache is None or cell.task not in _CLASSIFYING or len(alike) < 2 or isinstance(backbone, RawPixels):
+        return False
     pair = open_pair(cell.data)
-    require_readable(pair, options.workers, console.counter(LOOK) if console else None)
+    if not looked_at:
+        require_readable(pair, options.workers, console.counter(LOOK) if console else None)
     with listing_unreadable(pair, options.workers):
         for images in pair:
             progress = console.counter(f"{images.split} features") if console else None
             extract_outputs(backbone, images, cell.protocol, outputs, batch_size=options.batch_size,
                             workers=options.workers, device=options.device, progress=progress, cache=options.cache)
+    return True
 
 
-def run_cell(backbone: Backbone, cell: Cell, options: Options, console: Console | None = None) -> Result:
-    """The record of one benchmark."""
+def run_cell(backbone: Backbone, cell: Cell, options: Options, console: Console | None = None, *,
+             looked_at: bool = False) -> Result:
+    """The record of one benchmark; `looked_at`: the train and val files of its data were, and all can be read."""
     shown = {"progress": console.counter(cell.task), "check_progress": console.counter(LOOK)} if console else {}
     how: dict[str, Any] = {"device": options.device, "workers": options.workers, "cache": options.cache, **shown}
     name = cell.protocol.name
@@ -224,11 +232,12 @@ def run_cell(backbone: Backbone, cell: Cell, options: Options, console: Console 
         return evaluate_revisited(backbone, cell.data, cell.set_name or "", name, **cell.options, **how)
     if cell.task == "patches":
         return evaluate_patches(backbone, open_images(cell.data, "val"), name, batch_size=options.batch_size,
-                                device=options.device, workers=options.workers, **shown)
+                                device=options.device, workers=options.workers, looked_at=looked_at, **shown)
     train, val = open_pair(cell.data)
     if cell.task == "knn":  # a variant's name is not that of the protocol it varies
-        return evaluate_knn(backbone, train, val, None, batch_size=options.batch_size, **cell.options, **how)
-    return evaluate_linear(backbone, train, val, name, batch_size=options.batch_size, **how)
+        return evaluate_knn(backbone, train, val, None, batch_size=options.batch_size, looked_at=looked_at,
+                            **cell.options, **how)
+    return evaluate_linear(backbone, train, val, name, batch_size=options.batch_size, looked_at=looked_at, **how)
 
 
 def find_cells(backbone: Backbone, data: str, tasks: Sequence[str],

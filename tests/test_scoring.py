@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from patchssl.eval.linear import evaluate_linear
 from patchssl.eval.patches import evaluate_patches
 from patchssl.eval.results import read_results
 from patchssl.eval.retrieval import evaluate_revisited
+from patchssl.imageset import FileImages
 from patchssl.loading import load_backbone
 from patchssl.make_sets import make_copydays, make_revisited
 from patchssl.scoring import Summary, evaluate, headline, make_options
@@ -244,6 +246,20 @@ def test_knn_and_the_probe_decode_every_image_once(everything, options, monkeypa
     assert len(decoded) == 60
     run_suite(backbone, plan, options)
     assert len(decoded) == 60
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["one pass for both", "a pass each"])
+def test_the_files_of_a_set_are_looked_at_once_for_all_its_benchmarks(everything, options, monkeypatch, cached):
+    backbone, looks, look = load_backbone(SMALL), [], FileImages.looks_whole
+    monkeypatch.setattr(FileImages, "looks_whole", lambda images, index: looks.append(index) or look(images, index))
+    options = options if cached else replace(options, cache=None)
+    plan = plan_suite(backbone, str(everything / "colors"), ["knn", "linear", "patches"], None, options)
+    tasks = [cell.task for cell in plan.run]
+    looks.clear()
+    _, failed = run_suite(backbone, plan, options)
+    before = 12 * (tasks[0] == "patches")  # it looks at the val images alone
+    assert failed == {} and sorted(tasks) == ["knn", "linear", "patches"]
+    assert len(looks) == 60 + before
 
 
 def test_what_has_a_record_is_not_run_again(everything, options, tmp_path):

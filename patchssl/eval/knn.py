@@ -127,6 +127,7 @@ def evaluate_knn(
     workers: int = 0,
     progress: Progress | None = None,
     check_progress: Progress | None = None,
+    looked_at: bool = False,
     search_progress: Progress | None = None,
     cache: FeatureCache | None = None,
 ) -> Result:
@@ -140,7 +141,7 @@ def evaluate_knn(
     every network. DataError names classes with fewer than n images. `index`, `search_params` and `gpus` as in
     `find_neighbors`; few-shot searches are exact whatever the index. Both variants change the protocol's name and
     fingerprint, so that the plain record keeps its own. `progress` counts images, `search_progress` what is searched,
-    `check_progress` the files looked at before.
+    `check_progress` the files looked at before, which are not where they were `looked_at` already.
     """
     began = time.monotonic()
     few, search = FewShot(tuple(shots), draws, seed), IndexPlan(index, search_params, gpus, seed)
@@ -153,7 +154,8 @@ def evaluate_knn(
         black = ArrayImages(name="black", split="all", source="a black image",
                             array=np.zeros((1, 32, 32), dtype=np.uint8), ids=np.zeros(1, dtype=np.int64))
         require_index(search, len(train), extract_features(backbone, black, plan, **options).shape[1])
-    require_readable((train, val), workers, check_progress)
+    if not looked_at:
+        require_readable((train, val), workers, check_progress)
     features = _features_of_both(train, val, progress, backbone=backbone, transform=plan, cache=cache, **options)
     case = _Case(features[0], train_labels, features[1], val_labels, plan.settings["temperature"])
     k = plan.settings["headline_k"]

@@ -62,19 +62,19 @@ def linear_protocol(name: str | None, backbone: Backbone, *, epochs: int | None 
 def evaluate_linear(backbone: Backbone, train: ImageSet, val: ImageSet, protocol: str | None = None, *,
                     epochs: int | None = None, seed: int = 0, device: str | torch.device | None = None,
                     batch_size: int = 64, workers: int = 0, progress: Progress | None = None,
-                    check_progress: Progress | None = None, cache: FeatureCache | None = None,
-                    checkpoint_folder: Path | None = None) -> Result:
+                    check_progress: Progress | None = None, looked_at: bool = False,
+                    cache: FeatureCache | None = None, checkpoint_folder: Path | None = None) -> Result:
     """The linear record of `backbone`: trained on `train`, scored on `val` under `protocol` (None: the default).
 
     `train` and `val` share their class ids, as from `open_pair`. `seed` fixes the split, the order and the crops;
-    `batch_size` is that of forward passes and moves no number beyond rounding. `progress` counts images while
-    features are computed, then starts again: crops of all epochs (`dino`), updates (`cached`, `native`), fits
-    (`logreg`); `check_progress` counts files looked at before. With a `checkpoint_folder`, `dino` keeps a checkpoint
-    per epoch in a folder of its own there and goes on from it after a kill; the others need none, their features are in
-    the `cache`. UsageError for an unknown protocol and for features too wide for it, DataError for sets without labels,
-    with other classes, or with too few images of a class, all before a pass over the images; later for those of both
-    sets that cannot be read; PatchSSLError names images whose features are not finite, NotFiniteError a training that
-    diverged.
+    `batch_size` is that of forward passes and moves no number beyond rounding. `progress` counts images while features
+    are computed, then starts again: crops of all epochs (`dino`), updates (`cached`, `native`), fits (`logreg`);
+    `check_progress` counts files looked at before, unless they were `looked_at` already. With a `checkpoint_folder`,
+    `dino` keeps a checkpoint per epoch in a folder of its own there and goes on from it after a kill; the others need
+    none, their features are in the `cache`. UsageError for an unknown protocol and for features too wide for it,
+    DataError for sets without labels, with other classes, or with too few images of a class, all before a pass over
+    the images; later for those of both sets that cannot be read; PatchSSLError names images whose features are not
+    finite, NotFiniteError a training that diverged.
     """
     began = time.monotonic()
     plan = linear_protocol(protocol, backbone, epochs=epochs)
@@ -82,7 +82,8 @@ def evaluate_linear(backbone: Backbone, train: ImageSet, val: ImageSet, protocol
         raise UsageError(f"seed = {seed} is negative; choose a whole number from 0 on")
     labels, test_labels = labels_of_both(train, val)
     where = backbone.device if device is None else torch.device(device)
-    require_readable((train, val), workers, check_progress)
+    if not looked_at:
+        require_readable((train, val), workers, check_progress)
     options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": where, "cache": cache}
     if plan.settings["selection"] == _BEST_TEST_EPOCH:
         outcome = _run_dino(backbone, (train, val), (labels, test_labels), plan, seed, options, progress,

@@ -80,7 +80,8 @@ def patches_protocol(backbone: Backbone, name: str | None = None, *, pairs: int 
 
 def evaluate_patches(backbone: Backbone, images: ImageSet, protocol: str | None = None, *, pairs: int = 1,
                      seed: int = 0, device: str | torch.device | None = None, batch_size: int = 64, workers: int = 0,
-                     progress: Progress | None = None, check_progress: Progress | None = None) -> Result:
+                     progress: Progress | None = None, check_progress: Progress | None = None,
+                     looked_at: bool = False) -> Result:
     """The patch correspondence record of `backbone` on `images`, whose labels are not looked at.
 
     Metrics: `exact`, the share of patches whose nearest token by cosine is that of the patch which contains their
@@ -89,9 +90,9 @@ def evaluate_patches(backbone: Backbone, images: ImageSet, protocol: str | None 
     tokens, the same place of the grid, and the expectation of a blind guess. Detail: the shares of every image.
 
     `batch_size` counts views. The network runs where it is, or moves to `device`; on a GPU it runs in bfloat16. Of
-    several processes each looks at every so many-th image. `check_progress` counts files looked at before. DataError
-    for a set without images and, after the pass, with all unreadable images; UsageError for a network without one token
-    per patch; PatchSSLError names images whose tokens are not finite.
+    several processes each looks at every so many-th image. `check_progress` counts files looked at before, unless they
+    were `looked_at` already. DataError for a set without images and, after the pass, with all unreadable images;
+    UsageError for a network without one token per patch; PatchSSLError names images whose tokens are not finite.
     """
     began = time.monotonic()
     network = with_patches(backbone)
@@ -101,7 +102,8 @@ def evaluate_patches(backbone: Backbone, images: ImageSet, protocol: str | None 
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} views holds none; 1 is the least")
     where = network.device if device is None else torch.device(device)
-    require_readable([images], workers, check_progress)
+    if not looked_at:
+        require_readable([images], workers, check_progress)
     table = _all_tallies(network, images, plan, max(1, batch_size // (2 * pairs)), workers, where, progress)
     shares = _shares(network, images, table)
     if np.isnan(shares["exact"]).all():
