@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -104,6 +105,7 @@ WRONG = {
     "setting of a variant": ({"ablations": {"wide": {"model.embed_dims": 3}}}, "variant wide: recipe key"),
     "value of a variant": ({"ablations": {"wide": {"loss.rule": "centre"}}}, "variant wide: "),
     "combination": ({"variants": {"dino": {"method": "dino"}}}, "photometric.patch_share"),
+    "contrast": ({"contrasts": [["pwself", "dinoo"]]}, "variant of a contrast 'dinoo' is unknown"),
     "reference": ({"reference": "dinoo"}, "reference 'dinoo' is unknown; did you mean 'dino'?"),
     "seeds": ({"seeds": [1, 1]}, "one of them stands there twice"),
     "no seeds": ({"seeds": []}, "seeds"),
@@ -224,7 +226,8 @@ def test_what_a_figure_cannot_be_made_of_is_said(tmp_path, patchssl):
 
 def test_what_is_bold_in_the_tables_is_significant_in_the_json():
     """Five paired seeds, one variant 10 points better in every one, one equal but for noise."""
-    study = parse_study(yaml.safe_dump(TINY | {"seeds": [0, 1, 2, 3, 4]}))
+    contrasts = [["dino", "pwself"], ["pwself", "pwself-random-matches"]]  # the latter was not run
+    study = parse_study(yaml.safe_dump(TINY | {"seeds": [0, 1, 2, 3, 4], "contrasts": contrasts}))
     place = place_of(study, Path("nowhere"), "textures")
     base = {seed: 0.3 + 0.01 * seed for seed in study.seeds}
     values = {"dino": base, "pwself": {seed: value + 0.1 + 0.001 * seed for seed, value in base.items()},
@@ -236,6 +239,10 @@ def test_what_is_bold_in_the_tables_is_significant_in_the_json():
     assert {name: gap and gap["significant"] for name, gap in said.items()} == {
         "dino": None, "pwself": True, "untrained": False}
     assert summary.text().count("**+10.2 [") == 1
+    contrast, = summary.as_dict()["contrasts"]
+    assert (contrast["variants"], contrast["significant"], contrast["n"]) == (["dino", "pwself"], True, 5)
+    assert contrast["mean"] == pytest.approx(-0.102)
+    assert re.search(r"\| dino +\| pwself +\| \*\*-10\.2 \[", summary.text())
 
 
 def test_a_second_call_does_nothing_and_says_the_same(whole, colors, patchssl):

@@ -48,6 +48,7 @@ class Study(Part):
     ablations: dict[Name, Settings] = Field(default_factory=dict)  # further variants, run on request
     untrained: bool = True  # score the network before its first update as well
     reference: str  # the variant that the others are compared with, seed by seed
+    contrasts: tuple[tuple[Name, Name], ...] = ()  # further pairs of variants, the first minus the second
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     evaluations: Annotated[tuple[Task, ...], Field(min_length=1)] = ("knn", "linear", "patches", "copydays")
     copydays: MadeCopydays = MadeCopydays()
@@ -73,6 +74,9 @@ class Study(Part):
             raise ValueError(f"no variant can be called {UNTRAINED}: that is the network before its first update")
         if self.reference not in self.variants:
             raise ValueError(one_of("reference", self.reference, self.variants))
+        for name in (name for pair in self.contrasts for name in pair):
+            if name not in self.all_variants():
+                raise ValueError(one_of("variant of a contrast", name, self.all_variants()))
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}: one of them stands there twice")
         return self

@@ -35,6 +35,7 @@ from patchssl.study.place import Cell, Outcome, Place, configurations
 from patchssl.wholefile import write_text
 
 STEM = "study"
+Pair = tuple[str, str]  # two variants: the first minus the second
 _NAMED = ["Variant", "What differs", "Seeds"]
 
 
@@ -54,7 +55,7 @@ class Summary:
         """For machines: fractions and seconds; differences are variant minus reference, paired by seed."""
         study, sure = self.place.study, self._significant()
         return {"study": study.name, "data": self.place.data, "split": study.split, "reference": study.reference,
-                "configurations_tried": self.tried, "failed": self.failed,
+                "configurations_tried": self.tried, "failed": self.failed, "contrasts": self._contrast_values(),
                 "variants": [self._variant(name, sure) for name in self.variants]}
 
     @property
@@ -71,14 +72,14 @@ class Summary:
         """Over the seeds there are."""
         return mean_over_seeds(measure.values.get(variant, {}))
 
-    def difference(self, measure: Measure, variant: str) -> Paired | None:
-        """To the reference, on the seeds that both have."""
+    def difference(self, measure: Measure, variant: str, other: str | None = None) -> Paired | None:
+        """To the `other` variant (the reference), on the seeds that both have."""
         values = measure.values
-        return paired_over_seeds(values.get(self.place.study.reference, {}), values.get(variant, {}))
+        return paired_over_seeds(values.get(other or self.place.study.reference, {}), values.get(variant, {}))
 
-    def tested(self, measures: Sequence[Measure], variants: Sequence[str]) -> dict[tuple[str, int], bool]:
-        """By variant and place in `measures`: is the difference significant among all that are tested together?"""
-        gaps = {(name, place): self.difference(measure, name) for name in variants
+    def tested(self, measures: Sequence[Measure], pairs: Sequence[Pair]) -> dict[tuple[Pair, int], bool]:
+        """By pair and place in `measures`: is the difference significant among all that are tested together?"""
+        gaps = {(pair, place): self.difference(measure, *pair) for pair in pairs
                 for place, measure in enumerate(measures)}
         p_values = {at: gap.p for at, gap in gaps.items() if gap is not None and gap.p is not None}
         return dict(zip(p_values, holm([*p_values.values()]), strict=True))
@@ -108,6 +109,8 @@ class Summary:
                  "## Scores\n\n" + to_markdown(self._scores(self.measures or _expected(self.place))),
                  f"## Differences to {study.reference}, paired by seed\n\n"
                  + to_markdown(self._differences(self.measures or _expected(self.place)))]
+        if self._contrasts():
+            parts.append("## Differences between variants, paired by seed\n\n" + to_markdown(self._between()))
         if self.paces:
             parts.append("## Equal images, equal time\n\n" + to_markdown(self._costs()))
         if {*self.paces} - {study.reference}:
@@ -145,10 +148,24 @@ class Summary:
 
     def _significant(self) -> set[tuple[str, str]]:
         """Variant and title of what the tables print bold."""
-        others = [name for name in self.variants if name != self.place.study.reference]
-        families = (self.measures, others), (self.curves, [name for name in others if name in self.paces])
-        return {(name, measures[place].title) for measures, names in families
-                for (name, place), sure in self.tested(measures, names).items() if sure}
+        families = (self.measures, self._to_reference()), (self.curves, self._to_reference(self.paces))
+        return {(name, measures[place].title) for measures, pairs in families
+                for ((name, _), place), sure in self.tested(measures, pairs).items() if sure}
+
+    def _to_reference(self, among: Collection[str] | None = None) -> list[Pair]:
+        reference = self.place.study.reference
+        return [(name, reference) for name in self.variants if name != reference and (among is None or name in among)]
+
+    def _contrasts(self) -> list[Pair]:
+        """Those of the study whose variants are here."""
+        return [pair for pair in self.place.study.contrasts if {*pair} <= {*self.variants}]
+
+    def _contrast_values(self) -> list[dict[str, Any]]:
+        sure = self.tested(self.measures, self._contrasts())
+        return [{"variants": list(pair), "title": measure.title, **gap._asdict(),
+                 "significant": sure.get((pair, place), False)}
+                for pair in self._contrasts() for place, measure in enumerate(self.measures)
+                if (gap := self.difference(measure, *pair)) is not None]
 
     def _what(self) -> str:
         """Data, split, budget, and how many configurations were tried."""
@@ -182,16 +199,28 @@ class Summary:
         return frame
 
     def _differences(self, measures: Sequence[Measure], among: Collection[str] | None = None) -> pd.DataFrame:
-        reference = self.place.study.reference
-        names = [name for name in self.variants if name != reference and (among is None or name in among)]
-        tested = self.tested(measures, names)
-        body = [[*self._named(name), *(_gap(self.difference(measure, name)) for measure in measures)]
-                for name in names]
-        frame = pd.DataFrame(body, columns=[*_NAMED, *(f"{measure.title}, points" for measure in measures)],
+        pairs = self._to_reference(among)
+        return self._gaps(pairs, _NAMED, [self._named(name) for name, _ in pairs], measures,
+                          f"Variant minus {self.place.study.reference}")
+
+    def _between(self) -> pd.DataFrame:
+        """The study's own contrasts."""
+        pairs = self._contrasts()
+        return self._gaps(pairs, ["First", "Second"], pairs, self.measures or _expected(self.place),
+                          "First minus second")
+
+    def _gaps(self, pairs: Sequence[Pair], titles: Sequence[str], heads: Sequence[Sequence[str]],
+              measures: Sequence[Measure], what: str) -> pd.DataFrame:
+        """A line per pair, which begins with its head."""
+        tested = self.tested(measures, pairs)
+        body = [[*head, *(_gap(self.difference(measure, *pair)) for measure in measures)]
+                for pair, head in zip(pairs, heads, strict=True)]
+        frame = pd.DataFrame(body, columns=[*titles, *(f"{measure.title}, points" for measure in measures)],
                              dtype=object)
-        frame.attrs["bold"] = [(names.index(name), j + len(_NAMED)) for (name, j), sure in tested.items() if sure]
+        frame.attrs["bold"] = [(pairs.index(pair), place + len(titles)) for (pair, place), sure in tested.items()
+                               if sure]
         frame.attrs["notes"] = [
-            f"Variant minus {reference}, mean over the n seeds that both have, and its 95 % t-interval; an interval is "
+            f"{what}, mean over the n seeds that both have, and its 95 % t-interval; an interval is "
             "not corrected for the number of comparisons.", *([
             f"Bold: significant at the 5 % level among all {len(tested)} tests of this table together (paired t-test, "
             "Holm's correction)."] if tested else [])]

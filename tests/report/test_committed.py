@@ -1,5 +1,7 @@
 """The tables under results/ are those that the code makes from the records there, to the byte."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,9 @@ from patchssl.eval.results import read_results
 from patchssl.report.cost import read_costs, write_costs
 from patchssl.report.paper import read_unavailable, write_paper
 from patchssl.report.tables import write_tables
+from patchssl.study.config import load_study
+from patchssl.study.place import Place, cells_of
+from patchssl.study.summary import summarize
 
 RESULTS = Path(__file__).parents[2] / "results"
 QUICKSTART = ("pixels-32-e3b0c442", "random-9cbc6802", "quickstart-0-c2565524")  # what seed 0 wrote
@@ -36,6 +41,17 @@ def test_the_committed_paper_tables_are_made_again_to_the_same_bytes(tmp_path):
     paths = write_paper(records, tmp_path, costs=costs, unavailable=read_unavailable(RESULTS))
     for path in [*paths, *write_costs(costs, tmp_path)]:
         assert path.read_bytes() == (RESULTS / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("studies/*/study.md")))
+def test_a_committed_study_is_summarized_again_to_the_same_bytes(name, tmp_path):
+    shutil.copytree(RESULTS / "studies" / name, tmp_path / name, ignore=shutil.ignore_patterns("study.*", "table.*"))
+    file = RESULTS / "studies" / f"{name}.yaml"
+    study = load_study(file if file.exists() else name)
+    data = {json.loads(path.read_text())["data"] for path in (tmp_path / name / "cells").iterdir()}
+    assert len(data) == 1
+    for path in summarize(Place(tmp_path / name, study, data.pop()), cells_of(study)).write():
+        assert path.read_bytes() == (RESULTS / "studies" / name / path.name).read_bytes(), path.name
 
 
 def test_the_table_on_the_first_screen_is_the_committed_one():
