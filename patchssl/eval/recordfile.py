@@ -48,8 +48,14 @@ def read_record(path: Path, make: Callable[..., _Record], kind: str, schema: int
 
 
 def files_below(root: Path, ending: str) -> Iterator[Path]:
-    """Every file below `root` whose name has the `ending`, sorted; links to folders are not followed."""
+    """Every file below `root` whose name has the `ending`, sorted; links to folders are not followed.
+
+    Of a study's folder, which has cells/ beside records/, those of its records.
+    """
     for folder, folders, files in os.walk(root):
+        if {"cells", "records"} <= {*folders}:
+            folders[:] = ["records"]
+            continue
         folders.sort()
         yield from (Path(folder, name) for name in sorted(files) if name.endswith(ending))
 

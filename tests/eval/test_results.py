@@ -88,6 +88,16 @@ def test_a_list_of_numbers_stands_on_one_line_and_strings_are_left_alone(tmp_pat
     assert '"shares": [0.25, 1, -3e-07]' in text and '"[ 1 ]",' in text
 
 
+def test_of_a_studys_folder_its_records_are_read_and_nothing_else(tmp_path):
+    make().write(tmp_path / "study" / "records" / "pwself")
+    for name in ("study.json", "cells/pwself-0.json", "runs/pwself-0/run.json"):
+        (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "study" / name).write_text("{}")
+    assert read_results(tmp_path) == ([make()], [])
+    (tmp_path / "study" / "cells").rename(tmp_path / "study" / "others")
+    assert len(read_results(tmp_path)[1]) == 3
+
+
 def test_another_run_of_the_same_cell_replaces_the_first_and_leaves_nothing_else(tmp_path):
     make(duration=1.0).write(tmp_path)
     make(duration=2.0).write(tmp_path)
