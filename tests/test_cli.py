@@ -21,8 +21,8 @@ COMMANDS = [[], ["quickstart"], ["pretrain"], ["study"], ["eval"], *(["eval", na
                 "knn", "linear", "copydays", "revisited", "patches", "all")),
             ["models"], ["inspect"], ["export"], ["tables"], ["compare"], ["report"],
             ["data"], *(["data", name] for name in ("get", "check", "imagenet100", "make-copydays", "make-revisited")),
-            ["plot"], *(["plot", name] for name in ("attention", "pca", "matches", "views", "curves", "robustness", "study",
-                                              "attention-video")),
+            ["plot"], *(["plot", name] for name in ("attention", "pca", "matches", "views", "curves", "robustness",
+                                              "study", "attention-video")),
             ["bench"], *(["bench", name] for name in ("views", "matching", "step", "eval", "tables", "report")),
             ["cache"], ["doctor"]]
 
