@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,6 +32,7 @@ STYLE = {
     "pdf.fonttype": 42,  # letters that journals can search and print
     "text.parse_math": False,  # a model may be named a$b$
 }
+PLACES = 9  # digits of a place in a figure, in shares of its width and height
 LONGEST_NAME = 48  # characters of a name in a figure
 Pixels = np.ndarray  # (H, W, 3) uint8
 
@@ -96,6 +98,23 @@ def save(figure: Figure, path: Path | str) -> Path:
     path = check_figure_path(path)
     suffix = path.suffix.lower().removeprefix(".")
     dates: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    _lay_out(figure)
     with whole_file(path, "figure") as partial:
         figure.savefig(partial, format=suffix, metadata=dates.get(suffix))
     return path
+
+
+def _lay_out(figure: Figure) -> None:
+    """Lay the figure out for good, at the resolution it is saved in.
+
+    Places are rounded: in their last bits they depend on where the layout's solver has its variables in memory, which
+    can move a line that lies between two pixels.
+    """
+    figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for part in figure.subfigs:
+        for corner in ("p0", "p1"):
+            setattr(part.bbox_relative, corner, np.round(getattr(part.bbox_relative, corner), PLACES))
+    for axes in figure.axes:  # those of its parts are among them
+        axes.set_position(tuple(np.round(axes.get_position(original=True).bounds, PLACES)))
