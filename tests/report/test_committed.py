@@ -45,9 +45,11 @@ def test_the_committed_paper_tables_are_made_again_to_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in RESULTS.glob("studies/*/study.md")))
 def test_a_committed_study_is_summarized_again_to_the_same_bytes(name, tmp_path):
-    shutil.copytree(RESULTS / "studies" / name, tmp_path / name, ignore=shutil.ignore_patterns("study.*", "table.*"))
     file = RESULTS / "studies" / f"{name}.yaml"
     study = load_study(file if file.exists() else name)
+    for folder in (name, *study.searches):
+        shutil.copytree(RESULTS / "studies" / folder, tmp_path / folder,
+                        ignore=shutil.ignore_patterns("study.*", "table.*"))
     data = {json.loads(path.read_text())["data"] for path in (tmp_path / name / "cells").iterdir()}
     assert len(data) == 1
     for path in summarize(Place(tmp_path / name, study, data.pop()), cells_of(study)).write():
