@@ -114,7 +114,6 @@ def _lay_out(figure: Figure) -> None:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for part in figure.subfigs:
-        for corner in ("p0", "p1"):
-            setattr(part.bbox_relative, corner, np.round(getattr(part.bbox_relative, corner), PLACES))
+        part.bbox_relative.set_points(np.round(part.bbox_relative.get_points(), PLACES))
     for axes in figure.axes:  # those of its parts are among them
         axes.set_position(tuple(np.round(axes.get_position(original=True).bounds, PLACES)))
