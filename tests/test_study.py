@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 import patchssl as package
 from patchssl.console import Console
@@ -211,6 +212,8 @@ def test_the_figure_has_every_variant_but_the_untrained_one_beside_the_reference
     for measure in dino["measures"]:
         assert f"<!-- dino: {100 * measure['mean']:.1f} % -->" in drawn
     assert "<!-- pwself -->" in drawn and "untrained" not in drawn
+    answer = patchssl("plot", "study", whole, "--beside", "pwself", "--out", tmp_path / "study.svg")
+    assert answer.code == 2 and "'pwself'" in answer.err and "dino" in answer.err  # nobody is compared with it
 
 
 def test_what_a_figure_cannot_be_made_of_is_said(tmp_path, patchssl):
@@ -243,6 +246,64 @@ def test_what_is_bold_in_the_tables_is_significant_in_the_json():
     assert (contrast["variants"], contrast["significant"], contrast["n"]) == (["dino", "pwself"], True, 5)
     assert contrast["mean"] == pytest.approx(-0.102)
     assert re.search(r"\| dino +\| pwself +\| \*\*-10\.2 \[", summary.text())
+
+
+@pytest.fixture
+def ablated(whole, colors, tmp_path, patchssl):
+    """The folder of the tiny study after one cell of its ablation was asked for, and what the command said."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    answer = patchssl("study", save(tmp_path / "tiny.yaml", ablated="pwself"), "--data", colors, "--out", out,
+                      "--only", "pwself-random-matches", "--seed", 1)
+    assert answer.code == 0, answer.err
+    return out, answer
+
+
+def test_ablations_are_set_beside_the_variant_they_change_in_a_table_of_their_own(ablated, whole, tmp_path, patchssl):
+    out, _ = ablated
+    found = {v["variant"]: v for v in json.loads((out / "study.json").read_text())["variants"]}
+    assert {name: v["compared_with"] for name, v in found.items()} == {
+        "untrained": "dino", "dino": None, "pwself": "dino", "pwself-random-matches": "pwself"}
+    ablation, pwself = (found[name]["measures"][0] for name in ("pwself-random-matches", "pwself"))
+    assert (ablation["difference"]["n"], ablation["title"]) == (1, pwself["title"])
+    assert ablation["difference"]["mean"] == pytest.approx(ablation["by_seed"]["1"] - pwself["by_seed"]["1"])
+    before, now = ((folder / "study.md").read_text() for folder in (whole, out))
+    core = "## Differences to dino, paired by seed"
+    assert now.partition(core)[2].partition("##")[0] == before.partition(core)[2].partition("##")[0]
+    section = now.partition("## Ablations: differences to pwself, paired by seed")[2].partition("##")[0]
+    assert section.count("\n| pwself-random-matches") == 1 and "\n| pwself " not in section
+    answer = patchssl("plot", "study", out, "--beside", "pwself", "--out", tmp_path / "study.svg")
+    assert answer.code == 0, answer.err
+    drawn = (tmp_path / "study.svg").read_text("utf-8")
+    assert "<!-- pwself-random-matches -->" in drawn and "<!-- dino" not in drawn
+
+
+def test_the_tables_keep_what_a_call_did_not_ask_for(ablated, whole, colors, tmp_path, patchssl):
+    out, answer = ablated
+    assert "1 cells, 0 done" in answer.err
+    assert "7 of 7 cells" in (out / "study.md").read_text()
+    assert numbers(whole).items() < numbers(out).items()
+    text = (out / "study.md").read_bytes()
+    again = patchssl("study", tmp_path / "tiny.yaml", "--data", colors, "--out", out)
+    assert again.code == 0 and "6 done, 0 failed, 0 to run" in again.err
+    assert (out / "study.md").read_bytes() == text
+
+
+def test_tests_of_ablations_do_not_weaken_those_of_the_core():
+    """p = 0.03 passes alone and not among two: an ablation beside it must not make it one of two."""
+    study = parse_study(yaml.safe_dump(TINY | {"seeds": [0, 1, 2, 3, 4], "untrained": False, "ablated": "dino"}))
+    base = dict.fromkeys(study.seeds, 0.3)
+    gaps = [0.01, 0.02, 0.005, 0.02, 0.003]
+    better = {seed: 0.3 + gap for seed, gap in enumerate(gaps)}
+    p = stats.ttest_1samp(gaps, 0).pvalue
+    assert 0.025 < p < 0.05
+    values = {"dino": base, "pwself": better, "pwself-random-matches": better}
+    cells = {name: [cell for cell in cells_of(study, ablations=True) if cell.variant == name] for name in values}
+    measure = Measure("20-NN top-1", "knn", "textures", "native", "top1@20", values)
+    summary = Summary(place_of(study, Path("nowhere"), "textures"), cells, {}, [measure], [], {}, tried=3)
+    significant = {v["variant"]: v["measures"][0]["difference"] for v in summary.as_dict()["variants"]}
+    assert significant["pwself"]["significant"] and significant["pwself-random-matches"]["significant"]
+    assert summary.text().count("**+1.2 [") == 2
 
 
 def test_a_second_call_does_nothing_and_says_the_same(whole, colors, patchssl):

@@ -160,11 +160,14 @@ def robustness(
 def study(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a study, where its study.json is.")],
     out: OutFileOpt = Path("study.png"),
+    beside: Annotated[str | None, typer.Option(metavar="VARIANT", help="Those compared with this variant: "
+                                               "the ablations, with the one they change. Default: the "
+                                               "reference.")] = None,
 ) -> None:
     """Differences of a study's variants to its reference: every seed, the mean and its 95 % interval."""
     from patchssl.study.figure import draw_study
 
-    typer.echo(draw_study(folder, out))
+    typer.echo(draw_study(folder, out, beside))
 
 
 @plot_app.command("attention-video")

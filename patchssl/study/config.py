@@ -46,6 +46,7 @@ class Study(Part):
     settings: Settings = Field(default_factory=dict)  # of every variant
     variants: Annotated[dict[Name, Settings], Field(min_length=1)]
     ablations: dict[Name, Settings] = Field(default_factory=dict)  # further variants, run on request
+    ablated: Name | None = None  # the variant that ablations are compared with; without it the reference
     untrained: bool = True  # score the network before its first update as well
     reference: str  # the variant that the others are compared with, seed by seed
     contrasts: tuple[tuple[Name, Name], ...] = ()  # further pairs of variants, the first minus the second
@@ -72,8 +73,9 @@ class Study(Part):
             raise ValueError(f"{twice[0]} is both among variants and among ablations")
         if UNTRAINED in self.all_variants():
             raise ValueError(f"no variant can be called {UNTRAINED}: that is the network before its first update")
-        if self.reference not in self.variants:
-            raise ValueError(one_of("reference", self.reference, self.variants))
+        for key, name in (("reference", self.reference), ("ablated", self.ablated)):
+            if name is not None and name not in self.variants:
+                raise ValueError(one_of(key, name, self.variants))
         for name in (name for pair in self.contrasts for name in pair):
             if name not in self.all_variants():
                 raise ValueError(one_of("variant of a contrast", name, self.all_variants()))
@@ -84,6 +86,12 @@ class Study(Part):
     def all_variants(self) -> dict[str, Settings]:
         """Variants and ablations, in the order of the file."""
         return {**self.variants, **self.ablations}
+
+    def compared_with(self, variant: str) -> str | None:
+        """The variant that `variant` is set beside, None for the reference itself."""
+        if variant in self.ablations:
+            return self.ablated or self.reference
+        return None if variant == self.reference else self.reference
 
     def recipe_of(self, variant: str) -> Recipe:
         """The effective recipe of `variant`; UsageError, naming the variant, for a wrong setting."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from patchssl.errors import DataError, UsageError
+from patchssl.errors import DataError, UsageError, one_of
 from patchssl.report.plots.differences import Gap, GapPanel, plot_differences
 from patchssl.study.config import UNTRAINED
 from patchssl.study.summary import STEM
@@ -23,12 +23,13 @@ class _Measure(BaseModel):
     title: str
     mean: float
     by_seed: dict[str, float]
-    difference: _Difference | None
+    difference: _Difference | None  # to what the variant is compared with
 
 
 class _Variant(BaseModel):
     variant: str
     measures: list[_Measure]
+    compared_with: str | None
 
 
 class _Study(BaseModel):
@@ -36,11 +37,11 @@ class _Study(BaseModel):
     variants: list[_Variant]
 
 
-def draw_study(folder: Path, out: Path) -> Path:
-    """Write every variant's differences to the reference, measure by measure, from study.json in `folder`.
+def draw_study(folder: Path, out: Path, beside: str | None = None) -> Path:
+    """Write the differences of all variants that are compared with `beside` (by default the reference) in `folder`.
 
-    The untrained network, which would stretch the axes, is left out.
-    UsageError where there is none, or nothing to compare; DataError for a damaged one.
+    Measure by measure, from study.json. The untrained network, which would stretch the axes, is left out.
+    UsageError where there is no study.json, or nothing to compare; DataError for a damaged one.
     """
     path = folder / f"{STEM}.json"
     if not path.is_file():
@@ -52,12 +53,16 @@ def draw_study(folder: Path, out: Path) -> Path:
         raise DataError(f"{path} is damaged ({'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}); "
                         "make it anew with patchssl study") from None
     found = {variant.variant: {measure.title: measure for measure in variant.measures} for variant in study.variants}
-    own = found.get(study.reference, {})
-    others = [name for name in found if name not in (study.reference, UNTRAINED)]
+    compared = {variant.variant: variant.compared_with for variant in study.variants if variant.compared_with}
+    if beside is not None and beside not in compared.values():
+        raise UsageError(one_of("variant that others are compared with", beside, dict.fromkeys(compared.values())))
+    beside = beside or study.reference
+    own = found.get(beside, {})
+    others = [name for name, other in compared.items() if other == beside and name != UNTRAINED]
     panels = [GapPanel(title, measure.mean, [_gap(name, found[name][title], measure) for name in others
                                              if title in found[name] and found[name][title].difference])
               for title, measure in own.items()]
-    return plot_differences([panel for panel in panels if panel.gaps], study.reference, out,
+    return plot_differences([panel for panel in panels if panel.gaps], beside, out,
                             note="small circles: seeds; bars: 95 % interval of the mean; filled: significant among "
                                  "all tests of the study's table (Holm)")
 

@@ -160,6 +160,11 @@ class Place:
         write_text(self._outcome(cell), json.dumps(asdict(outcome), indent=2, sort_keys=True) + "\n", "outcome")
         return outcome
 
+    def known(self, asked: Sequence[Cell]) -> list[Cell]:
+        """The cells `asked` for, and all others of the study that have ended."""
+        names = {cell.name for cell in asked}
+        return [cell for cell in cells_of(self.study, ablations=True) if cell.name in names or self.outcome(cell)]
+
     @contextmanager
     def claimed(self, name: str, *, wait: bool = False) -> Iterator[bool]:
         """Have `name` for this process alone; False, unless told to wait, where another process has it."""

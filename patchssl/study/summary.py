@@ -73,9 +73,9 @@ class Summary:
         return mean_over_seeds(measure.values.get(variant, {}))
 
     def difference(self, measure: Measure, variant: str, other: str | None = None) -> Paired | None:
-        """To the `other` variant (the reference), on the seeds that both have."""
-        values = measure.values
-        return paired_over_seeds(values.get(other or self.place.study.reference, {}), values.get(variant, {}))
+        """To the `other` variant, or the one it is set beside, on the seeds that both have."""
+        values, other = measure.values, other or self.place.study.compared_with(variant)
+        return None if other is None else paired_over_seeds(values.get(other, {}), values.get(variant, {}))
 
     def tested(self, measures: Sequence[Measure], pairs: Sequence[Pair]) -> dict[tuple[Pair, int], bool]:
         """By pair and place in `measures`: is the difference significant among all that are tested together?"""
@@ -90,13 +90,12 @@ class Summary:
         for measure in (*self.measures, *self.curves):
             for variant in self.variants:
                 mean, gap = self.mean(measure, variant), self.difference(measure, variant)
-                if variant == self.place.study.reference:
-                    gap = None
                 if mean is not None:
                     found.append({
                         "variant": variant, "task": measure.task, "dataset": measure.dataset,
                         "protocol": measure.protocol, "metric": measure.metric, "measure": measure.title,
                         **_percent(mean, ("mean", "low", "high")), "n": mean.n,
+                        "compared_with": self.place.study.compared_with(variant),
                         **_percent(gap, ("difference", "difference_low", "difference_high")),
                         "p": None if gap is None or gap.p is None else round(gap.p, 6),
                         "pairs": None if gap is None else gap.n})
@@ -104,21 +103,22 @@ class Summary:
 
     def text(self) -> str:
         """All tables in Markdown."""
-        study = self.place.study
-        parts = [f"# Study {study.name}", self._what(),
-                 "## Scores\n\n" + to_markdown(self._scores(self.measures or _expected(self.place))),
-                 f"## Differences to {study.reference}, paired by seed\n\n"
-                 + to_markdown(self._differences(self.measures or _expected(self.place)))]
+        study, measures = self.place.study, self.measures or _expected(self.place)
+        tables = {"Scores": self._scores(measures)}
+        for title, pairs in self._comparisons.items():
+            tables[f"{title}, paired by seed"] = self._differences(pairs, measures)
         if self._contrasts():
-            parts.append("## Differences between variants, paired by seed\n\n" + to_markdown(self._between()))
+            tables["Differences between variants, paired by seed"] = self._between()
         if self.paces:
-            parts.append("## Equal images, equal time\n\n" + to_markdown(self._costs()))
-        if {*self.paces} - {study.reference}:
-            parts.append(f"## Differences to {study.reference} within the training\n\n"
-                         + to_markdown(self._differences(self.curves, self.paces)))
+            tables["Equal images, equal time"] = self._costs()
+        for title, pairs in self._comparisons.items():
+            if timed := [pair for pair in pairs if pair[0] in self.paces]:
+                tables[f"{title} within the training"] = self._differences(timed, self.curves)
         if plain_name(study.name) in PAPER_DATASETS:
-            parts.append("## Published\n\n" + to_markdown(_published(study.name)))
-        return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+            tables["Published"] = _published(study.name)
+        parts = [f"# Study {study.name}", self._what(),
+                 *(f"## {title}\n\n{to_markdown(frame)}".rstrip("\n") for title, frame in tables.items())]
+        return "\n\n".join(parts) + "\n"
 
     def write(self) -> list[Path]:
         """Write study.md, study.csv and study.json, and the comparison tables of all records as table.*."""
@@ -135,26 +135,34 @@ class Summary:
         measures = []
         for measure in (*self.measures, *self.curves):
             if (mean := self.mean(measure, name)) is not None:
-                gap = self.difference(measure, name) if name != self.place.study.reference else None
+                gap = self.difference(measure, name)
                 said = {**gap._asdict(), "significant": (name, measure.title) in sure} if gap else None
                 measures.append({"title": measure.title, "task": measure.task, "dataset": measure.dataset,
                                  "protocol": measure.protocol, "metric": measure.metric, **mean._asdict(),
                                  "by_seed": {str(seed): value for seed, value in measure.values[name].items()},
                                  "difference": said})
-        return {"variant": name, "settings": _settings(self.place, name), "seeds": [cell.seed for cell in ended],
+        return {"variant": name, "settings": _settings(self.place, name),
+                "compared_with": self.place.study.compared_with(name), "seeds": [cell.seed for cell in ended],
                 "images": ended[0].images if ended else None, "pace": asdict(pace) if pace else None,
                 "train_seconds": [found.train_seconds for found in ended],
                 "score_seconds": [found.score_seconds for found in ended], "measures": measures}
 
     def _significant(self) -> set[tuple[str, str]]:
         """Variant and title of what the tables print bold."""
-        families = (self.measures, self._to_reference()), (self.curves, self._to_reference(self.paces))
+        families = [(measures, pairs) for measures in (self.measures, self.curves)
+                    for pairs in self._comparisons.values()]
         return {(name, measures[place].title) for measures, pairs in families
                 for ((name, _), place), sure in self.tested(measures, pairs).items() if sure}
 
-    def _to_reference(self, among: Collection[str] | None = None) -> list[Pair]:
-        reference = self.place.study.reference
-        return [(name, reference) for name in self.variants if name != reference and (among is None or name in among)]
+    @property
+    def _comparisons(self) -> dict[str, list[Pair]]:
+        """Variants and what each is set beside; ablations have tests of their own, and weaken no other's."""
+        study, found = self.place.study, dict[str, list[Pair]]()
+        for name in self.variants:
+            if (other := study.compared_with(name)) is not None:
+                title = f"Ablations: differences to {other}" if name in study.ablations else f"Differences to {other}"
+                found.setdefault(title, []).append((name, other))
+        return found
 
     def _contrasts(self) -> list[Pair]:
         """Those of the study whose variants are here."""
@@ -198,10 +206,10 @@ class Summary:
                                 *_protocols(measures)]
         return frame
 
-    def _differences(self, measures: Sequence[Measure], among: Collection[str] | None = None) -> pd.DataFrame:
-        pairs = self._to_reference(among)
+    def _differences(self, pairs: Sequence[Pair], measures: Sequence[Measure]) -> pd.DataFrame:
+        """Of variants that are all set beside the same one."""
         return self._gaps(pairs, _NAMED, [self._named(name) for name, _ in pairs], measures,
-                          f"Variant minus {self.place.study.reference}")
+                          f"Variant minus {pairs[0][1]}")
 
     def _between(self) -> pd.DataFrame:
         """The study's own contrasts."""
