@@ -54,18 +54,17 @@ def by_view(array):
     return torch.from_numpy(array).transpose(0, 1).flatten(0, 1).contiguous()
 
 
-def modules(dino, ibot, pwself):
-    """The three training scripts, with what only their tables and logs need left out."""
+def module(clone, file):
+    """The training script `file` of a `clone`, with what only its tables and logs need left out."""
     stubs = {"tensorboardX": "SummaryWriter", "timm.models.registry": "register_model", "models": "none",
              "models.head": "iBOTHead", "evaluation": "none", "evaluation.unsupervised": "none",
              "evaluation.unsupervised.unsup_cls": "eval_pred"}
-    for clone, file in ((dino, "main_dino.py"), (ibot, "main_ibot.py"), (pwself, "patch_wise_dino.py")):
-        for name in ("utils", "vision_transformer", "augment", "loader"):
-            sys.modules.pop(name, None)
-        for name, attribute in stubs.items():
-            sys.modules[name] = types.ModuleType(name)
-            setattr(sys.modules[name], attribute, None)
-        yield imported(clone, file)
+    for name in ("utils", "vision_transformer", "augment", "loader"):
+        sys.modules.pop(name, None)
+    for name, attribute in stubs.items():
+        sys.modules[name] = types.ModuleType(name)
+        setattr(sys.modules[name], attribute, None)
+    return imported(clone, file)
 
 
 def dino_updates(script):
@@ -92,17 +91,23 @@ def ibot_updates(script, name, prototypes):
         yield f"{name}/{update}", found | {"center": loss.center, "patch_center": loss.center2[0]}
 
 
-def pwself_updates(script):
-    """As the authors' collate function does it, all images of a batch share one geometry."""
-    sizes = [224] * GLOBALS + [96] * LOCALS
+def correspondences(script, boxes, mirrored, patch):
+    """The authors' matches of patches of views of one image, pair by pair; boxes are (top, left, height, width)."""
+    sizes = [224] * GLOBALS + [96] * (len(boxes) - GLOBALS)
     crops = [types.SimpleNamespace(
-        original_image="the same", patch_size=PATCH, patches_per_side=size // PATCH, flip=mirrored,
+        original_image="the same", patch_size=patch, patches_per_side=size // patch, flip=flip,
         crop_coordinates=types.SimpleNamespace(top=box[0], left=box[1], bottom=box[0] + box[2], right=box[1] + box[3]))
-        for size, box, mirrored in zip(sizes, BOXES, MIRRORED, strict=True)]
+        for size, box, flip in zip(sizes, boxes, mirrored, strict=True)]
     pairs = [[None] * len(crops) for _ in range(GLOBALS)]
     for t, s in product(range(GLOBALS), range(len(crops))):
         pairs[t][s] = script.correspondences(crops[t], crops[s]) if t != s else None
-    loss = script.DINOLoss(PATCH, PROTOTYPES, len(crops), TEMPS[0], TEMPS[-1], UPDATES, UPDATES + 1, STUDENT_TEMP)
+    return pairs
+
+
+def pwself_updates(script):
+    """As the authors' collate function does it, all images of a batch share one geometry."""
+    pairs = correspondences(script, BOXES, MIRRORED, PATCH)
+    loss = script.DINOLoss(PATCH, PROTOTYPES, len(BOXES), TEMPS[0], TEMPS[-1], UPDATES, UPDATES + 1, STUDENT_TEMP)
     for update in range(UPDATES):
         of_globals, of_locals = pwself_sizes()
         value = loss(by_view(logits("student globals", update, IMAGES, GLOBALS, of_globals, PROTOTYPES)),
@@ -115,7 +120,7 @@ def main(clones):
     import torch.distributed as dist
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    dino, ibot, pwself = modules(*clones)
+    dino, ibot, pwself = map(module, clones, ("main_dino.py", "main_ibot.py", "patch_wise_dino.py"))
     record = {}
     for updates in (dino_updates(dino), ibot_updates(ibot, "ibot", PROTOTYPES),
                     ibot_updates(ibot, "ibot_separate", SEPARATE), pwself_updates(pwself)):
