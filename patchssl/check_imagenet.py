@@ -7,7 +7,7 @@ first release.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from patchssl.doctor import Finding
 from patchssl.imagefile import is_folder, is_image_name, list_folder
 from patchssl.imagenet100 import class_list, known_lists
 from patchssl.imageset import shortened
+from patchssl.progress import Progress
 
-Progress = Callable[[int, int], None]  # class folders that were counted, in all
 IMAGENET = {"train": 1_281_167, "val": 50_000}
 # 101 and 3 fewer: github.com/princetonvisualai/imagenet-face-obfuscation, issue 4
 IMAGENET_BLURRED = {"train": 1_281_066, "val": 49_997}

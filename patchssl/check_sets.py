@@ -18,7 +18,7 @@ import numpy as np
 
 from patchssl.arrayfile import ArraySplits, idx_splits
 from patchssl.check_imagenet import check_imagenet, check_imagenet100
-from patchssl.data import find_unreadable, open_images, split_names
+from patchssl.data import open_images, split_names
 from patchssl.doctor import Finding, as_text
 from patchssl.download import checksum
 from patchssl.errors import DataError, UsageError, one_of
@@ -26,8 +26,9 @@ from patchssl.eval.copydays_set import open_copydays
 from patchssl.eval.ground_truth import GroundTruth, absent_images, read_ground_truth
 from patchssl.imagefile import list_folder, list_images
 from patchssl.imageset import shortened
+from patchssl.progress import Progress
+from patchssl.unreadable import find_unreadable
 
-Progress = Callable[[int, int], None]
 RECORD = "fetched.json"  # what `patchssl data get` leaves beside the images
 
 # as torchvision states them (datasets/cifar.py, datasets/mnist.py; Fashion-MNIST's README has the same)

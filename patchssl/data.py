@@ -3,16 +3,13 @@
 `open_images` recognizes what is named and hands it on: folders and arrays are opened here, text lists by `listfile`,
 archives and WebDataset shards by `packed`, sets of Hugging Face's library and Parquet files by `hubset`, sets of
 timm's factory by `timmset`, a train split without a part of it by `holdout`. `open_pair` gives train and val with the
-same id for the same class. Training skips unreadable images within `UnreadableBudget`; evaluation reads no number past
-one: it lists them all and fails (`require_readable`, `raise_unreadable`).
+same id for the same class.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -21,7 +18,7 @@ import numpy as np
 
 from patchssl.archive import is_archive_name
 from patchssl.arrayfile import Arrays, ArraySplits, cifar_splits, idx_splits
-from patchssl.errors import DataError, UnreadableImage, UsageError, one_of
+from patchssl.errors import DataError, UsageError, one_of
 from patchssl.holdout import PREFIX as HOLDOUT
 from patchssl.holdout import holdout_splits, parse_holdout
 from patchssl.hubset import PREFIX as HUB
@@ -33,7 +30,6 @@ from patchssl.imagefile import (
     is_image_name,
     list_folder,
     list_images,
-    strict_pillow,
 )
 from patchssl.imageset import ArrayImages, FileImages, ImageSet, Names, class_folders, counted
 from patchssl.listfile import is_list_name, open_list
@@ -45,25 +41,15 @@ from patchssl.timmset import lasting_uri, timm_splits
 __all__ = [
     "NAMED_SETS",
     "ImageSet",
-    "Progress",
     "Split",
-    "UnreadableBudget",
-    "find_unreadable",
     "lasting_name",
-    "listing_unreadable",
     "open_images",
     "open_pair",
-    "raise_unreadable",
-    "require_readable",
-    "shifted",
     "split_names",
 ]
 
 Split = Literal["train", "val"]
-Progress = Callable[[int, int], None]  # images done, images in all
 NAMED_SETS: Mapping[str, int] = {"textures": 32, "textures-64": 64}  # name -> side in pixels
-_MOST_LISTED = 20
-_BLOCK = 256  # images a worker checks before it reports
 
 
 def open_images(data: str | Path, split: Split | None = None, *, allow_truncated: bool = False) -> ImageSet:
@@ -281,124 +267,3 @@ def _array_images(arrays: Arrays, name: str, split: str, source: str) -> ArrayIm
         array=arrays.pixels,
         ids=np.arange(len(arrays.pixels)),
     )
-
-
-def find_unreadable(
-    images: ImageSet, workers: int = 0, progress: Progress | None = None
-) -> list[tuple[str, str]]:
-    """(name, reason) of every image that cannot be decoded, in the set's order.
-
-    Decodes all files, in `workers` threads; arrays are readable as they are. `progress` is called with the
-    number of images looked at and of all.
-    """
-    return _unreadable(images, workers, progress, all_of_them=True)
-
-
-def require_readable(sets: Sequence[ImageSet], workers: int = 0, progress: Progress | None = None) -> None:
-    """DataError, before anything is computed, that lists the images of `sets` that cannot be decoded.
-
-    Every file is looked at, begin and end, and what does not look whole is decoded; if that finds one that cannot be
-    decoded, all are, so that the list is complete. Damage within a file shows when a pass decodes it
-    (`listing_unreadable`). `progress` counts the images of all sets, and starts again where all are decoded.
-    """
-    ends = np.cumsum([len(images) for images in sets]).tolist()
-
-    def found(all_of_them: bool) -> Iterator[tuple[str, str]]:
-        for images, end in zip(sets, ends, strict=True):
-            shown = None if progress is None else shifted(progress, end - len(images), ends[-1])
-            yield from _unreadable(images, workers, shown, all_of_them)
-
-    if any(found(all_of_them=False)):
-        bad = [UnreadableImage(*each) for each in found(all_of_them=True)]
-        raise_unreadable(sorted(bad, key=lambda error: error.name), ends[-1])
-
-
-def shifted(progress: Progress, before: int, total: int) -> Progress:
-    """`progress` of one part as progress of the whole."""
-    return lambda done, _: progress(before + done, total)
-
-
-def _unreadable(images: ImageSet, workers: int, progress: Progress | None, all_of_them: bool) -> list[tuple[str, str]]:
-    """`find_unreadable`; not `all_of_them`: among those that do not look whole."""
-    if isinstance(images, ArrayImages):
-        return []
-    blocks = [range(at, min(at + _BLOCK, len(images))) for at in range(0, len(images), _BLOCK)]
-    bad: list[tuple[str, str]] = []
-    check = partial(_unreadable_among, images, all_of_them)
-    with strict_pillow(), ThreadPoolExecutor(max(workers, 1)) as pool:
-        found = pool.map(check, blocks) if workers else map(check, blocks)
-        try:
-            for block in blocks:
-                bad += next(found)
-                if progress:
-                    progress(block.stop, len(images))
-        finally:
-            pool.shutdown(cancel_futures=True)  # after Ctrl-C, the rest is not worth waiting for
-    return bad
-
-
-def _unreadable_among(images: ImageSet, all_of_them: bool, indices: range) -> list[tuple[str, str]]:
-    bad = []
-    for index in indices:
-        if not all_of_them and images.looks_whole(index):
-            continue
-        try:
-            images.pixels(index)
-        except UnreadableImage as error:
-            bad.append((error.name, error.reason))
-    return bad
-
-
-def raise_unreadable(bad: Sequence[UnreadableImage], total: int) -> None:
-    """DataError that lists `bad` out of `total` images; nothing happens when `bad` is empty.
-
-    For a pass over the images that decodes them once and collects what it met.
-    """
-    if bad:
-        raise DataError(
-            f"{len(bad):,} of {total:,} images cannot be read, so no number is given; repair or remove them "
-            f"(eval revisited can allow truncated ones):\n{_listed({error.name: error.reason for error in bad})}"
-        )
-
-
-@contextlib.contextmanager
-def listing_unreadable(sets: Sequence[ImageSet], workers: int = 0) -> Iterator[None]:
-    """A pass over some of `sets` that fails for its data names the images of all that cannot be decoded."""
-    try:
-        yield
-    except DataError:
-        bad = [UnreadableImage(*found) for images in sets for found in find_unreadable(images, workers)]
-        raise_unreadable(bad, sum(len(images) for images in sets))
-        raise
-
-
-class UnreadableBudget:
-    """Counts the images that training has to skip, and ends it when they are more than 1 % of all.
-
-    An image counts once, however often it is met.
-    """
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.bad: dict[str, str] = {}  # name -> reason
-
-    @property
-    def count(self) -> int:
-        """How many images were unreadable so far."""
-        return len(self.bad)
-
-    def add(self, name: str, reason: str = "") -> None:
-        """Count the image `name`; DataError with the list when that is too many."""
-        self.bad[name] = reason
-        if 100 * self.count > self.total:
-            raise DataError(
-                f"training stopped: {self.count:,} of {self.total:,} images cannot be read, more than 1 %; "
-                f"repair or remove them:\n{_listed(self.bad)}"
-            )
-
-
-def _listed(bad: Mapping[str, str]) -> str:
-    """One line for each bad image, up to a limit."""
-    lines = [f"  {name}: {reason}" if reason else f"  {name}" for name, reason in bad.items()]
-    more = [f"  and {len(lines) - _MOST_LISTED:,} more"] if len(lines) > _MOST_LISTED else []
-    return "\n".join(lines[:_MOST_LISTED] + more)

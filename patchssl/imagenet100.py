@@ -10,15 +10,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from patchssl.errors import DataError, UsageError, one_of
 from patchssl.imagefile import is_folder, list_folder
 from patchssl.imageset import shortened
 from patchssl.photo_intake import PhotoFolder, staged_folder
+from patchssl.progress import Progress
 
-Progress = Callable[[int, int], None]  # class folders done, in all
 NUM_CLASSES = 100
 _LISTS = {"cmc": "imagenet100.txt", "kaggle": "imagenet100-kaggle.txt"}
 _WNID = re.compile(r"n\d{8}")

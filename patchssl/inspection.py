@@ -35,10 +35,10 @@ from patchssl.networks import (
     pretrained_config,
     state_sha256,
 )
+from patchssl.progress import Progress
 from patchssl.soundness import check_numbers, is_plain
 from patchssl.weights import BARE, WeightsFile, read_weights, weights_in
 
-Progress = Callable[[int, int], None]  # done, total
 IMAGENETS = "ImageNet's"
 
 

@@ -32,10 +32,11 @@ from patchssl.imageset import shortened
 from patchssl.landmark_views import HARD_VIEWS, draw_landmark, easy_view, junk_view
 from patchssl.photo_edits import Draws
 from patchssl.photo_intake import LEAST_SIDE, QUALITY, Intake, Steps, find_photographs, in_order, staged_folder
+from patchssl.progress import Progress
 from patchssl.strong_edits import STRONG_EDITS
 
 Record = dict[str, Any]  # what is written down about an image, plain JSON values
-Progress = Callable[[int, int], None]
+
 MOST_ORIGINALS = 7000
 _FIRST_NAME = 3000  # Copydays' own originals are 2000xx to 2999xx
 _COPYDAYS, _STRONG, _REVISITED, _ORDER = 1, 2, 3, 4  # kinds of generators

@@ -16,7 +16,7 @@ import torch
 
 from patchssl.backbone import Backbone
 from patchssl.console import LOOK, Console
-from patchssl.data import NAMED_SETS, ImageSet, listing_unreadable, open_images, open_pair, require_readable
+from patchssl.data import NAMED_SETS, ImageSet, open_images, open_pair
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copydays import copydays_protocol, dataset_name, evaluate_copydays, require_ranks
@@ -32,6 +32,7 @@ from patchssl.eval.record import joined
 from patchssl.eval.results import Result, plain_text, read_results
 from patchssl.eval.retrieval import evaluate_revisited, open_revisited, revisited_protocol
 from patchssl.eval.search import require_index
+from patchssl.unreadable import listing_unreadable, require_readable
 
 TASKS = ("knn", "linear", "copydays", "revisited")  # by default
 ON_REQUEST = ("patches",)  # any images would do for it, so it would run on sets made for another task

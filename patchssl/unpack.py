@@ -11,13 +11,12 @@ import io
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from patchssl.errors import DataError
+from patchssl.progress import Progress
 
-Progress = Callable[[int, int], None]  # bytes of the archive that were read, bytes in all
 _BLOCK = 2**16  # larger ones are copied back and forth by tarfile
 _STEP = 2**20  # bytes between two calls of progress
 _LONGEST_HEADER = 2**20  # bytes

@@ -11,18 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchssl.data import (
-    UnreadableBudget,
-    find_unreadable,
-    lasting_name,
-    open_images,
-    open_pair,
-    raise_unreadable,
-    require_readable,
-    split_names,
-)
+from patchssl.data import lasting_name, open_images, open_pair, split_names
 from patchssl.errors import DataError, UnreadableImage, UsageError
 from patchssl.textures import CLASSES, textures
+from patchssl.unreadable import UnreadableBudget, find_unreadable, raise_unreadable, require_readable
 
 
 def write_images(root: Path, names: Sequence[str]) -> Path:

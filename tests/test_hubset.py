@@ -13,8 +13,9 @@ import pytest
 from packing import png
 from PIL import Image
 
-from patchssl.data import find_unreadable, lasting_name, open_images, open_pair, split_names
+from patchssl.data import lasting_name, open_images, open_pair, split_names
 from patchssl.errors import DataError, UnreadableImage, UsageError
+from patchssl.unreadable import find_unreadable
 
 NAMES = ["cat", "dog", "fox"]
 FEATURES = datasets.Features({"id": datasets.Value("int64"), "img": datasets.Image(),

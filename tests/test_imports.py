@@ -16,10 +16,10 @@ TESTS = Path(__file__).parent
 
 # a module imports from its own layer and from those before it; a package stands for all its modules
 LAYERS = [
-    ["errors", "distributed", "hub", "wholefile"],
+    ["errors", "distributed", "hub", "wholefile", "progress"],
     ["geometry", "data", "textures", "imageset", "imagefile", "imageends", "arrayfile", "plainpickle",
      "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack",
-     "holdout", "videofile"],
+     "holdout", "videofile", "unreadable"],
     ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "soundness"],
     ["pretrain", "eval"],
     ["report", "catalog", "inspection", "reproduce"],

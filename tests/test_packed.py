@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from packing import pack, png, unpack
 
-from patchssl.data import find_unreadable, open_images, open_pair, split_names
+from patchssl.data import open_images, open_pair, split_names
 from patchssl.errors import DataError, UnreadableImage
+from patchssl.unreadable import find_unreadable
 
 SPLIT = {"train/b/1.png": png(1), "train/a/1.png": png(2), "train/a/2.png": png(3, (9, 7)), "val/b/9.png": png(4),
          "val/notes.txt": b"no image"}

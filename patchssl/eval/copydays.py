@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.backbone import Backbone
-from patchssl.data import ImageSet, find_unreadable, raise_unreadable, require_readable
+from patchssl.data import ImageSet
 from patchssl.errors import DataError, UnreadableImage, UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copies import CopyScores, score_neighbors
 from patchssl.eval.copydays_set import CopydaysSet, open_copydays
-from patchssl.eval.features import Progress, RawPixels, describe_device, extract_outputs, shifted
+from patchssl.eval.features import RawPixels, describe_device, extract_outputs
 from patchssl.eval.galleries import DISTRACTOR, ERROR, NUM_SHOWN, POSITIVE, Picture, Shown, ends_of, gallery
 from patchssl.eval.protocols import Protocol, choose_protocol, native_resize
 from patchssl.eval.ranking import ranks_of
@@ -34,6 +34,8 @@ from patchssl.eval.results import Result, plain_text
 from patchssl.eval.search import search_topk
 from patchssl.eval.whitening import Whitening
 from patchssl.imageset import ArrayImages, FileImages, Names
+from patchssl.progress import Progress, shifted
+from patchssl.unreadable import find_unreadable, raise_unreadable, require_readable
 
 TASK = "copydays"
 PICTURED = "strong"  # the block whose queries a record shows

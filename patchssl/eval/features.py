@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 
 import patchssl
 from patchssl.backbone import Backbone, Origin
-from patchssl.data import ImageSet, Progress, raise_unreadable, shifted
+from patchssl.data import ImageSet
 from patchssl.distributed import all_gather_objects, rank, world_size
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.pooling import gem, mean_patch
 from patchssl.eval.protocols import Protocol, knn_protocol, normalize_images
+from patchssl.progress import Progress, shifted
+from patchssl.unreadable import raise_unreadable
 
 Transform = Callable[[np.ndarray], Tensor]  # (H, W, 3) uint8 -> (3, h, w)
 BLOCK = 1024  # images that are cached, and dealt to processes, together: what a kill can cost

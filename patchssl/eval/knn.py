@@ -18,17 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.backbone import Backbone
-from patchssl.data import ImageSet, listing_unreadable, require_readable
+from patchssl.data import ImageSet
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.faiss_index import IndexPlan
-from patchssl.eval.features import Progress, RawPixels, describe_device, extract_features, shifted
+from patchssl.eval.features import RawPixels, describe_device, extract_features
 from patchssl.eval.fewshot import FewShot
 from patchssl.eval.protocols import Protocol, knn_protocol
 from patchssl.eval.record import make_record
 from patchssl.eval.results import Result, pack_bits, plain_text
 from patchssl.eval.search import Neighbors, as_features, find_neighbors, require_index
 from patchssl.imageset import ArrayImages
+from patchssl.progress import Progress, shifted
+from patchssl.unreadable import listing_unreadable, require_readable
 
 _VOTES_AT_A_TIME = 2**22  # 32 MiB of float64
 

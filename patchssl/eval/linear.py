@@ -19,16 +19,18 @@ import torch
 
 import patchssl
 from patchssl.backbone import Backbone
-from patchssl.data import ImageSet, listing_unreadable, require_readable
+from patchssl.data import ImageSet
 from patchssl.errors import UsageError
 from patchssl.eval.cache import FeatureCache
-from patchssl.eval.features import Progress, RawPixels, describe_device, extract_outputs, shifted
+from patchssl.eval.features import RawPixels, describe_device, extract_outputs
 from patchssl.eval.linear_cached import cached_probe, require_narrow
 from patchssl.eval.linear_logreg import logreg_probe
 from patchssl.eval.linear_scores import LinearScores, Outcome, labels_of_both, require_two_of_each, score_logits
 from patchssl.eval.protocols import Protocol, choose_protocol, native_resize
 from patchssl.eval.record import make_record
 from patchssl.eval.results import Result, pack_bits, plain_text, safe_name
+from patchssl.progress import Progress, shifted
+from patchssl.unreadable import listing_unreadable, require_readable
 
 BLOCKS = 4  # whose class tokens are put side by side, in DINO's protocol for ViT-S and in the grid of `cached`
 _WIDE = 768  # channels from which on DINO takes the class and mean patch token of the last block instead: ViT-B

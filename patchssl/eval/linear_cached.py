@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.errors import UsageError
-from patchssl.eval.features import Progress, shifted
 from patchssl.eval.linear_scores import Outcome, Scaling, best_of, epoch_order, hold_out, join_outputs
+from patchssl.progress import Progress, shifted
 
 _ROWS = 4096  # images at a time where nothing is trained
 _LOGITS_AT_A_TIME = 2**25  # 128 MiB of float32

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchssl.checkpoint import NEWEST, PREVIOUS, load_checkpoint, save_checkpoint
-from patchssl.data import raise_unreadable
 from patchssl.distributed import all_gather_objects, rank, world_size
 from patchssl.errors import CheckpointError, NotFiniteError, UnreadableImage, UsageError
-from patchssl.eval.features import Progress, compute_outputs, shifted
+from patchssl.eval.features import compute_outputs
 from patchssl.eval.linear_crops import Batch, Training, dino_batches
 from patchssl.eval.linear_scores import Outcome, true_ranks
 from patchssl.eval.protocols import normalize_images
+from patchssl.progress import Progress, shifted
+from patchssl.unreadable import raise_unreadable
 
 _ROWS = 4096  # test images at a time
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.eval.features import Progress
 from patchssl.eval.linear_scores import Outcome, Scaling, best_of, hold_out, join_outputs
+from patchssl.progress import Progress
 
 
 def logreg_probe(train: Mapping[str, Tensor], labels: Tensor, test: Mapping[str, Tensor], classes: tuple[str, ...],

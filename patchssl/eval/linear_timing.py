@@ -11,12 +11,13 @@ import torch
 
 from patchssl.backbone import Backbone
 from patchssl.data import ImageSet, open_pair
-from patchssl.eval.features import Progress, extract_outputs, shifted
+from patchssl.eval.features import extract_outputs
 from patchssl.eval.linear import linear_protocol
 from patchssl.eval.linear_cached import cached_probe, grid
 from patchssl.eval.linear_scores import labels_of_both
 from patchssl.eval.protocols import Protocol
 from patchssl.loading import load_backbone
+from patchssl.progress import Progress, shifted
 
 
 def time_probes(backbone: Backbone | None = None, train: ImageSet | None = None, val: ImageSet | None = None, *,

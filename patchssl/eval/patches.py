@@ -22,15 +22,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from patchssl.backbone import Backbone, Origin
-from patchssl.data import ImageSet, raise_unreadable, require_readable
+from patchssl.data import ImageSet
 from patchssl.distributed import all_gather_objects, rank, world_size
 from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError
-from patchssl.eval.features import Progress, RawPixels, describe_device
+from patchssl.eval.features import RawPixels, describe_device
 from patchssl.eval.protocols import Protocol, choose_protocol, normalize_images
 from patchssl.eval.record import make_record
 from patchssl.eval.results import Result
 from patchssl.geometry import Crops, View, patches_per_side
 from patchssl.matching import match_crops
+from patchssl.progress import Progress
+from patchssl.unreadable import raise_unreadable, require_readable
 
 TASK = "patches"
 SOURCES = ("", "pixels/", "position/", "chance/")  # of an answer: prefixes of the metrics `exact` and `within1`

@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.backbone import Backbone
-from patchssl.data import require_readable
 from patchssl.errors import DataError
 from patchssl.eval.cache import FeatureCache
-from patchssl.eval.features import Progress, describe_device, extract_outputs, iter_outputs, shifted
+from patchssl.eval.features import describe_device, extract_outputs, iter_outputs
 from patchssl.eval.galleries import (
     DISTRACTOR,
     ERROR,
@@ -51,6 +50,8 @@ from patchssl.eval.record import make_record
 from patchssl.eval.results import Result, plain_text
 from patchssl.eval.revisited_images import Box, PreparedImages, open_distractors, queries_and_database
 from patchssl.imageset import FileImages
+from patchssl.progress import Progress, shifted
+from patchssl.unreadable import require_readable
 
 OFFICIAL: Mapping[str, tuple[int, int]] = {"roxford5k": (70, 4993), "rparis6k": (70, 6322)}  # queries, database
 _MILLION = "revisitop1m"

@@ -9,7 +9,7 @@ against exact search being measured.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from patchssl.errors import DataError, UsageError
 from patchssl.eval.backends import Opener, attempts_for, faiss_for
 from patchssl.eval.faiss_index import IndexPlan, import_faiss, make_index, num_gpus, require_plan
+from patchssl.progress import Progress
 
 RECALL_QUERIES = 1000
 _LOW_RECALL = 0.9
@@ -29,7 +30,6 @@ _SAME = 1e-6  # similarities that differ by this share, as two ways of summing d
 log = logging.getLogger(__name__)
 
 Features = Tensor | np.ndarray
-Progress = Callable[[int, int], None]  # done, in all; starts over where one backend fails and the next begins
 
 
 class Recall(NamedTuple):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from patchssl.errors import DataError, UsageError, one_of
-from patchssl.eval.features import Progress
 from patchssl.eval.search import as_features
+from patchssl.progress import Progress
 
 RULES = ("dino", "pca")
 _ROWS = 1024  # of features in double precision at a time

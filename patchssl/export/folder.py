@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,11 @@ from patchssl.export.source import Format, Source, Written, open_source
 from patchssl.export.timm_folder import TIMM, network_config
 from patchssl.hub import upload_folder
 from patchssl.loading import FOLDER_CONFIG, FOLDER_WEIGHTS, read_config
+from patchssl.progress import Progress
 
 FORMATS: Mapping[str, Format] = {"timm": TIMM, "dino": DINO, "onnx": ONNX}
 _FILES = {CARD_FILE, FOLDER_CONFIG, FOLDER_WEIGHTS, DINO_FILE, ONNX_FILE, ONNX_WEIGHTS}
 
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from patchssl.backbone import Origin, VitBackbone
 from patchssl.checkpoint import save_checkpoint
-from patchssl.data import ImageSet, UnreadableBudget
+from patchssl.data import ImageSet
 from patchssl.distributed import all_gather_objects, rank, world_size
 from patchssl.errors import CheckpointError, Interrupted, NotFiniteError, PatchSSLError
 from patchssl.pretrain.config import Recipe, dump_recipe
@@ -27,6 +27,7 @@ from patchssl.pretrain.making import make_loader, peak_memory
 from patchssl.pretrain.meeting import Agreed, Meetings, Said
 from patchssl.pretrain.stopping import Stopped, StopSignals, children_unheard, signals_kept_from_children
 from patchssl.pretrain.views import ViewBatch
+from patchssl.unreadable import UnreadableBudget
 
 KnnProbe = Callable[[VitBackbone], float]  # top-1 accuracy in [0, 1] of a backbone, handed in by a workflow
 

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from patchssl.data import ImageSet, UnreadableBudget
+from patchssl.data import ImageSet
 from patchssl.errors import DataError, UnreadableImage, UsageError, one_of
 from patchssl.geometry import View, patches_per_side
 from patchssl.pretrain.config import Recipe, ViewConfig
 from patchssl.pretrain.masking import draw_masks
 from patchssl.pretrain.photometric import ColorDraws, draw_sample_colors, stack_draws
+from patchssl.unreadable import UnreadableBudget
 
 STREAMS = {"crops": 0, "color": 1, "drop_path": 2, "masks": 3, "shuffle": 4, "matches": 5}
 TRIES = 10  # random crops before the central one, as torchvision's RandomResizedCrop
