@@ -13,9 +13,10 @@ from patchssl.errors import DataError, UsageError
 from patchssl.geometry import View
 from patchssl.loading import load_backbone
 from patchssl.matching import match_patches
-from patchssl.pretrain.config import Recipe, load_recipe, parse_recipe
+from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.logbook import LOG
 from patchssl.pretrain.photometric import apply_colors, draw_sample_colors
+from patchssl.pretrain.recipefile import load_recipe, parse_recipe
 from patchssl.pretrain.views import cut_views, sample_rng
 from patchssl.pretrain.views import draw_views as draw_geometry
 from patchssl.report.robustness import robustness_curves

@@ -17,7 +17,8 @@ from patchssl.errors import UsageError
 from patchssl.eval.knn import evaluate_knn, evaluate_pixels
 from patchssl.loading import load_backbone
 from patchssl.networks import NetworkSpec, build_vit
-from patchssl.pretrain.config import Recipe, load_recipe
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.recipefile import load_recipe
 from patchssl.tabling import make_tables
 from patchssl.workflows import (
     default_device,

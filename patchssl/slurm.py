@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from patchssl.console import Console
 from patchssl.data import lasting_name
 from patchssl.errors import Interrupted, PatchSSLError, UsageError
-from patchssl.pretrain.config import Recipe, load_recipe
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.recipefile import load_recipe
 from patchssl.pretrain.resuming import FACTS, begun_with, changed_recipe, read_run
 from patchssl.pretrain.run import require_new, run_folder
 from patchssl.workflows import pretrain_with_probe, resume_with_probe

@@ -22,10 +22,11 @@ from patchssl.eval.knn import evaluate_knn, evaluate_pixels, knn_accuracy
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.results import Result
 from patchssl.loading import load_backbone
-from patchssl.pretrain.config import Recipe, load_recipe
+from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.loop import KnnProbe
 from patchssl.pretrain.making import training_images
 from patchssl.pretrain.plan import Plan, plan_run
+from patchssl.pretrain.recipefile import load_recipe
 from patchssl.pretrain.resuming import changed_recipe, read_run
 from patchssl.pretrain.run import interruptible, pretrain, require_new, resume, run_folder
 from patchssl.pretrain.stopping import StopSignals

@@ -19,7 +19,7 @@ from patchssl.drawing import (
 )
 from patchssl.errors import DataError, UsageError
 from patchssl.loading import load_backbone
-from patchssl.pretrain.config import dump_recipe, load_recipe, parse_recipe
+from patchssl.pretrain.recipefile import dump_recipe, load_recipe, parse_recipe
 from patchssl.seen import attention_rows, component_colors, normalized, pad_to_patches, read_image, token_maps
 from patchssl.workflows import run_facts
 

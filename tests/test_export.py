@@ -22,7 +22,7 @@ from patchssl.errors import CheckpointError, UsageError
 from patchssl.eval.results import Result
 from patchssl.export import export_model, folder, is_export, onnx_file, push_model, source
 from patchssl.loading import load_backbone
-from patchssl.pretrain.config import parse_recipe
+from patchssl.pretrain.recipefile import parse_recipe
 
 # state_dict() of facebookresearch/dino's VisionTransformer(img_size=[32], patch_size=8, embed_dim=24, depth=1,
 # num_heads=3, qkv_bias=True) and of its DINOHead(24, 32, hidden_dim=32, bottleneck_dim=16)

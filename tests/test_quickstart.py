@@ -15,7 +15,7 @@ import torch
 
 import patchssl as package
 from patchssl.eval.results import read_results
-from patchssl.pretrain.config import dump_recipe, load_recipe
+from patchssl.pretrain.recipefile import dump_recipe, load_recipe
 from patchssl.quickstart import random_twin
 
 FIGURES = {"curves.png", "attention.png", "matches.png", "views.png"}

@@ -21,7 +21,7 @@ import patchssl as package
 from patchssl.console import Console
 from patchssl.errors import DataError, Interrupted, UsageError
 from patchssl.eval.results import read_results
-from patchssl.pretrain.config import shipped_names
+from patchssl.pretrain.recipefile import shipped_names
 from patchssl.report.variants import Measure
 from patchssl.study import command
 from patchssl.study import run as running

@@ -12,7 +12,7 @@ from patchssl import scoring
 from patchssl.console import Console
 from patchssl.errors import UsageError
 from patchssl.eval.results import read_results
-from patchssl.pretrain.config import load_recipe
+from patchssl.pretrain.recipefile import load_recipe
 from patchssl.tabling import make_tables
 from patchssl.workflows import (
     default_device,

@@ -129,7 +129,7 @@ def _submit(recipe: str | None, changes: tuple[str, ...], data: str | None, out:
 
 
 def _shipped_recipes() -> list[str]:
-    from patchssl.pretrain.config import recipe_names
+    from patchssl.pretrain.recipefile import recipe_names
 
     return recipe_names()
 

@@ -19,12 +19,13 @@ from patchssl.checkpoint import save_checkpoint
 from patchssl.data import ImageSet
 from patchssl.distributed import all_gather_objects, rank, world_size
 from patchssl.errors import CheckpointError, Interrupted, NotFiniteError, PatchSSLError
-from patchssl.pretrain.config import Recipe, dump_recipe
+from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.engine import Engine, StepReport, network_spec
 from patchssl.pretrain.health import collapse_warnings
 from patchssl.pretrain.logbook import Logbook
 from patchssl.pretrain.making import make_loader, peak_memory
 from patchssl.pretrain.meeting import Agreed, Meetings, Said
+from patchssl.pretrain.recipefile import dump_recipe
 from patchssl.pretrain.stopping import Stopped, StopSignals, children_unheard, signals_kept_from_children
 from patchssl.pretrain.views import ViewBatch
 from patchssl.unreadable import UnreadableBudget

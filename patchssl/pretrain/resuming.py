@@ -12,9 +12,10 @@ import yaml
 
 from patchssl.checkpoint import NEWEST
 from patchssl.errors import CheckpointError, UsageError
-from patchssl.pretrain.config import Recipe, dump_recipe, parse_recipe
+from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.engine import Engine, network_spec
 from patchssl.pretrain.logbook import write_whole
+from patchssl.pretrain.recipefile import dump_recipe, parse_recipe
 
 RECIPE, FACTS = "recipe.yaml", "run.json"
 ALLOW = "--allow-changes"

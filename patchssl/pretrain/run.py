@@ -22,9 +22,10 @@ from patchssl.data import ImageSet, lasting_name
 from patchssl.distributed import joined, rank, wait_for_all
 from patchssl.errors import Interrupted, UsageError
 from patchssl.pretrain.board import require_tensorboard
-from patchssl.pretrain.config import Recipe, load_recipe
+from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.loop import KnnProbe, Progress, Run, Silent, train
 from patchssl.pretrain.making import make_engine, require_shares, training_device, training_images
+from patchssl.pretrain.recipefile import load_recipe
 from patchssl.pretrain.resuming import (
     FACTS,
     RECIPE,

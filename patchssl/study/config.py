@@ -13,7 +13,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 
 from patchssl.errors import UsageError, one_of
 from patchssl.holdout import PREFIX as HOLDOUT
-from patchssl.pretrain.config import Part, Recipe, load_recipe, shipped_or_own
+from patchssl.pretrain.config import Part, Recipe
+from patchssl.pretrain.recipefile import load_recipe, shipped_or_own
 
 UNTRAINED = "untrained"  # the variant that every study may have beside its own: the network before its first update
 LEAST_ORIGINALS = 20  # as many ranks are scored

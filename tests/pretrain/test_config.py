@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from patchssl.errors import UsageError
-from patchssl.pretrain.config import Recipe, dump_recipe, load_recipe, parse_recipe, recipe_keys, recipe_names
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.recipefile import dump_recipe, load_recipe, parse_recipe, recipe_keys, recipe_names
 
 SHIPPED = ["cifar10", "imagenet100", "imagenet1k", "quickstart"]
 

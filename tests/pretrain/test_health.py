@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchssl.pretrain.config import recipe_keys
 from patchssl.pretrain.health import (
     class_health,
     collapse_warnings,
@@ -17,6 +16,7 @@ from patchssl.pretrain.health import (
     feature_spread,
     marginal_entropy,
 )
+from patchssl.pretrain.recipefile import recipe_keys
 
 
 def test_entropy_of_uniform_of_one_hot_and_of_their_mix():

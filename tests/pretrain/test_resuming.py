@@ -9,7 +9,7 @@ import torch
 
 from patchssl.checkpoint import load_checkpoint, save_checkpoint
 from patchssl.errors import CheckpointError, UsageError
-from patchssl.pretrain.config import load_recipe, recipe_keys
+from patchssl.pretrain.recipefile import load_recipe, recipe_keys
 from patchssl.pretrain.resuming import EXCEPTED, FIXED, FREE
 from patchssl.pretrain.run import pretrain, resume
 

@@ -20,9 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import patchssl
 from patchssl.checkpoint import load_checkpoint
 from patchssl.errors import CheckpointError, DataError, Interrupted, NotFiniteError, PatchSSLError, UsageError
-from patchssl.pretrain.config import load_recipe, parse_recipe
 from patchssl.pretrain.loop import Clock, _loader_let_go
 from patchssl.pretrain.plan import plan_run
+from patchssl.pretrain.recipefile import load_recipe, parse_recipe
 from patchssl.pretrain.run import pretrain, resume
 from patchssl.pretrain.views import ViewDataset
 from patchssl.textures import textures

@@ -7,9 +7,10 @@ from patchssl.backbone import VitBackbone
 from patchssl.errors import UsageError
 from patchssl.loading import load_backbone
 from patchssl.networks import NetworkSpec, build_vit
-from patchssl.pretrain.config import Recipe, load_recipe
+from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.engine import Engine
 from patchssl.pretrain.making import make_loader, training_images
+from patchssl.pretrain.recipefile import load_recipe
 from patchssl.pretrain.resuming import read_run
 from patchssl.pretrain.run import pretrain, resume
 from patchssl.pretrain.start import describe_start, starting_backbone, take_weights
