@@ -20,12 +20,12 @@ from urllib.parse import urlencode
 import torch
 from torch import Tensor
 
-from patchssl import loading
 from patchssl.backbone import Backbone, TransformerBackbone, VitBackbone
 from patchssl.checkpoint import FORMAT, NEWEST, PREVIOUS, load_checkpoint
 from patchssl.errors import CheckpointError, UsageError, printable
 from patchssl.hub import hub_file, hub_json
 from patchssl.layouts import Layout, describe_left_out, recognize, recognize_run
+from patchssl.loading import load_backbone, load_official, load_run, parse_location
 from patchssl.networks import (
     Misfit,
     as_float32,
@@ -37,6 +37,7 @@ from patchssl.networks import (
 )
 from patchssl.progress import Progress
 from patchssl.soundness import check_numbers, is_plain
+from patchssl.timm_loading import FOLDER_CONFIG, FOLDER_WEIGHTS, HUB_WEIGHTS, backbone_of_config, read_config
 from patchssl.weights import BARE, WeightsFile, read_weights, weights_in
 
 IMAGENETS = "ImageNet's"
@@ -180,14 +181,14 @@ def _find(uri: str) -> _Source:
         return _timm_source(uri, rest)
     if colon and kind == "hf-hub":
         repo, _, revision = rest.partition("@")
-        config = hub_json(repo, loading.FOLDER_CONFIG, revision or None)
-        weights = read_weights(hub_file(repo, loading.HUB_WEIGHTS, revision or None))
+        config = hub_json(repo, FOLDER_CONFIG, revision or None)
+        weights = read_weights(hub_file(repo, HUB_WEIGHTS, revision or None))
         return _config_source(uri, config, weights, repo.rpartition("/")[2])
-    path, network, options = loading.parse_location(uri)
-    if path.is_dir() and (path / loading.FOLDER_CONFIG).is_file() and (path / loading.FOLDER_WEIGHTS).is_file():
+    path, network, options = parse_location(uri)
+    if path.is_dir() and (path / FOLDER_CONFIG).is_file() and (path / FOLDER_WEIGHTS).is_file():
         if network or options:
             raise UsageError(f"{path} is one network and says all about itself; leave out what follows it")
-        config, weights = loading.read_config(path / loading.FOLDER_CONFIG), read_weights(path / loading.FOLDER_WEIGHTS)
+        config, weights = read_config(path / FOLDER_CONFIG), read_weights(path / FOLDER_WEIGHTS)
         return _config_source(str(path), config, weights, path.resolve().name)
     weights, trouble = _run_weights(path) if path.is_dir() else (read_weights(path), ())
     source = _file_source(str(path), network, options, weights)
@@ -196,18 +197,18 @@ def _find(uri: str) -> _Source:
 
 def _timm_source(uri: str, name: str) -> _Source:
     """timm's weights `name`."""
-    backbone = loading.load_backbone(uri, "meta")
+    backbone = load_backbone(uri, "meta")
     repo = (pretrained_config(name) or {})["hf_hub_id"]
-    weights = read_weights(hub_file(repo, loading.HUB_WEIGHTS))
+    weights = read_weights(hub_file(repo, HUB_WEIGHTS))
     return _Source(uri, None, {}, weights, "timm's record of these weights", lambda stand_in, network: backbone)
 
 
 def _config_source(place: str, config: Mapping[str, Any], weights: WeightsFile, name: str) -> _Source:
     """Weights beside a config.json in timm's layout."""
     def build(stand_in: WeightsFile, network: str | None) -> Backbone:
-        return loading._from_timm_config(config, stand_in, place, name)
+        return backbone_of_config(config, stand_in, place, name)
 
-    why = f"as {loading.FOLDER_CONFIG} says; {IMAGENETS} where it says nothing"
+    why = f"as {FOLDER_CONFIG} says; {IMAGENETS} where it says nothing"
     framework = "timm, exported by patchssl" if config.get("patchssl") else "timm"
     return _Source(place, None, {}, weights, why, build, framework=framework)
 
@@ -230,7 +231,7 @@ def _file_source(place: str, asked: str | None, options: Mapping[str, str], weig
     heads = options.get("heads", "")
 
     def build(stand_in: WeightsFile, network: str | None) -> Backbone:
-        return (loading._from_run if own else loading._from_official)(stand_in, network, options)
+        return (load_run if own else load_official)(stand_in, network, options)
 
     def layout_of(network: str) -> Layout:
         if own:

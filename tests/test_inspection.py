@@ -15,7 +15,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from patchssl import inspection, loading, networks
+from patchssl import inspection, networks, timm_loading
 from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD
 from patchssl.checkpoint import NEWEST, PREVIOUS
 from patchssl.errors import CheckpointError, UsageError
@@ -224,7 +224,7 @@ def test_names_of_timm_and_of_the_hub(tmp_path, monkeypatch):
     save_file(trained(network), tmp_path / "model.safetensors")
     config = {"architecture": "test_vit", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "classifier": "head",
                                                              "input_size": [3, 160, 160]}}
-    for module in (loading, inspection):
+    for module in (timm_loading, inspection):
         monkeypatch.setattr(module, "hub_file", lambda repo, names, revision=None: tmp_path / names[0])
         monkeypatch.setattr(module, "hub_json", lambda repo, name, revision=None: config)
     for uri in (f"timm:{TIMM_VIT}", "timm:test_vit", "hf-hub:org/net@main"):

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import patchssl.loading
+import patchssl.timm_loading
 from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, VitBackbone
 from patchssl.checkpoint import save_checkpoint
 from patchssl.errors import CheckpointError, UsageError
@@ -223,8 +224,8 @@ def hub(monkeypatch, tmp_path):
         asked.append((repo, name, revision))
         return there[f"{repo}/{name}"]
 
-    monkeypatch.setattr(patchssl.loading, "hub_file", hub_file)
-    monkeypatch.setattr(patchssl.loading, "hub_json", hub_json)
+    monkeypatch.setattr(patchssl.timm_loading, "hub_file", hub_file)
+    monkeypatch.setattr(patchssl.timm_loading, "hub_json", hub_json)
     hub_file.asked, hub_file.there = asked, there
     return hub_file
 
@@ -337,7 +338,7 @@ def test_weights_of_timm_that_cannot_be_had(monkeypatch, tmp_path):
 
 
 def test_weights_of_timm_without_a_place_on_the_hub(monkeypatch):
-    monkeypatch.setattr(patchssl.loading, "pretrained_config", lambda _name: {"url": "https://example.org/a.pth"})
+    monkeypatch.setattr(patchssl.timm_loading, "pretrained_config", lambda _name: {"url": "https://example.org/a.pth"})
     assert_says(["timm:test_vit has no weights on the Hugging Face hub", "another tag"], "timm:test_vit")
 
 

@@ -21,8 +21,8 @@ from patchssl.export.onnx_file import ONNX, ONNX_FILE, ONNX_WEIGHTS
 from patchssl.export.source import Format, Source, Written, open_source
 from patchssl.export.timm_folder import TIMM, network_config
 from patchssl.hub import upload_folder
-from patchssl.loading import FOLDER_CONFIG, FOLDER_WEIGHTS, read_config
 from patchssl.progress import Progress
+from patchssl.timm_loading import FOLDER_CONFIG, FOLDER_WEIGHTS, read_config
 
 FORMATS: Mapping[str, Format] = {"timm": TIMM, "dino": DINO, "onnx": ONNX}
 _FILES = {CARD_FILE, FOLDER_CONFIG, FOLDER_WEIGHTS, DINO_FILE, ONNX_FILE, ONNX_WEIGHTS}

@@ -13,7 +13,8 @@ from torch import Tensor
 from patchssl.backbone import Backbone, ConvolutionalBackbone, TransformerBackbone, VitBackbone
 from patchssl.checkpoint import FORMAT, load_checkpoint
 from patchssl.errors import CheckpointError
-from patchssl.loading import FOLDER_WEIGHTS, load_backbone, parse_location
+from patchssl.loading import load_backbone, parse_location
+from patchssl.timm_loading import FOLDER_WEIGHTS
 from patchssl.weights import BARE, WeightsFile, read_weights, weights_in
 
 _SCHEMES = ("timm:", "hf-hub:", "random:", "py:")  # of a MODEL that is no path

@@ -24,8 +24,9 @@ from patchssl.export.source import (
     sample_images,
     sizes_to_compare,
 )
-from patchssl.loading import FOLDER_CONFIG, FOLDER_WEIGHTS, load_backbone
+from patchssl.loading import load_backbone
 from patchssl.networks import Family, create, family_of, has_arch
+from patchssl.timm_loading import FOLDER_CONFIG, FOLDER_WEIGHTS
 
 _CLOSE, _SAME = 1e-5, 0.0
 
