@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from patchssl.bench import Contender, machine, median_times, one_thread
+from patchssl.bench_timing import Contender, machine, median_times, one_thread
 from patchssl.console import Console
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.knn import knn_scores

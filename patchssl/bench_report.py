@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchssl.bench import machine
+from patchssl.bench_timing import machine
 from patchssl.eval.galleries import ROLES
 from patchssl.eval.results import Result, pack_bits
 from patchssl.reporting import make_report

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.bench import Contender, machine, median_times
+from patchssl.bench_timing import Contender, machine, median_times
 from patchssl.errors import PatchSSLError
 from patchssl.pretrain.cross_entropy import MatchTable, TeacherTokens, matched_cross_entropy, tabulate_matches
 

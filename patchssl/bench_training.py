@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchssl.bench import machine
 from patchssl.bench_step import MIB, apart, bench_patch_term, peak_so_far
+from patchssl.bench_timing import machine
 from patchssl.imageset import ArrayImages
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.cross_entropy import MatchStats

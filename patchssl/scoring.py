@@ -23,7 +23,8 @@ from patchssl.eval.linear import evaluate_linear
 from patchssl.eval.patches import PixelPatches, evaluate_patches
 from patchssl.eval.results import Result, read_results
 from patchssl.eval.retrieval import evaluate_revisited
-from patchssl.suite import TASKS, Choices, Options, SuitePlan, plan_suite, run_suite
+from patchssl.suite import TASKS, Options, SuitePlan, plan_suite, run_suite
+from patchssl.suite_cells import Choices
 from patchssl.workflows import default_device, is_pixels, open_model, pixels_size
 
 PIXEL_SIDE = 32  # of raw pixels whose size was not said

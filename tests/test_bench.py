@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchssl import bench
+from patchssl import bench, bench_timing
 from patchssl.errors import UnreadableImage
 
 
@@ -35,12 +35,13 @@ def test_median_times_take_turns_and_divide_by_what_a_call_does():
     def spin(name: str, turn: int) -> None:
         turns.append((name, turn))
         began = time.process_time()
-        while time.process_time() - began < bench.TURN_SECONDS:
+        while time.process_time() - began < bench_timing.TURN_SECONDS:
             pass
 
-    times = bench.median_times({"one": bench.Contender(lambda turn: spin("one", turn)),
-                                "four": bench.Contender(lambda turn: spin("four", turn), units=4)}, repeats=3)
-    assert times["one"] >= bench.TURN_SECONDS and times["four"] >= bench.TURN_SECONDS / 4
+    times = bench_timing.median_times({"one": bench_timing.Contender(lambda turn: spin("one", turn)),
+                                       "four": bench_timing.Contender(lambda turn: spin("four", turn), units=4)},
+                                      repeats=3)
+    assert times["one"] >= bench_timing.TURN_SECONDS and times["four"] >= bench_timing.TURN_SECONDS / 4
     assert [name for name, _ in turns[-6:]] == ["one", "four"] * 3
 
 
@@ -48,7 +49,7 @@ def test_one_thread_gives_the_threads_back():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(KeyError), bench.one_thread():
+        with pytest.raises(KeyError), bench_timing.one_thread():
             assert torch.get_num_threads() == 1
             raise KeyError
         assert torch.get_num_threads() == 2
@@ -78,8 +79,8 @@ def test_peak_memory_counts_what_is_there_at_once():
         third = second.view(512, 512).exp_().T  # no memory of its own
         return third @ third + 1  # product and result beside it: 3 MiB at once, its operand included
 
-    assert bench.peak_memory(work) == 3
-    assert bench.peak_memory(lambda: None) == 0
+    assert bench_timing.peak_memory(work) == 3
+    assert bench_timing.peak_memory(lambda: None) == 0
 
 
 def test_similarity_takes_the_teacher_token_of_greatest_cosine():

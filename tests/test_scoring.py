@@ -32,7 +32,8 @@ from patchssl.imageset import FileImages
 from patchssl.loading import load_backbone
 from patchssl.make_sets import make_copydays, make_revisited
 from patchssl.scoring import Summary, evaluate, headline, make_options
-from patchssl.suite import TASKS, Choices, Options, plan_suite, run_suite
+from patchssl.suite import TASKS, Options, plan_suite, run_suite
+from patchssl.suite_cells import Choices
 
 CPU = torch.device("cpu")
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=24&depth=2&num_heads=3"
