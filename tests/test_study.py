@@ -272,6 +272,7 @@ def test_ablations_are_set_beside_the_variant_they_change_in_a_table_of_their_ow
     assert now.partition(core)[2].partition("##")[0] == before.partition(core)[2].partition("##")[0]
     section = now.partition("## Ablations: differences to pwself, paired by seed")[2].partition("##")[0]
     assert section.count("\n| pwself-random-matches") == 1 and "\n| pwself " not in section
+    assert "\n| pwself-random-matches" in now.partition("## Ablations: differences to dino, paired by seed")[2]
     answer = patchssl("plot", "study", out, "--beside", "pwself", "--out", tmp_path / "study.svg")
     assert answer.code == 0, answer.err
     drawn = (tmp_path / "study.svg").read_text("utf-8")
@@ -291,7 +292,9 @@ def test_the_tables_keep_what_a_call_did_not_ask_for(ablated, whole, colors, tmp
 
 def test_tests_of_ablations_do_not_weaken_those_of_the_core():
     """p = 0.03 passes alone and not among two: an ablation beside it must not make it one of two."""
-    study = parse_study(yaml.safe_dump(TINY | {"seeds": [0, 1, 2, 3, 4], "untrained": False, "ablated": "dino"}))
+    contrasts = [["pwself", "dino"], ["pwself-random-matches", "dino"]]
+    study = parse_study(yaml.safe_dump(TINY | {"seeds": [0, 1, 2, 3, 4], "untrained": False, "ablated": "dino",
+                                               "contrasts": contrasts}))
     base = dict.fromkeys(study.seeds, 0.3)
     gaps = [0.01, 0.02, 0.005, 0.02, 0.003]
     better = {seed: 0.3 + gap for seed, gap in enumerate(gaps)}
@@ -301,9 +304,14 @@ def test_tests_of_ablations_do_not_weaken_those_of_the_core():
     cells = {name: [cell for cell in cells_of(study, ablations=True) if cell.variant == name] for name in values}
     measure = Measure("20-NN top-1", "knn", "textures", "native", "top1@20", values)
     summary = Summary(place_of(study, Path("nowhere"), "textures"), cells, {}, [measure], [], {}, tried=3)
-    significant = {v["variant"]: v["measures"][0]["difference"] for v in summary.as_dict()["variants"]}
-    assert significant["pwself"]["significant"] and significant["pwself-random-matches"]["significant"]
-    assert summary.text().count("**+1.2 [") == 2
+    found = summary.as_dict()
+    said = {v["variant"]: v["measures"][0]["difference"] for v in found["variants"]}
+    assert said["pwself"]["significant"] and said["pwself-random-matches"]["significant"]
+    assert [(c["variants"], c["significant"]) for c in found["contrasts"]] == [(pair, True) for pair in contrasts]
+    headings = re.findall(r"^## (.*), paired by seed$", summary.text(), re.MULTILINE)
+    assert headings == ["Differences to dino", "Differences between variants", "Ablations: differences to dino",
+                        "Ablations: differences between variants"]
+    assert summary.text().count("**+1.2 [") == len(headings)
 
 
 def test_a_second_call_does_nothing_and_says_the_same(whole, colors, patchssl):

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -39,6 +39,15 @@ Pair = tuple[str, str]  # two variants: the first minus the second
 _NAMED = ["Variant", "What differs", "Seeds"]
 
 
+class Family(NamedTuple):
+    """Differences of one table, which are tested together."""
+
+    title: str
+    pairs: list[Pair]
+    own: bool = False  # every variant beside what it is compared with
+    between: bool = False  # any two variants, or else all to the same one
+
+
 @dataclass(frozen=True)
 class Summary:
     """What is known of a study's cells by now."""
@@ -53,7 +62,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: fractions and seconds; differences are variant minus reference, paired by seed."""
-        study, sure = self.place.study, self._significant()
+        study, sure = self.place.study, self._significant(own=True)
         return {"study": study.name, "data": self.place.data, "split": study.split, "reference": study.reference,
                 "configurations_tried": self.tried, "failed": self.failed, "contrasts": self._contrast_values(),
                 "variants": [self._variant(name, sure) for name in self.variants]}
@@ -105,14 +114,13 @@ class Summary:
         """All tables in Markdown."""
         study, measures = self.place.study, self.measures or _expected(self.place)
         tables = {"Scores": self._scores(measures)}
-        for title, pairs in self._comparisons.items():
-            tables[f"{title}, paired by seed"] = self._differences(pairs, measures)
-        if self._contrasts():
-            tables["Differences between variants, paired by seed"] = self._between()
+        for title, pairs, _, between in self._families():
+            tables[f"{title}, paired by seed"] = (self._between if between else self._differences)(pairs, measures)
         if self.paces:
             tables["Equal images, equal time"] = self._costs()
-        for title, pairs in self._comparisons.items():
-            if timed := [pair for pair in pairs if pair[0] in self.paces]:
+        for title, pairs, _, between in self._families():
+            timed = [pair for pair in pairs if pair[0] in self.paces]
+            if timed and not between:
                 tables[f"{title} within the training"] = self._differences(timed, self.curves)
         if plain_name(study.name) in PAPER_DATASETS:
             tables["Published"] = _published(study.name)
@@ -130,50 +138,52 @@ class Summary:
         records = self.place.results([cell for cells in self.variants.values() for cell in cells])
         return paths + (write_tables(records, self.place.root, "table") if records else [])
 
-    def _variant(self, name: str, sure: Collection[tuple[str, str]]) -> dict[str, Any]:
-        ended, pace = self.ended(name), self.paces.get(name)
+    def _variant(self, name: str, sure: Collection[tuple[Pair, str]]) -> dict[str, Any]:
+        ended, pace, other = self.ended(name), self.paces.get(name), self.place.study.compared_with(name)
         measures = []
         for measure in (*self.measures, *self.curves):
             if (mean := self.mean(measure, name)) is not None:
                 gap = self.difference(measure, name)
-                said = {**gap._asdict(), "significant": (name, measure.title) in sure} if gap else None
+                said = {**gap._asdict(), "significant": ((name, other), measure.title) in sure} if gap else None
                 measures.append({"title": measure.title, "task": measure.task, "dataset": measure.dataset,
                                  "protocol": measure.protocol, "metric": measure.metric, **mean._asdict(),
                                  "by_seed": {str(seed): value for seed, value in measure.values[name].items()},
                                  "difference": said})
         return {"variant": name, "settings": _settings(self.place, name),
-                "compared_with": self.place.study.compared_with(name), "seeds": [cell.seed for cell in ended],
+                "compared_with": other, "seeds": [cell.seed for cell in ended],
                 "images": ended[0].images if ended else None, "pace": asdict(pace) if pace else None,
                 "train_seconds": [found.train_seconds for found in ended],
                 "score_seconds": [found.score_seconds for found in ended], "measures": measures}
 
-    def _significant(self) -> set[tuple[str, str]]:
-        """Variant and title of what the tables print bold."""
-        families = [(measures, pairs) for measures in (self.measures, self.curves)
-                    for pairs in self._comparisons.values()]
-        return {(name, measures[place].title) for measures, pairs in families
-                for ((name, _), place), sure in self.tested(measures, pairs).items() if sure}
+    def _families(self) -> list[Family]:
+        """Every table of differences; ablations have tables of their own, and weaken no other's tests."""
+        study, here = self.place.study, [*self.variants]
+        core, ablations = ([name for name in here if (name in study.ablations) is wanted] for wanted in (False, True))
+        contrasts = [pair for pair in study.contrasts if {*pair} <= {*here}]
+        ablated = study.ablated or study.reference
+        found = [Family(f"Differences to {study.reference}",
+                        [(name, study.reference) for name in core if name != study.reference], own=True),
+                 Family("Differences between variants", [pair for pair in contrasts if {*pair} <= {*core}],
+                        between=True),
+                 *(Family(f"Ablations: differences to {other}", [(name, other) for name in ablations], other == ablated)
+                   for other in dict.fromkeys([ablated, study.reference])),
+                 Family("Ablations: differences between variants",
+                        [pair for pair in contrasts if not {*pair} <= {*core}], between=True)]
+        return [family for family in found if family.pairs]
 
-    @property
-    def _comparisons(self) -> dict[str, list[Pair]]:
-        """Variants and what each is set beside; ablations have tests of their own, and weaken no other's."""
-        study, found = self.place.study, dict[str, list[Pair]]()
-        for name in self.variants:
-            if (other := study.compared_with(name)) is not None:
-                title = f"Ablations: differences to {other}" if name in study.ablations else f"Differences to {other}"
-                found.setdefault(title, []).append((name, other))
-        return found
-
-    def _contrasts(self) -> list[Pair]:
-        """Those of the study whose variants are here."""
-        return [pair for pair in self.place.study.contrasts if {*pair} <= {*self.variants}]
+    def _significant(self, *, own: bool) -> set[tuple[Pair, str]]:
+        """Pair of variants and title of what those tables print bold."""
+        return {(pair, measures[place].title) for family in self._families() if family.own is own
+                for measures in (self.measures, self.curves)
+                for (pair, place), sure in self.tested(measures, family.pairs).items() if sure}
 
     def _contrast_values(self) -> list[dict[str, Any]]:
-        sure = self.tested(self.measures, self._contrasts())
+        """Of all pairs beyond every variant and what it is compared with."""
+        sure, pairs = self._significant(own=False), [pair for family in self._families() if not family.own
+                                                     for pair in family.pairs]
         return [{"variants": list(pair), "title": measure.title, **gap._asdict(),
-                 "significant": sure.get((pair, place), False)}
-                for pair in self._contrasts() for place, measure in enumerate(self.measures)
-                if (gap := self.difference(measure, *pair)) is not None]
+                 "significant": (pair, measure.title) in sure}
+                for pair in pairs for measure in self.measures if (gap := self.difference(measure, *pair)) is not None]
 
     def _what(self) -> str:
         """Data, split, budget, and how many configurations were tried."""
@@ -211,11 +221,9 @@ class Summary:
         return self._gaps(pairs, _NAMED, [self._named(name) for name, _ in pairs], measures,
                           f"Variant minus {pairs[0][1]}")
 
-    def _between(self) -> pd.DataFrame:
-        """The study's own contrasts."""
-        pairs = self._contrasts()
-        return self._gaps(pairs, ["First", "Second"], pairs, self.measures or _expected(self.place),
-                          "First minus second")
+    def _between(self, pairs: Sequence[Pair], measures: Sequence[Measure]) -> pd.DataFrame:
+        """Of any two variants."""
+        return self._gaps(pairs, ["First", "Second"], pairs, measures, "First minus second")
 
     def _gaps(self, pairs: Sequence[Pair], titles: Sequence[str], heads: Sequence[Sequence[str]],
               measures: Sequence[Measure], what: str) -> pd.DataFrame:
