@@ -507,7 +507,10 @@ def test_configurations_are_counted_whatever_their_seeds_in_searches_too(tmp_pat
     with pytest.raises(UsageError, match="searches"):
         parse_study(yaml.safe_dump(TINY | {"searches": ["../x"]}))
     study = parse_study(yaml.safe_dump(TINY | {"searches": [whole.name], "tried": 10}))
-    place = place_of(study, whole.parent / "final", str(colors))
+    place = place_of(study, tmp_path / "final", str(colors))
+    shutil.copytree(whole, tmp_path / whole.name)
+    assert command.summarize(place, cells_of(study)).tried == 10 + 2
+    shutil.copytree(whole / "runs" / "dino-0", tmp_path / "final" / "runs" / "dino-7")  # the same recipe once more
     assert command.summarize(place, cells_of(study)).tried == 10 + 2
 
 

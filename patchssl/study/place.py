@@ -195,9 +195,9 @@ class Place:
                              f"another --out, or remove {self.run(cell)} and {self._outcome(cell)}")
 
 
-def configurations(root: Path) -> int:
-    """How many recipes, whatever their seeds, were begun in the study folder `root`; DataError for damaged facts."""
-    return len({_settings_of(facts) for facts in root.glob(f"runs/*/{FACTS}")})
+def configurations(*roots: Path) -> int:
+    """How many recipes, whatever their seeds, were begun in the study folders `roots`; DataError for damaged facts."""
+    return len({_settings_of(facts) for root in roots for facts in root.glob(f"runs/*/{FACTS}")})
 
 
 def _settings_of(path: Path) -> str:

@@ -284,8 +284,8 @@ def summarize(place: Place, cells: Sequence[Cell]) -> Summary:
     logs = {name: runs for name, runs in whole.items() if runs}
     sizes = {name: own[0].recipe.optim.batch_size for name, own in variants.items()}
     paces = paces_of(logs, sizes)
-    tried = place.study.tried + sum(map(configurations, [place.root, *(place.root.parent / name
-                                                                      for name in place.study.searches)]))
+    folders = [place.root, *(place.root.parent / name for name in place.study.searches)]
+    tried = place.study.tried + configurations(*folders)
     return Summary(place, variants, outcomes, measures_of(place.results(cells)), curve_measures(logs, paces, sizes),
                    paces, tried)
 
