@@ -243,6 +243,7 @@ def test_what_is_bold_in_the_tables_is_significant_in_the_json():
         "dino": None, "pwself": True, "untrained": False}
     assert summary.text().count("**+10.2 [") == 1
     contrast, = summary.as_dict()["contrasts"]
+    assert contrast["table"] == "Differences between variants"
     assert (contrast["variants"], contrast["significant"], contrast["n"]) == (["dino", "pwself"], True, 5)
     assert contrast["mean"] == pytest.approx(-0.102)
     assert re.search(r"\| dino +\| pwself +\| \*\*-10\.2 \[", summary.text())

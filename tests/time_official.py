@@ -113,7 +113,8 @@ def in_a_process(way, asked):
     """One turn of one code."""
     clones = [str(asked.dino), str(asked.pwself)]
     done = subprocess.run([sys.executable, "-W", "ignore", __file__, *clones, "--arch", asked.arch, "--prototypes",
-                           str(asked.prototypes), "--images", str(asked.images), "--way", way], check=True,
+                           str(asked.prototypes), "--images", str(asked.images), "--updates",
+                           str(asked.updates), "--way", way], check=True,
                           stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -6,7 +6,7 @@ Pure functions of records and of the logs of runs; values are fractions in [0, 1
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -118,8 +118,11 @@ def measures_of(records: Iterable[Result]) -> list[Measure]:
             for key in sorted(found, key=lambda key: (order.index((key[0], key[1])), key))]
 
 
-def paces_of(logs: Mapping[str, Mapping[int, LogRows]], batch_sizes: Mapping[str, int]) -> dict[str, Pace]:
+def paces_of(logs: Mapping[str, Mapping[int, LogRows]], batch_sizes: Mapping[str, int],
+             further: Collection[str] = ()) -> dict[str, Pace]:
     """What training costs by variant; `logs` are the rows of whole runs, by variant and seed.
+
+    Equal time is that of the cheapest variant, which is none of the `further` ones where there are others.
 
     The median forgives the stretches in which a machine did something else, or a run was stopped.
     """
@@ -131,10 +134,9 @@ def paces_of(logs: Mapping[str, Mapping[int, LogRows]], batch_sizes: Mapping[str
             images[variant] = batch_sizes[variant] * max(rows[-1]["step"] for rows in runs.values() if rows)
     if not seconds:
         return {}
-    quickest = min(seconds, key=lambda variant: seconds[variant] * images[variant])
-    time = seconds[quickest] * images[quickest]
+    time = min(seconds[variant] * images[variant] for variant in {*seconds} - {*further} or seconds)
     return {variant: Pace(seconds[variant], images[variant], min(images[variant], time / seconds[variant]),
-                          variant == quickest) for variant in seconds}
+                          time >= seconds[variant] * images[variant]) for variant in seconds}
 
 
 def curve_measures(logs: Mapping[str, Mapping[int, LogRows]], paces: Mapping[str, Pace],

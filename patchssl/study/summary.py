@@ -62,7 +62,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: fractions and seconds; differences are variant minus reference, paired by seed."""
-        study, sure = self.place.study, self._significant(own=True)
+        study, sure = self.place.study, self._significant([family for family in self._families() if family.own])
         return {"study": study.name, "data": self.place.data, "split": study.split, "reference": study.reference,
                 "configurations_tried": self.tried, "failed": self.failed, "contrasts": self._contrast_values(),
                 "variants": [self._variant(name, sure) for name in self.variants]}
@@ -171,24 +171,26 @@ class Summary:
                         [pair for pair in contrasts if not {*pair} <= {*core}], between=True)]
         return [family for family in found if family.pairs]
 
-    def _significant(self, *, own: bool) -> set[tuple[Pair, str]]:
-        """Pair of variants and title of what those tables print bold."""
-        return {(pair, measures[place].title) for family in self._families() if family.own is own
-                for measures in (self.measures, self.curves)
+    def _significant(self, families: Sequence[Family]) -> set[tuple[Pair, str]]:
+        """Pair of variants and title of what the tables of `families` print bold."""
+        return {(pair, measures[place].title) for family in families for measures in (self.measures, self.curves)
                 for (pair, place), sure in self.tested(measures, family.pairs).items() if sure}
 
     def _contrast_values(self) -> list[dict[str, Any]]:
-        """Of all pairs beyond every variant and what it is compared with."""
-        sure, pairs = self._significant(own=False), [pair for family in self._families() if not family.own
-                                                     for pair in family.pairs]
-        return [{"variants": list(pair), "title": measure.title, **gap._asdict(),
-                 "significant": (pair, measure.title) in sure}
-                for pair in pairs for measure in self.measures if (gap := self.difference(measure, *pair)) is not None]
+        """Of all pairs beyond every variant and what it is compared with, as their own tables say it."""
+        found = []
+        for family in (family for family in self._families() if not family.own):
+            sure = self._significant([family])
+            found += [{"table": family.title, "variants": list(pair), "title": measure.title, **gap._asdict(),
+                       "significant": (pair, measure.title) in sure} for pair in family.pairs
+                      for measure in (*self.measures, *self.curves)
+                      if (gap := self.difference(measure, *pair)) is not None]
+        return found
 
     def _what(self) -> str:
         """Data, split, budget, and how many configurations were tried."""
         study, ended = self.place.study, [found for name in self.variants for found in self.ended(name)]
-        split = ("scored on the test images, which chose nothing here" if study.split == "test" else
+        split = ("scored on the test images" if study.split == "test" else
                  f"scored on {study.validation_share:g} of the train images, held out; the test images were not opened")
         data = self.place.data or "images that were not named"
         lines = [f"{len(ended)} of {sum(map(len, self.variants.values()))} cells on {data}; {split}."]
@@ -283,7 +285,7 @@ def summarize(place: Place, cells: Sequence[Cell]) -> Summary:
                     and not outcomes[cell.name].failed} for name, own in variants.items()}
     logs = {name: runs for name, runs in whole.items() if runs}
     sizes = {name: own[0].recipe.optim.batch_size for name, own in variants.items()}
-    paces = paces_of(logs, sizes)
+    paces = paces_of(logs, sizes, place.study.ablations)
     folders = [place.root, *(place.root.parent / name for name in place.study.searches)]
     tried = place.study.tried + configurations(*folders)
     return Summary(place, variants, outcomes, measures_of(place.results(cells)), curve_measures(logs, paces, sizes),

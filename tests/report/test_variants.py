@@ -88,6 +88,8 @@ def test_equal_time_by_hand():
 def test_a_stretch_in_which_the_machine_was_busy_moves_no_pace():
     slow = [row | {"images_per_second": 3} if row["step"] == 50 else row for row in log(500)]
     assert paces_of({"a": {0: slow}}, {"a": 10}) == paces_of({"a": {0: log(500)}}, {"a": 10})
+    further = paces_of({"a": {0: slow}, "b": {0: log(5000)}}, {"a": 10, "b": 10}, ["b"])  # a further one sets no time
+    assert further["a"] == paces_of({"a": {0: slow}}, {"a": 10})["a"] and further["b"].whole
     assert paces_of({}, {}) == {} and paces_of({"a": {0: []}}, {"a": 10}) == {}
 
 
