@@ -36,6 +36,7 @@ OPENING_ARGS = ("pretrained", "checkpoint_path", "cache_dir")  # arguments of ti
 
 
 def load_timm(name: str) -> Backbone:
+    """timm's network NAME[.TAG] with its weights, through the Hugging Face hub."""
     arch, _, tag = name.partition(".")
     require_arch(arch)
     family_of(arch)
@@ -51,6 +52,7 @@ def load_timm(name: str) -> Backbone:
 
 
 def load_hub(rest: str) -> Backbone:
+    """The repository ORG/NAME[@REVISION] on the hub, in timm's layout."""
     repo, _, revision = rest.partition("@")
     config = hub_json(repo, FOLDER_CONFIG, revision or None)
     weights = read_weights(hub_file(repo, HUB_WEIGHTS, revision or None))
@@ -81,6 +83,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def backbone_of_config(config: Mapping[str, Any], weights: WeightsFile, where: str, name: str) -> Backbone:
+    """The network that a config.json found at `where` describes; CheckpointError for one that cannot be trusted."""
     arch = config.get("architecture")
     if not isinstance(arch, str):
         kind = f"a '{config['model_type']}' of the transformers library" if "model_type" in config else "no network"

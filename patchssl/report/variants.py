@@ -123,7 +123,6 @@ def paces_of(logs: Mapping[str, Mapping[int, LogRows]], batch_sizes: Mapping[str
     """What training costs by variant; `logs` are the rows of whole runs, by variant and seed.
 
     Equal time is that of the cheapest variant, which is none of the `further` ones where there are others.
-
     The median forgives the stretches in which a machine did something else, or a run was stopped.
     """
     seconds, images = {}, {}

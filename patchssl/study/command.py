@@ -65,7 +65,7 @@ def ask(source: str, out: Path | None, data: str | None, *, only: Sequence[str],
 def plan(asked: Asked, console: Console) -> tuple[StudyPlan, Summary]:
     """What the study would cost, and the tables it would fill."""
     found = plan_study(asked.place, asked.cells, device=asked.device, progress=console.counter("planning"))
-    return found, summarize(asked.place, asked.place.known(asked.cells))
+    return found, summarize(asked.place, asked.cells)
 
 
 def _require_enough(place: Place) -> None:
@@ -89,5 +89,5 @@ def run(asked: Asked, console: Console) -> Answer:
         return now.left(processes)
 
     progress = run_cells(asked.place, asked.cells, left, device=asked.device, console=console)
-    summary = summarize(asked.place, asked.place.known(asked.cells))
+    summary = summarize(asked.place, asked.cells)
     return Answer(progress, summary, summary.write())

@@ -88,10 +88,15 @@ class Study(Part):
         """Variants and ablations, in the order of the file."""
         return {**self.variants, **self.ablations}
 
+    @property
+    def base(self) -> str:
+        """The variant that ablations are compared with."""
+        return self.ablated or self.reference
+
     def compared_with(self, variant: str) -> str | None:
         """The variant that `variant` is set beside, None for the reference itself."""
         if variant in self.ablations:
-            return self.ablated or self.reference
+            return self.base
         return None if variant == self.reference else self.reference
 
     def recipe_of(self, variant: str) -> Recipe:

@@ -61,7 +61,7 @@ class Summary:
     tried: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines: fractions and seconds; differences are variant minus reference, paired by seed."""
+        """For machines: fractions and seconds; differences, paired by seed, are to what a variant is compared with."""
         study, sure = self.place.study, self._significant([family for family in self._families() if family.own])
         return {"study": study.name, "data": self.place.data, "split": study.split, "reference": study.reference,
                 "configurations_tried": self.tried, "failed": self.failed, "contrasts": self._contrast_values(),
@@ -160,13 +160,13 @@ class Summary:
         study, here = self.place.study, [*self.variants]
         core, ablations = ([name for name in here if (name in study.ablations) is wanted] for wanted in (False, True))
         contrasts = [pair for pair in study.contrasts if {*pair} <= {*here}]
-        ablated = study.ablated or study.reference
         found = [Family(f"Differences to {study.reference}",
                         [(name, study.reference) for name in core if name != study.reference], own=True),
                  Family("Differences between variants", [pair for pair in contrasts if {*pair} <= {*core}],
                         between=True),
-                 *(Family(f"Ablations: differences to {other}", [(name, other) for name in ablations], other == ablated)
-                   for other in dict.fromkeys([ablated, study.reference])),
+                 *(Family(f"Ablations: differences to {other}", [(name, other) for name in ablations],
+                          own=other == study.base)
+                   for other in dict.fromkeys([study.base, study.reference])),
                  Family("Ablations: differences between variants",
                         [pair for pair in contrasts if not {*pair} <= {*core}], between=True)]
         return [family for family in found if family.pairs]
@@ -245,7 +245,7 @@ class Summary:
         return frame
 
     def _costs(self) -> pd.DataFrame:
-        """Pace, what fits into the time of the cheapest variant, and the in-training k-NN at either."""
+        """Pace, what fits into the time of the cheapest one of the core, and the in-training k-NN at either."""
         reference = self.paces.get(self.place.study.reference)
         body = []
         for name, pace in self.paces.items():
@@ -259,7 +259,7 @@ class Summary:
                              dtype=object)
         frame.attrs["notes"] = [
             "Time: the median pace of all log rows of a variant, k-NN and pauses left out. Equal time is that of the "
-            "variant whose whole run takes the least.",
+            "variant whose whole run takes the least, ablations aside.",
             f"{EQUAL_TIME}: read off each run's own curve after as many images as fit into that time. A run that is "
             "read before its end has not brought its learning rate down yet, which counts against it: a variant with "
             "fewer optim.epochs shows what a whole schedule in that time gives.",
@@ -274,7 +274,8 @@ class Summary:
 
 
 def summarize(place: Place, cells: Sequence[Cell]) -> Summary:
-    """All that is known of `cells` by now."""
+    """All that is known by now of `cells` and of whatever else of the study has ended."""
+    cells = place.known(cells)
     variants: dict[str, list[Cell]] = {}
     for cell in cells:
         variants.setdefault(cell.variant, []).append(cell)

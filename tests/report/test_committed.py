@@ -52,8 +52,7 @@ def test_a_committed_study_is_summarized_again_to_the_same_bytes(name, tmp_path)
                         ignore=shutil.ignore_patterns("study.*", "table.*"))
     data = {json.loads(path.read_text())["data"] for path in (tmp_path / name / "cells").iterdir()}
     assert len(data) == 1
-    place = Place(tmp_path / name, study, data.pop())
-    for path in summarize(place, place.known(cells_of(study))).write():
+    for path in summarize(Place(tmp_path / name, study, data.pop()), cells_of(study)).write():
         assert path.read_bytes() == (RESULTS / "studies" / name / path.name).read_bytes(), path.name
 
 
