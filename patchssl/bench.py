@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision import transforms as tv
 
 from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD
-from patchssl.bench_timing import Contender, machine, median_times, peak_memory
+from patchssl.bench_timing import Candidate, machine, median_times, peak_memory
 from patchssl.geometry import Crops, View, patch_at, patch_centers, patches_per_side
 from patchssl.imagefile import decode_image
 from patchssl.imageset import ArrayImages
@@ -46,7 +46,7 @@ def bench_views(image: str | Path | None = None, repeats: int = 20) -> dict[str,
     """
     with _photograph(image) as path:
         pixels, num_bytes = decode_image(path), path.stat().st_size
-        decode = Contender(lambda turn: decode_image(path))
+        decode = Candidate(lambda turn: decode_image(path))
         contenders = {"decode": decode, **_view_contenders(pixels)}
         times = median_times(contenders, repeats)
     peers = [name for name in times if name.startswith("peer: ")]
@@ -74,7 +74,7 @@ def bench_matching(num_images: int = 64, repeats: int = 20, num_pairs: int = 600
     times: dict[str, dict[str, float]] = {}
     memory: dict[str, dict[str, float]] = {}
     for patch_size in PATCH_SIZES:
-        contenders = _matching_contenders(views, patch_size)
+        contenders = _matching_candidates(views, patch_size)
         memory[f"patch {patch_size}"] = {name: peak_memory(partial(contender.run, 0)) * num_images / contender.units
                                          for name, contender in contenders.items() if name != "pair by pair"}
         times[f"patch {patch_size}"] = {name: 1e3 * num_images * seconds
@@ -141,21 +141,21 @@ def _photograph(image: str | Path | None) -> Iterator[Path]:
         yield path
 
 
-def _view_contenders(pixels: NDArray[np.uint8]) -> dict[str, Contender]:
+def _view_contenders(pixels: NDArray[np.uint8]) -> dict[str, Candidate]:
     """Ours, then the peers that are installed."""
     picture = Image.fromarray(pixels)
     contenders = {
-        "crops": Contender(partial(_crops, pixels)),
+        "crops": Candidate(partial(_crops, pixels)),
         "crops + color": _colored(pixels, patch_share=0.0),
         "crops + patch-wise color": _colored(pixels, patch_share=1.0),
-        "peer: torchvision on PIL": Contender(_torchvision_views(picture)),
+        "peer: torchvision on PIL": Candidate(_torchvision_views(picture)),
     }
     try:
         from lightly.transforms import DINOTransform
     except ImportError:
         return contenders
     transform = DINOTransform(n_local_views=8)
-    return {**contenders, "peer: lightly DINOTransform": Contender(lambda turn: transform(picture))}
+    return {**contenders, "peer: lightly DINOTransform": Candidate(lambda turn: transform(picture))}
 
 
 def _crops(pixels: NDArray[np.uint8], turn: int) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ def _crops(pixels: NDArray[np.uint8], turn: int) -> tuple[Tensor, Tensor]:
     return cut_views(pixels, views[:2]), cut_views(pixels, views[2:])
 
 
-def _colored(pixels: NDArray[np.uint8], patch_share: float) -> Contender:
+def _colored(pixels: NDArray[np.uint8], patch_share: float) -> Candidate:
     """The way of a training batch: drawn, cut, collated, colored, normalized."""
     recipe = Recipe(photometric=PhotometricConfig(patch_share=patch_share))
     copies = np.zeros(BATCH, dtype=np.int64)
@@ -173,7 +173,7 @@ def _colored(pixels: NDArray[np.uint8], patch_share: float) -> Contender:
     def run(turn: int) -> tuple[Tensor, Tensor]:
         return color_views(collate_views([dataset[turn, index] for index in range(BATCH)]), recipe, CPU)
 
-    return Contender(run, BATCH)
+    return Candidate(run, BATCH)
 
 
 def _torchvision_views(picture: Image.Image) -> Callable[[int], list[Tensor]]:
@@ -203,7 +203,7 @@ def _drawn(num_images: int, config: ViewConfig, seed: int = 0) -> list[list[View
     return [draw_views(sample_rng(seed, 0, index, "crops"), 375, 500, config) for index in range(num_images)]
 
 
-def _matching_contenders(views: Sequence[Sequence[View]], patch_size: int) -> dict[str, Contender]:
+def _matching_candidates(views: Sequence[Sequence[View]], patch_size: int) -> dict[str, Candidate]:
     """Every rule on the whole batch, the peers on an eighth of it."""
     teacher = _batch_crops([image[:2] for image in views])
     local = _batch_crops([image[2:] for image in views])
@@ -216,9 +216,9 @@ def _matching_contenders(views: Sequence[Sequence[View]], patch_size: int) -> di
 
     few = views[:max(1, len(views) // 8)]
     tokens = _random_tokens(len(few), patch_size)
-    return {**{rule: Contender(partial(batched, rule), len(views)) for rule in RULES},
-            "pair by pair": Contender(lambda turn: _pair_by_pair(few, patch_size), len(few)),
-            "similarity": Contender(lambda turn: _similarity(*tokens), len(few))}
+    return {**{rule: Candidate(partial(batched, rule), len(views)) for rule in RULES},
+            "pair by pair": Candidate(lambda turn: _pair_by_pair(few, patch_size), len(few)),
+            "similarity": Candidate(lambda turn: _similarity(*tokens), len(few))}
 
 
 def _batch_crops(views: Sequence[Sequence[View]]) -> Crops:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from patchssl.bench_timing import Contender, machine, median_times, one_thread
+from patchssl.bench_timing import Candidate, machine, median_times, one_thread
 from patchssl.console import Console
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.knn import knn_scores
@@ -25,7 +25,7 @@ from patchssl.eval.metrics import average_precision, precision_at
 from patchssl.eval.revisited import score_similarity
 from patchssl.eval.search import describe_backend, search_topk
 from patchssl.loading import load_backbone
-from patchssl.suite import TASKS, Options, plan_suite, run_suite
+from patchssl.suite import TASKS, ComputeOptions, plan_suite, run_suite
 
 DIMENSIONS, NEIGHBORS, CLASSES = 384, 20, 100
 LABELED = {"easy": 40, "hard": 60, "junk": 50}  # images a query, about what Oxford and Paris have
@@ -47,9 +47,9 @@ def bench_search(database: int = 50_000, queries: int = 10_000, repeats: int = 3
             block @ base.T
 
     times = median_times({
-        "product": Contender(product),
-        "search": Contender(lambda _: search_topk(base, asked, NEIGHBORS)),
-        "scoring": Contender(lambda _: knn_scores(base, labels[0], asked, labels[1], headline_k=20)),
+        "product": Candidate(product),
+        "search": Candidate(lambda _: search_topk(base, asked, NEIGHBORS)),
+        "scoring": Candidate(lambda _: knn_scores(base, labels[0], asked, labels[1], headline_k=20)),
     }, repeats)
     ratios = {name: times[name] / times["product"] for name in ("search", "scoring")}
     return {"what": f"{queries:,} queries against {database:,} features of {DIMENSIONS} dimensions, one thread",
@@ -68,8 +68,8 @@ def bench_ranking(database: int = 1_000_000, queries: int = 70, repeats: int = 3
     plain = _plain_scores(similarity, gnd)
     ours = score_similarity(similarity, gnd)
     apart = max(abs(plain[level][name] - ours[level][name]) for level in plain for name in plain[level])
-    times = median_times({"by counting": Contender(lambda _: score_similarity(similarity, gnd)),
-                          "plain": Contender(lambda _: _plain_scores(similarity, gnd))}, repeats)
+    times = median_times({"by counting": Candidate(lambda _: score_similarity(similarity, gnd)),
+                          "plain": Candidate(lambda _: _plain_scores(similarity, gnd))}, repeats)
     return {"what": f"{queries} queries against {database:,} images, three levels, one thread",
             "seconds": times, "times faster": times["plain"] / times["by counting"], "largest difference": apart}
 
@@ -106,7 +106,7 @@ def bench_suite(model: str, data: str, *, console: Console | None = None) -> dic
     """`eval all --overwrite` of `model` on `data` twice, with a cache that is empty at first."""
     backbone = load_backbone(model)
     with tempfile.TemporaryDirectory() as folder:
-        options = Options(torch.device("cpu"), cache=FeatureCache(Path(folder)))
+        options = ComputeOptions(torch.device("cpu"), cache=FeatureCache(Path(folder)))
         plan = plan_suite(backbone, data, TASKS, None, options)
         seconds = {}
         for name in ("first run", "second run"):

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.bench_timing import Contender, machine, median_times
+from patchssl.bench_timing import Candidate, machine, median_times
 from patchssl.errors import PatchSSLError
-from patchssl.pretrain.cross_entropy import MatchTable, TeacherTokens, matched_cross_entropy, tabulate_matches
+from patchssl.pretrain.cross_entropy import GroupedMatches, TeacherTokens, group_matches, matched_cross_entropy
 
 BOTTLENECK, STUDENT_TEMP, TEACHER_TEMP = 256, 0.1, 0.04
 PER_IMAGE = {"student tokens": 218, "teacher tokens": 189, "matches": 273}  # 2 + 8 views, 16 matches a pair at most
@@ -32,7 +32,7 @@ class PatchTerm(NamedTuple):
     bottleneck: Tensor
     prototypes: Tensor
     teacher: TeacherTokens
-    table: MatchTable
+    table: GroupedMatches
     student_rows: Tensor
     teacher_rows: Tensor
     weight: Tensor
@@ -70,7 +70,7 @@ def bench_patch_term(num_prototypes: int = 65_536, num_images: int = 8, repeats:
     term = make_patch_term(num_prototypes, num_images, torch.device(device))
     differences = [float((a - b).norm() / b.norm())
                    for a, b in zip(term.update("ours"), term.update("plain"), strict=True)]
-    contenders = {way: Contender(partial(_update, term, way)) for way in WAYS}
+    contenders = {way: Candidate(partial(_update, term, way)) for way in WAYS}
     seconds = median_times(contenders, repeats) if device == "cpu" else _device_times(contenders, repeats)
     memory = {way: apart(peak_memory, way, num_prototypes, num_images, device) for way in WAYS}
     return {
@@ -104,7 +104,7 @@ def make_patch_term(num_prototypes: int, num_images: int, device: torch.device) 
     teacher = TeacherTokens(unit(num_images * teachers), unit(num_prototypes),
                             (0.1 * torch.randn(1, num_prototypes, generator=rng)).to(device), TEACHER_TEMP)
     weight = torch.full(student_rows.shape, 1 / len(student_rows), device=device)
-    table = tabulate_matches(student_rows, student_image, teacher_image).to(device)
+    table = group_matches(student_rows, student_image, teacher_image).to(device)
     return PatchTerm(unit(num_images * students).requires_grad_(), unit(num_prototypes).requires_grad_(), teacher,
                      table, student_rows.to(device), teacher_rows.to(device), weight)
 
@@ -113,7 +113,7 @@ def _update(term: PatchTerm, way: str, _turn: int) -> list[Tensor]:
     return term.update(way)
 
 
-def _device_times(contenders: Mapping[str, Contender], repeats: int) -> dict[str, float]:
+def _device_times(contenders: Mapping[str, Candidate], repeats: int) -> dict[str, float]:
     """Seconds by the clock on an accelerator, median over `repeats` turns."""
     def seconds(run: Callable[[int], object], turn: int) -> float:
         torch.cuda.synchronize()

@@ -21,14 +21,14 @@ from torch.utils._pytree import tree_leaves
 TURN_SECONDS = 0.02  # what is shorter is called several times a turn
 
 
-class Contender(NamedTuple):
+class Candidate(NamedTuple):
     """Something to be timed: called with a number that varies its draws, works on `units` items a call."""
 
     run: Callable[[int], object]
     units: int = 1
 
 
-def median_times(contenders: Mapping[str, Contender], repeats: int) -> dict[str, float]:
+def median_times(contenders: Mapping[str, Candidate], repeats: int) -> dict[str, float]:
     """Processor seconds per item of each contender on one thread: median over `repeats` turns.
 
     Equal to wall-clock seconds on an idle machine, and much the same on a busy one. Short ones are called
@@ -86,7 +86,7 @@ def peak_memory(run: Callable[[], object]) -> float:
     return live.peak / 2**20
 
 
-def _processor_seconds(contender: Contender, turn: int, calls: int) -> float:
+def _processor_seconds(contender: Candidate, turn: int, calls: int) -> float:
     """Processor seconds of one call, the mean of `calls`, each with a number of its own."""
     began = time.process_time()
     for call in range(calls):

@@ -22,7 +22,7 @@ from patchssl.pretrain.match_plan import MatchPlan
 from patchssl.pretrain.methods import Batch, Centers, Losses, Network, Targets, student_tokens
 from patchssl.pretrain.schedules import StepValues
 from patchssl.pretrain.views import ViewBatch, ViewDataset, collate_views
-from patchssl.report.cost import ALL_TOKENS, DINO, Cost, Step
+from patchssl.report.cost import ALL_TOKENS, DINO, CostRecord, Step
 
 ARCHS = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
 PROTOTYPES = (10_000, 65_536)
@@ -74,17 +74,18 @@ def bench_step(archs: Sequence[str] = ("vit_tiny", "vit_small"), prototypes: Seq
             "machine": machine() | ({} if device == "cpu" else {"device": torch.cuda.get_device_name(device)})}
 
 
-def cost_records(bench: dict[str, Any]) -> list[Cost]:
+def cost_records(bench: dict[str, Any]) -> list[CostRecord]:
     """What `bench_step` found, as records that tables are made of: one per network and number of prototypes."""
     found = []
     for cell in bench["steps"].values():
         steps = [Step(method=method, way=named, seconds=cell[way]["seconds of each"], peak_mib=cell[way]["peak MiB"],
                       floor_mib=cell[way]["floor MiB"]) for way, (method, named) in COST_WAYS.items()]
-        found.append(Cost(arch=cell["arch"], num_prototypes=cell["prototypes"], images=bench["images"], views=VIEWS,
-                          device=bench["machine"].get("device", bench["machine"]["processor"]), threads=1,
-                          clock="wall" if "device" in bench["machine"] else "processor",
-                          memory="device" if "device" in bench["machine"] else "resident", steps=steps,
-                          versions=bench["machine"]["versions"]))
+        found.append(CostRecord(arch=cell["arch"], num_prototypes=cell["prototypes"], images=bench["images"],
+                                views=VIEWS,
+                                device=bench["machine"].get("device", bench["machine"]["processor"]), threads=1,
+                                clock="wall" if "device" in bench["machine"] else "processor",
+                                memory="device" if "device" in bench["machine"] else "resident", steps=steps,
+                                versions=bench["machine"]["versions"]))
     return found
 
 

@@ -155,7 +155,7 @@ def _nearest(pattern: str, models: Sequence[KnownModel]) -> str:
     return ", ".join(list(dict.fromkeys(f"'{(starts | whole)[word]}'" for word in near))[:3])
 
 
-class _Column(NamedTuple):
+class _ModelColumn(NamedTuple):
     header: str
     need: int  # where the terminal is narrow the least needed column goes first
     numeric: bool
@@ -190,18 +190,18 @@ def _score(*benchmarks: str) -> Callable[[KnownModel], str]:
 
 
 _COLUMNS = (
-    _Column("Name", 11, False, lambda model: model.name),
-    _Column("Params", 10, True, lambda model: _count(model.params)),
-    _Column("Patch", 5, True, lambda model: _cell(model.patch_size)),
-    _Column("Image", 2, True, lambda model: _cell(model.image_size)),
-    _Column("Pretrained on", 6, False, lambda model: _cell(model.pretrain_data)),
-    _Column("Epochs", 3, True, lambda model: _cell(model.pretrain_epochs)),
-    _Column("License", 7, False, lambda model: _cell(model.license)),
-    _Column("k-NN", 9, True, _score("imagenet1k-knn")),
-    _Column("Linear", 8, True, _score("imagenet1k-linear")),
-    _Column("Copydays", 4, True, _score("copydays-strong")),
-    _Column("ROxford", 1, True, _score("roxford5k-M", "roxford5k-H")),
-    _Column("RParis", 0, True, _score("rparis6k-M", "rparis6k-H")),
+    _ModelColumn("Name", 11, False, lambda model: model.name),
+    _ModelColumn("Params", 10, True, lambda model: _count(model.params)),
+    _ModelColumn("Patch", 5, True, lambda model: _cell(model.patch_size)),
+    _ModelColumn("Image", 2, True, lambda model: _cell(model.image_size)),
+    _ModelColumn("Pretrained on", 6, False, lambda model: _cell(model.pretrain_data)),
+    _ModelColumn("Epochs", 3, True, lambda model: _cell(model.pretrain_epochs)),
+    _ModelColumn("License", 7, False, lambda model: _cell(model.license)),
+    _ModelColumn("k-NN", 9, True, _score("imagenet1k-knn")),
+    _ModelColumn("Linear", 8, True, _score("imagenet1k-linear")),
+    _ModelColumn("Copydays", 4, True, _score("copydays-strong")),
+    _ModelColumn("ROxford", 1, True, _score("roxford5k-M", "roxford5k-H")),
+    _ModelColumn("RParis", 0, True, _score("rparis6k-M", "rparis6k-H")),
 )
 
 

@@ -21,7 +21,7 @@ from patchssl.check_imagenet import check_imagenet, check_imagenet100
 from patchssl.data import open_images, split_names
 from patchssl.doctor import Finding, as_text
 from patchssl.download import checksum
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.eval.copydays_set import open_copydays
 from patchssl.eval.ground_truth import GroundTruth, absent_images, read_ground_truth
 from patchssl.imagefile import list_folder, list_images
@@ -64,7 +64,7 @@ _MOST_LISTED = 10
 
 
 @dataclass(frozen=True)
-class Report:
+class SetReport:
     """What was found in a data set."""
 
     path: Path
@@ -92,7 +92,7 @@ class Report:
                 "findings": [asdict(finding) for finding in self.findings]}
 
 
-def check_set(path: str | Path, name: str | None = None, *, progress: Progress | None = None) -> Report:
+def check_set(path: str | Path, name: str | None = None, *, progress: Progress | None = None) -> SetReport:
     """What is in the folder `path`, or whether it is the set `name`, a key of CHECKS.
 
     With a name the set may also lie in `path`/NAME or `path`/datasets/NAME. A layout that belongs to no known set
@@ -100,7 +100,7 @@ def check_set(path: str | Path, name: str | None = None, *, progress: Progress |
     and where a file that says what belongs to the set cannot be read.
     """
     if name is not None and name not in CHECKS:
-        raise UsageError(one_of("set", name, CHECKS))
+        raise UsageError(unknown_choice("set", name, CHECKS))
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{root} is no folder: give the one that holds the data set" if root.exists() else
@@ -109,7 +109,7 @@ def check_set(path: str | Path, name: str | None = None, *, progress: Progress |
         places = [root, root / name, root / "datasets" / name]
         root = next((place for place in places if _is(place, name)), root)
     kind = name or _recognized(root)
-    return Report(root, kind, tuple(CHECKS[kind](root, progress)))
+    return SetReport(root, kind, tuple(CHECKS[kind](root, progress)))
 
 
 def _is(place: Path, name: str) -> bool:

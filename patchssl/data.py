@@ -18,7 +18,7 @@ import numpy as np
 
 from patchssl.archive import is_archive_name
 from patchssl.arrayfile import Arrays, ArraySplits, cifar_splits, idx_splits
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.holdout import PREFIX as HOLDOUT
 from patchssl.holdout import holdout_splits, parse_holdout
 from patchssl.hubset import PREFIX as HUB
@@ -42,7 +42,7 @@ __all__ = [
     "NAMED_SETS",
     "ImageSet",
     "Split",
-    "lasting_name",
+    "absolute_name",
     "open_images",
     "open_pair",
     "split_names",
@@ -80,7 +80,7 @@ def open_pair(data: str | Path, *, allow_truncated: bool = False) -> tuple[Image
     return train, (val if train.labels is None else val.with_classes(train.classes))
 
 
-def lasting_name(data: str | Path) -> str:
+def absolute_name(data: str | Path) -> str:
     """What names `data` from any working folder: names as they are, paths in full."""
     if isinstance(data, str) and (data in NAMED_SETS or data.startswith(HUB)):
         return data
@@ -88,7 +88,7 @@ def lasting_name(data: str | Path) -> str:
         return lasting_uri(data)
     if isinstance(data, str) and data.startswith(HOLDOUT):
         share, inner = parse_holdout(data)
-        return f"{HOLDOUT}{share:g}:{lasting_name(inner)}"
+        return f"{HOLDOUT}{share:g}:{absolute_name(inner)}"
     return str(Path(data).expanduser().absolute())
 
 
@@ -199,7 +199,7 @@ def _existing(data: str | Path) -> Path:
             raise DataError(f"the folder {path} is there, but you may not read it")
         return path
     if isinstance(data, str) and "/" not in data:
-        raise UsageError(f"no file or folder is called '{data}', and {one_of('the set', data, NAMED_SETS)}")
+        raise UsageError(f"no file or folder is called '{data}', and {unknown_choice('the set', data, NAMED_SETS)}")
     raise DataError(f"{data} does not exist, and is not the name of a set: {', '.join(NAMED_SETS)}")
 
 

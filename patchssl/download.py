@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from patchssl import __version__
 from patchssl.errors import DataError, UsageError
 
-Progress = Callable[[int, int | None], None]  # bytes that are there, bytes in all where the server says so
+ByteProgress = Callable[[int, int | None], None]  # bytes that are there, bytes in all where the server says so
 ATTEMPTS = 3  # in a row that bring nothing new, at one address
 _GROWTH = 2**20  # bytes that count as something new
 _BLOCK = 2**20
@@ -62,7 +62,7 @@ def download(
     sha256: str | None = None,
     md5: str | None = None,
     size: int | None = None,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     timeout: float = 15.0,
     pause: float = 1.0,
 ) -> Path:
@@ -85,7 +85,7 @@ def download(
     failures = []
     for url in urls:
         try:
-            _Source(url, partial, wanted, progress, timeout, pause).fetch()
+            _Address(url, partial, wanted, progress, timeout, pause).fetch()
         except _Failed as failure:
             failures.append(f"\n  {url}: {failure}")
         else:
@@ -116,13 +116,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Address:
     """One address, and the partial file that it is to complete."""
 
     url: str
     partial: Path
     wanted: Wanted
-    progress: Progress | None
+    progress: ByteProgress | None
     timeout: float
     pause: float
 

@@ -21,7 +21,7 @@ from patchssl.pretrain.views import cut_views, sample_rng
 from patchssl.pretrain.views import draw_views as draw_geometry
 from patchssl.report.robustness import robustness_curves
 from patchssl.report.training import read_run_log
-from patchssl.report.vetting import sound_records
+from patchssl.report.vetting import valid_records
 from patchssl.seen import Pixels, Say, attention_rows, component_colors, read_image, token_maps
 
 
@@ -172,7 +172,7 @@ def draw_robustness(results: Path, out: Path, *, dataset: str | None = None,
     """
     from patchssl.report.plots import plot_robustness
 
-    records, problems = sound_records(results)
+    records, problems = valid_records(results)
     settings = robustness_curves(list(records.values()))
     if not settings:
         raise DataError(f"{results} holds no records of Copydays or a set in its layout; make one with: patchssl eval "

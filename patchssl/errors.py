@@ -77,7 +77,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
-def one_of(what: str, asked: str, choices: Iterable[str]) -> str:
+def unknown_choice(what: str, asked: str, choices: Iterable[str]) -> str:
     """Sentence for a wrong choice: what was asked, the nearest right one, all right ones.
 
     >>> one_of("rule", "centre", ["center", "paper"])

@@ -22,10 +22,10 @@ from urllib.parse import urlsplit
 
 from patchssl.check_sets import FASHION_MD5, RECORD, check_set
 from patchssl.download import Wanted, checksum, download
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.unpack import unpack
 
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, how much in all: megabytes or files
+FileProgress = Callable[[str, int, int], None]  # what is done, how much of it, how much in all: megabytes or files
 Say = Callable[[str], None]
 _GB = 10**9
 _MOST_FAILURES = 3  # files that could not be fetched, before the rest is not tried
@@ -132,7 +132,7 @@ def get_set(
     archives: Path | Sequence[Path] | None = None,
     mirror: str | None = None,
     keep_archives: bool = False,
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
     say: Say | None = None,
 ) -> Path:
     """Put the set `name` into `root`/NAME, and return that folder; nothing is fetched if it is there and complete.
@@ -153,7 +153,7 @@ def get_set(
         raise UsageError(f"the mirror '{mirror}' is no address: it begins with https:// or http://")
     stage = place.with_name(f"{name}.partial")
     with _alone(stage):
-        task = _Task(chosen, stage, place.with_name(f"{name}.archives"), mirror, keep_archives, progress, say)
+        task = _Fetch(chosen, stage, place.with_name(f"{name}.archives"), mirror, keep_archives, progress, say)
         task.run(None if archives is None else _own_files(chosen, archives, task.record()))
         _require_complete(stage, name, "remove that folder to begin anew", progress)
     stage.rename(place)
@@ -169,10 +169,10 @@ def _chosen(name: str) -> FetchableSet:
     if name.lower().startswith("imagenet"):
         raise UsageError("ImageNet cannot be fetched: image-net.org gives it to those who have asked for access; "
                          "unpack it to train/<wnid>/ and val/<wnid>/, then: patchssl data check DIR")
-    raise UsageError(one_of("set", name, SETS))
+    raise UsageError(unknown_choice("set", name, SETS))
 
 
-def _require_complete(folder: Path, name: str, remedy: str, progress: Progress | None) -> None:
+def _require_complete(folder: Path, name: str, remedy: str, progress: FileProgress | None) -> None:
     """DataError with what is wrong with the set in `folder`."""
     report = check_set(folder, name, progress=partial(progress, f"checking {name}") if progress else None)
     if not report.ok:
@@ -227,7 +227,7 @@ def _alone(stage: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Fetch:
     """A set on its way into `stage`."""
 
     chosen: FetchableSet
@@ -235,7 +235,7 @@ class _Task:
     downloads: Path
     mirror: str | None
     keep_archives: bool
-    progress: Progress | None
+    progress: FileProgress | None
     say: Say
 
     def record(self) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def upload_folder(folder: Path, repo: str, *, private: bool = False, message: st
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _WantedFiles:
     """Files of a repository; the first that is there is wanted."""
 
     repo: str
@@ -119,11 +119,11 @@ class _Asked:
                                f"{remedy}")
 
 
-def _asked(repo: str, names: Sequence[str], revision: str | None) -> _Asked:
+def _asked(repo: str, names: Sequence[str], revision: str | None) -> _WantedFiles:
     _require_name(repo)
     if revision is not None and (not revision.isprintable() or re.search(r"^$|^/|\.\.|[\\ ]", revision)):
         raise UsageError(f"'{revision}' is no revision of {repo}; write a branch, a tag or a commit")
-    return _Asked(repo, tuple(names), revision)
+    return _WantedFiles(repo, tuple(names), revision)
 
 
 def _require_name(repo: str) -> None:
@@ -137,7 +137,7 @@ def _require_name(repo: str) -> None:
 # cache and download --------------------------------------------------------------------------------------------
 
 
-def _get(asked: _Asked, largest: int | None = None) -> Path:
+def _get(asked: _WantedFiles, largest: int | None = None) -> Path:
     """The first of the files there is, of at most `largest` bytes if it must be downloaded."""
     if (found := _in_cache(asked)) is not None:
         return found
@@ -151,7 +151,7 @@ def _get(asked: _Asked, largest: int | None = None) -> Path:
         raise asked.refusal(*_explain(error, asked, "the download broke off")) from error
 
 
-def _in_cache(asked: _Asked) -> Path | None:
+def _in_cache(asked: _WantedFiles) -> Path | None:
     """The first of the files that is in the cache."""
     for name in asked.names:
         try:
@@ -165,7 +165,7 @@ def _in_cache(asked: _Asked) -> Path | None:
     return None
 
 
-def _name_on_hub(asked: _Asked, largest: int | None) -> str:
+def _name_on_hub(asked: _WantedFiles, largest: int | None) -> str:
     """The first of the names that the hub has; each is asked for once, without the repetitions of a download."""
     absent: Exception | None = None
     for name in asked.names:
@@ -212,7 +212,7 @@ def _seconds() -> int:
 # what went wrong -----------------------------------------------------------------------------------------------
 
 
-def _explain(error: BaseException, asked: _Asked, failure: str) -> tuple[str, str]:
+def _explain(error: BaseException, asked: _WantedFiles, failure: str) -> tuple[str, str]:
     """Why a file could not be had, and what to do; `failure` is what happened if the hub itself said nothing."""
     if isinstance(error, utils.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # it only says that the file is not in the cache
@@ -262,7 +262,7 @@ def _logged_in(what: str) -> huggingface_hub.HfApi:
     return api
 
 
-def _too_large(asked: _Asked, size: int, largest: int) -> CheckpointError:
+def _too_large(asked: _WantedFiles, size: int, largest: int) -> CheckpointError:
     return CheckpointError(f"{asked} is {size:,} bytes large, more than the {largest:,} that are read; it is not the "
                            "small file that is needed")
 

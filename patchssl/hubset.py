@@ -93,7 +93,7 @@ class HubImages(ImageSet):
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _HubRequest:
     """What a name asks for."""
 
     repo: str
@@ -137,7 +137,7 @@ def saved_splits(root: Path, allow_truncated: bool) -> Openers:
     above = any(place.name in names for names in SPLIT_FOLDERS.values())
     tables = dict(saved) if isinstance(saved, dict) else {"all": saved}
     return {split: partial(_images, tables[key], place.parent.name if above else place.name, split,
-                           f"saved data set {root}", _Wanted("", None), allow_truncated)
+                           f"saved data set {root}", _HubRequest("", None), allow_truncated)
             for split, key in _chosen(list(tables), str(root)).items()}
 
 
@@ -157,16 +157,16 @@ def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool) -> Hu
         name = files[0].stem
     else:
         name = home.parent.name if home.name in ("data", "train", "val") else home.name
-    return _images(table, name, split, where, _Wanted("", None), allow_truncated)
+    return _images(table, name, split, where, _HubRequest("", None), allow_truncated)
 
 
-def _parsed(uri: str) -> _Wanted:
+def _parsed(uri: str) -> _HubRequest:
     place, _, query = uri.removeprefix(PREFIX).partition("?")
     repo, _, split = place.partition(":")
     options = dict(parse_qsl(query, keep_blank_values=True))
     if not _REPO.fullmatch(repo) or set(options) - {"config", "image", "label"} or (query and not options):
         raise UsageError(f"'{uri}' is not understood; write {_FORM}, and a folder of that name as ./{uri}")
-    return _Wanted(repo, split or None, **options)
+    return _HubRequest(repo, split or None, **options)
 
 
 def _chosen(names: Sequence[str], where: str) -> dict[str, str]:
@@ -180,7 +180,7 @@ def _chosen(names: Sequence[str], where: str) -> dict[str, str]:
     return chosen or {"all": names[0]}
 
 
-def _images(table: Any, name: str, split: str, source: str, wanted: _Wanted, allow_truncated: bool) -> HubImages:
+def _images(table: Any, name: str, split: str, source: str, wanted: _HubRequest, allow_truncated: bool) -> HubImages:
     """The images and labels of a datasets.Dataset."""
     if not len(table):
         raise DataError(f"0 images in {source}")

@@ -18,21 +18,21 @@ _ENDS = (
 
 
 def file_looks_whole(path: Path) -> bool:
-    """`looks_whole` of a file; False for one that cannot be read."""
+    """`quick_check` of a file; False for one that cannot be read."""
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(START)
             file.seek(max(0, size - END))
-            return looks_whole(start, file.read(END), size)
+            return quick_check(start, file.read(END), size)
     except OSError:
         return False
 
 
-def looks_whole(start: bytes, end: bytes, size: int) -> bool:
+def quick_check(start: bytes, end: bytes, size: int) -> bool:
     """Whether a file of `size` bytes begins like a JPEG, PNG, GIF, WebP or BMP image and ends like one.
 
-    >>> [looks_whole(b"GIF89a", end, size=500) for end in (b"\\x00;", b"\\x1b\\x07")]
+    >>> [quick_check(b"GIF89a", end, size=500) for end in (b"\\x00;", b"\\x1b\\x07")]
     [True, False]
     """
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":

@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.imagefile import is_folder, list_folder
 from patchssl.imageset import shortened
 from patchssl.photo_intake import PhotoFolder, staged_folder
@@ -37,7 +37,8 @@ def class_list(which: str | Path = "cmc") -> tuple[str, ...]:
     if isinstance(which, str) and which in _LISTS:
         path = Path(__file__).with_name(_LISTS[which])
     elif isinstance(which, str) and not Path(which).is_file():
-        raise UsageError(f"no file is called '{which}', and {one_of('the list', which, _LISTS)}, or name a file")
+        raise UsageError(f"no file is called '{which}', and {unknown_choice('the list', which, _LISTS)}, "
+                         "or name a file")
     else:
         path = Path(which)
     try:

@@ -44,7 +44,7 @@ class ImageSet(ABC):
     def pixels(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, the caller's own; UnreadableImage when image `index` cannot be decoded."""
 
-    def looks_whole(self, index: int) -> bool:
+    def quick_check(self, index: int) -> bool:
         """Whether a look that costs no decoding finds image `index` whole; False: decoding it tells (`imageends`).
 
         Sets without a cheap look say True.
@@ -183,7 +183,7 @@ class FileImages(ImageSet):
     def pixels(self, index: int) -> np.ndarray:
         return decode_image(self.path(index), allow_truncated=self.allow_truncated)
 
-    def looks_whole(self, index: int) -> bool:
+    def quick_check(self, index: int) -> bool:
         return file_looks_whole(self.path(index))
 
     def item_name(self, index: int) -> str:

@@ -71,7 +71,7 @@ def inspect_model(uri: str, progress: Progress | None = None) -> Inspection:
 # where the weights are -------------------------------------------------------------------------------------------
 
 
-class _Source(NamedTuple):
+class _InspectedFile(NamedTuple):
     """A file that was found and the parts of loading that belong to it."""
 
     place: str  # a path, or a whole name
@@ -85,7 +85,7 @@ class _Source(NamedTuple):
     trouble: tuple[str, ...] = ()
 
 
-def _find(uri: str) -> _Source:
+def _find(uri: str) -> _InspectedFile:
     kind, colon, rest = uri.partition(":")
     if colon and kind in ("py", "random"):
         what = "it would run your code" if kind == "py" else "an untrained network has no file"
@@ -108,22 +108,22 @@ def _find(uri: str) -> _Source:
     return source._replace(trouble=trouble)
 
 
-def _timm_source(uri: str, name: str) -> _Source:
+def _timm_source(uri: str, name: str) -> _InspectedFile:
     """timm's weights `name`."""
     backbone = load_backbone(uri, "meta")
     repo = (pretrained_config(name) or {})["hf_hub_id"]
     weights = read_weights(hub_file(repo, HUB_WEIGHTS))
-    return _Source(uri, None, {}, weights, "timm's record of these weights", lambda stand_in, network: backbone)
+    return _InspectedFile(uri, None, {}, weights, "timm's record of these weights", lambda stand_in, network: backbone)
 
 
-def _config_source(place: str, config: Mapping[str, Any], weights: WeightsFile, name: str) -> _Source:
+def _config_source(place: str, config: Mapping[str, Any], weights: WeightsFile, name: str) -> _InspectedFile:
     """Weights beside a config.json in timm's layout."""
     def build(stand_in: WeightsFile, network: str | None) -> Backbone:
         return backbone_of_config(config, stand_in, place, name)
 
     why = f"as {FOLDER_CONFIG} says; {IMAGENETS} where it says nothing"
     framework = "timm, exported by patchssl" if config.get("patchssl") else "timm"
-    return _Source(place, None, {}, weights, why, build, framework=framework)
+    return _InspectedFile(place, None, {}, weights, why, build, framework=framework)
 
 
 def _run_weights(folder: Path) -> tuple[WeightsFile, tuple[str, ...]]:
@@ -138,7 +138,7 @@ def _run_weights(folder: Path) -> tuple[WeightsFile, tuple[str, ...]]:
     return weights_in(load_checkpoint(only if only.exists() else folder), only), ()
 
 
-def _file_source(place: str, asked: str | None, options: Mapping[str, str], weights: WeightsFile) -> _Source:
+def _file_source(place: str, asked: str | None, options: Mapping[str, str], weights: WeightsFile) -> _InspectedFile:
     """A run of ours, or a file of another project."""
     own = weights.rest.get("format") == FORMAT
     heads = options.get("heads", "")
@@ -154,20 +154,20 @@ def _file_source(place: str, asked: str | None, options: Mapping[str, str], weig
     given = [name for name in ("mean", "std") if name in options]
     why = (f"{IMAGENETS}, as in every run of patchssl" if own else f"{' and '.join(given)} as given" if given else
            f"{IMAGENETS}, as DINO, iBOT and PW-Self have it: the file does not say; ?mean=...&std=... sets others")
-    return _Source(place, asked, options, weights, why, build, layout_of)
+    return _InspectedFile(place, asked, options, weights, why, build, layout_of)
 
 
 # what the shapes tell --------------------------------------------------------------------------------------------
 
 
-class _Found(NamedTuple):
+class _UnreadNetwork(NamedTuple):
     """A network whose numbers were not read yet."""
 
     report: NetworkReport
     state: Mapping[str, Tensor]
 
 
-def _look(source: _Source, network: str, default: str | None) -> _Found:
+def _look(source: _InspectedFile, network: str, default: str | None) -> _UnreadNetwork:
     """All of `network` but its numbers: what loading says to its shapes, and where those differ if it refuses them."""
     tensors = source.weights.networks[network]
     asked = None if network == default else network
@@ -188,10 +188,10 @@ def _look(source: _Source, network: str, default: str | None) -> _Found:
         weights_sha256=None, missing=tuple(differing.missing), unexpected=tuple(differing.unexpected),
         misshaped=tuple(f"{name} is {there} instead of {needed}" for name, (needed, there) in differing.shapes.items()),
         trouble=(refusal,) if refusal else (), loads=not refusal)
-    return _Found(report, layout.state)
+    return _UnreadNetwork(report, layout.state)
 
 
-def _layout(source: _Source, network: str, backbone: Backbone | None) -> Layout:
+def _layout(source: _InspectedFile, network: str, backbone: Backbone | None) -> Layout:
     """The layout of `network`; without an architecture where nothing tells it."""
     tensors = source.weights.networks[network]
     unknown = Layout(framework=source.framework if not source.layout_of else "", method="", arch="", spec=None,
@@ -214,7 +214,7 @@ def _needed(layout: Layout) -> dict[str, Tensor]:
     return {name: _hollow(tensor) for name, tensor in module.state_dict().items()}
 
 
-def _build(source: _Source, network: str, asked: str | None,
+def _build(source: _InspectedFile, network: str, asked: str | None,
            tensors: Mapping[str, Tensor]) -> tuple[Backbone | None, str]:
     """The backbone that loading makes of the shapes of `tensors`, or why it refuses them."""
     # what has no plain numbers is handed over as it is, and refused
@@ -269,7 +269,7 @@ class _AsLoaded(Mapping[str, Tensor]):
         return len(self._state)
 
 
-def _read_numbers(found: list[_Found], progress: Progress | None) -> tuple[NetworkReport, ...]:
+def _read_numbers(found: list[_UnreadNetwork], progress: Progress | None) -> tuple[NetworkReport, ...]:
     """The reports with what needs the numbers: the checksum and what is wrong with them."""
     total = sum(len(state) * (2 if report.loads else 1) for report, state in found)
     done = 0
@@ -308,7 +308,7 @@ def _whole_or_none(value: object) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _command(source: _Source, networks: tuple[NetworkReport, ...], default: str | None,
+def _command(source: _InspectedFile, networks: tuple[NetworkReport, ...], default: str | None,
              chosen: str | None) -> str | None:
     """What evaluates the chosen network; where one has to be named, the first that can be."""
     usable = [report.network for report in networks if report.loads and chosen in (None, report.network)]

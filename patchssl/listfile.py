@@ -33,7 +33,7 @@ _EXTENSIONS = frozenset({".txt", ".lst", ".list", ".tsv"})
 _NUMBERED = re.compile(r"(.*\S)[ ]+(-?\d+)")
 
 
-class _Line(NamedTuple):
+class _ListEntry(NamedTuple):
     number: int  # from 1
     path: str
     label: str | None
@@ -84,7 +84,7 @@ def open_list(path: Path, split: str, allow_truncated: bool) -> FileImages:
                 labels=found[1], root=root, names=Names(names), allow_truncated=allow_truncated)
 
 
-def _read(path: Path) -> list[_Line]:
+def _read(path: Path) -> list[_ListEntry]:
     """The lines that name an image; DataError for none, and where some have a label and some have none."""
     try:
         content = path.read_bytes()
@@ -109,13 +109,13 @@ def _read(path: Path) -> list[_Line]:
     return lines
 
 
-def _line(number: int, line: str) -> _Line:
+def _line(number: int, line: str) -> _ListEntry:
     if "\t" in line:
         name, _, label = line.rpartition("\t")
-        return _Line(number, name.strip(), label.strip())
+        return _ListEntry(number, name.strip(), label.strip())
     if match := _NUMBERED.fullmatch(line):
-        return _Line(number, match[1], match[2])
-    return _Line(number, line, None)
+        return _ListEntry(number, match[1], match[2])
+    return _ListEntry(number, line, None)
 
 
 def _below_one_folder(home: Path, paths: Sequence[str]) -> tuple[Path, list[str]]:

@@ -33,7 +33,7 @@ from patchssl.backbone import (
     VitBackbone,
 )
 from patchssl.checkpoint import FORMAT, load_checkpoint, require_format
-from patchssl.errors import PatchSSLError, UsageError, one_of
+from patchssl.errors import PatchSSLError, UsageError, unknown_choice
 from patchssl.layouts import Layout, describe_left_out, official_stem, recognize, recognize_run
 from patchssl.networks import (
     NetworkSpec,
@@ -107,7 +107,7 @@ def _options(query: str, allowed: tuple[str, ...], where: str) -> dict[str, str]
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name in options:
         if name not in allowed:
-            raise UsageError(one_of("option", name, allowed) + f" in {where}")
+            raise UsageError(unknown_choice("option", name, allowed) + f" in {where}")
     return options
 
 
@@ -249,7 +249,7 @@ def load_official(weights: WeightsFile, network: str | None, options: Mapping[st
     size = layout.spec.image_size if layout.spec else 224
     method = options.get("method", layout.method)
     if method not in _METHODS:
-        raise UsageError(one_of("method", method, _METHODS))
+        raise UsageError(unknown_choice("method", method, _METHODS))
     origin = Origin(name=official_stem(path) + (f"-{network}" if network else ""), method=method,
                     pretrain_epochs=weights.epoch)
     mean, std = (_numbers(options.get(name), default, name)

@@ -35,7 +35,7 @@ from patchssl.photo_intake import LEAST_SIDE, QUALITY, Intake, Steps, find_photo
 from patchssl.progress import Progress
 from patchssl.strong_edits import STRONG_EDITS
 
-Record = dict[str, Any]  # what is written down about an image, plain JSON values
+SetRecord = dict[str, Any]  # what is written down about an image, plain JSON values
 
 MOST_ORIGINALS = 7000
 _FIRST_NAME = 3000  # Copydays' own originals are 2000xx to 2999xx
@@ -148,21 +148,21 @@ def make_revisited(
     return MadeSet(root=Path(out), counts=counts, left_out=intake.left_out)
 
 
-def _sources_of(taken: Mapping[str, Mapping[str, str]]) -> dict[str, Record]:
+def _sources_of(taken: Mapping[str, Mapping[str, str]]) -> dict[str, SetRecord]:
     """Records of photographs that were taken over: by file, the name in the folder they come from."""
     return {f"{folder}/{stem}.jpg": {"source": name} for folder, names in taken.items() for stem, name in names.items()}
 
 
 def _write_all(
-    write: Callable[[tuple[int, str]], dict[str, Record]],
+    write: Callable[[tuple[int, str]], dict[str, SetRecord]],
     stems: list[str],
     workers: int,
     steps: Steps,
-    images: dict[str, Record],
+    images: dict[str, SetRecord],
 ) -> None:
     """Call `write` with the number and the stem of every photograph; its records join `images`."""
 
-    def note(made: dict[str, Record]) -> None:
+    def note(made: dict[str, SetRecord]) -> None:
         for file, record in made.items():
             images.setdefault(file, {}).update(record)
         steps.one()
@@ -171,11 +171,11 @@ def _write_all(
     steps.rest()
 
 
-def _write_copies(stage: Path, seed: int, item: tuple[int, str]) -> dict[str, Record]:
+def _write_copies(stage: Path, seed: int, item: tuple[int, str]) -> dict[str, SetRecord]:
     """Write all copies of original number `item[0]`, whose stem is `item[1]`; what was done, by file."""
     index, stem = item
     photo = _open(stage / "original" / f"{stem}.jpg")
-    made: dict[str, Record] = {}
+    made: dict[str, SetRecord] = {}
     small = photo.resize((max(1, round(photo.width / 4)), max(1, round(photo.height / 4))), Image.Resampling.LANCZOS)
     for quality in JPEG_QUALITIES:
         file = f"jpegqual/{quality}/{stem}.jpg"
@@ -213,13 +213,13 @@ def crop_box(size: tuple[int, int], percent: int, across: float, down: float) ->
     return left, top, right, bottom
 
 
-def _write_views(stage: Path, seed: int, item: tuple[int, str]) -> dict[str, Record]:
+def _write_views(stage: Path, seed: int, item: tuple[int, str]) -> dict[str, SetRecord]:
     """Write the views of the landmark of query number `item[0]`, whose stem is `item[1]`; records by file."""
     index, stem = item
     photo = _open(stage / "jpg" / f"{stem}.jpg")
     draws = Draws(seed, _REVISITED, index)
     landmark = draw_landmark(photo, draws)
-    made: dict[str, Record] = {f"jpg/{stem}.jpg": {"bbx": list(landmark), "draws": draws.record}}
+    made: dict[str, SetRecord] = {f"jpg/{stem}.jpg": {"bbx": list(landmark), "draws": draws.record}}
     kinds = _dealt(seed, list(HARD_VIEWS))
     hard = [kinds[(_NUM_HARD * index + number) % len(kinds)] for number in range(_NUM_HARD)]
     for number, kind in enumerate(["easy"] * _NUM_EASY + hard + ["junk"] * _NUM_JUNK):
@@ -240,7 +240,7 @@ def _enlarged(view: Image.Image) -> Image.Image:
     return view.resize(size, Image.Resampling.BICUBIC)
 
 
-def _ground_truth(images: dict[str, Record], queries: list[str], seed: int) -> dict[str, Any]:
+def _ground_truth(images: dict[str, SetRecord], queries: list[str], seed: int) -> dict[str, Any]:
     """The content of gnd_NAME.pkl: names without extension and, for each query, its box and its positives."""
     stems = {PurePosixPath(file).stem: record for file, record in images.items()}
     asked = set(queries)
@@ -272,7 +272,7 @@ def _check_numbers(seed: int, size: int | None, workers: int) -> None:
 
 
 def _write_listing(
-    stage: Path, layout: str, seed: int, size: int | None, images: Mapping[str, Record], left_out: Mapping[str, str]
+    stage: Path, layout: str, seed: int, size: int | None, images: Mapping[str, SetRecord], left_out: Mapping[str, str]
 ) -> None:
     """made.json: how the set came about, image by image."""
     versions = {"numpy": np.__version__, "pillow": PIL.__version__}
@@ -281,6 +281,6 @@ def _write_listing(
     (stage / "made.json").write_text(json.dumps(listing, indent=1, sort_keys=True) + "\n")
 
 
-def _counted(images: Mapping[str, Record]) -> dict[str, int]:
+def _counted(images: Mapping[str, SetRecord]) -> dict[str, int]:
     """How many files there are of each kind: below each of the topmost folders."""
     return dict(Counter(PurePosixPath(file).parts[0] for file in images))

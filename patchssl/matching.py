@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import UsageError, unknown_choice
 from patchssl.geometry import Crops, View, patches_per_side
 
 
@@ -52,7 +52,7 @@ def match_crops(teacher: Crops, student: Crops, patch_size: int, rule: str = "ce
     images. Works on the device of the boxes and never waits for it. Errors as in `match_patches`.
     """
     if rule not in _RULES:
-        raise UsageError(one_of("matching rule", rule, RULES))
+        raise UsageError(unknown_choice("matching rule", rule, RULES))
     match_axis = _RULES[rule]
     teacher_rows, teacher_columns = _axes(teacher, patch_size)
     student_rows, student_columns = _axes(student, patch_size)

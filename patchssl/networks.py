@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from patchssl.errors import CheckpointError, UsageError, one_of
+from patchssl.errors import CheckpointError, UsageError, unknown_choice
 from patchssl.imageset import shortened
 
 # how a network gives tokens: a plain Vision Transformer, one with another kind of block, or a feature map
-Family = Literal["vit", "transformer", "convolutional"]
-_FAMILIES: Mapping[Family, tuple[str, ...]] = {"vit": ("vision_transformer", "deit"), "transformer": ("eva",),
-                                               "convolutional": ("resnet", "convnext")}
+ArchFamily = Literal["vit", "transformer", "convolutional"]
+_FAMILIES: Mapping[ArchFamily, tuple[str, ...]] = {"vit": ("vision_transformer", "deit"), "transformer": ("eva",),
+                                                   "convolutional": ("resnet", "convnext")}
 _REFUSED = {"swin": "a Swin Transformer has no class token, and its patches merge from stage to stage",
             "xcit": "XCiT attends over channels, not over patches"}
 _NAMED_KEYS = 5  # in an error
@@ -109,7 +109,7 @@ def require_arch(arch: str) -> None:
     import timm
 
     if not timm.is_model(arch):
-        raise UsageError(one_of("architecture", arch, timm.list_models("vit*")))
+        raise UsageError(unknown_choice("architecture", arch, timm.list_models("vit*")))
 
 
 def require_tag(arch: str, tag: str) -> None:
@@ -120,10 +120,10 @@ def require_tag(arch: str, tag: str) -> None:
     if not tags:
         raise UsageError(f"timm has no weights of {arch}; random:{arch} is the untrained network")
     if tag and tag not in tags:
-        raise UsageError(one_of(f"tag of timm model {arch}", tag, tags))
+        raise UsageError(unknown_choice(f"tag of timm model {arch}", tag, tags))
 
 
-def family_of(arch: str) -> Family:
+def family_of(arch: str) -> ArchFamily:
     """How timm's `arch` gives tokens; UsageError with the reason for one that is not supported."""
     import timm
 

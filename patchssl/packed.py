@@ -18,7 +18,7 @@ import numpy as np
 
 from patchssl.archive import index_archive, read_member
 from patchssl.errors import DataError, UnreadableImage
-from patchssl.imageends import END, START, looks_whole
+from patchssl.imageends import END, START, quick_check
 from patchssl.imagefile import EXTENSIONS, decode_bytes, extension_of, is_image_name
 from patchssl.imageset import (
     ImageSet,
@@ -56,12 +56,12 @@ class PackedImages(ImageSet):
         name, content = self._content(index)
         return decode_bytes(content, name, allow_truncated=self.allow_truncated)
 
-    def looks_whole(self, index: int) -> bool:
+    def quick_check(self, index: int) -> bool:
         try:
             _, content = self._content(index)
         except UnreadableImage:
             return False
-        return looks_whole(content[:START], content[-END:], len(content))
+        return quick_check(content[:START], content[-END:], len(content))
 
     def _content(self, index: int) -> tuple[str, bytes]:
         """What errors call image `index`, and the bytes of its file."""

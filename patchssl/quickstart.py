@@ -32,7 +32,7 @@ FIGURE_IMAGES = 4
 
 
 @dataclass(frozen=True)
-class Summary:
+class QuickstartSummary:
     """What the quickstart made."""
 
     run: str
@@ -53,7 +53,7 @@ class Summary:
 
 
 def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...], *, device: str | None,
-                   console: Console) -> Summary:
+                   console: Console) -> QuickstartSummary:
     """Pretrain (or go on with an interrupted quickstart in `out`), score, tabulate and draw."""
     effective = load_recipe(recipe, overrides)
     if effective.data is None:
@@ -66,14 +66,14 @@ def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...]
     backbone = load_backbone(str(run), chosen)
     pixels = evaluate_pixels(train, val, effective.views.global_size, progress=console.counter("raw pixels"))
     results = {"raw pixels": pixels}
-    for name, network in (("random network", random_twin(run, chosen)), ("pretrained", backbone)):
+    for name, network in (("random network", untrained_copy(run, chosen)), ("pretrained", backbone)):
         results[name] = evaluate_knn(network, train, val, PROTOCOL, progress=console.counter(f"{name}, features"))
     files = [result.write(out / "results") for result in results.values()]
     table, table_files, _ = make_tables(out / "results", out)
     top1 = {name: result.metrics["top1@20"] for name, result in results.items()}
     figures = draw_all(out / "figures", run, effective, backbone, top1, seed)
-    return Summary(str(run), table, [str(path) for path in [*files, *table_files, *figures]], top1,
-                   top1["pretrained"] - top1["random network"])
+    return QuickstartSummary(str(run), table, [str(path) for path in [*files, *table_files, *figures]], top1,
+                             top1["pretrained"] - top1["random network"])
 
 
 def pretrain_or_go_on(folder: Path, name: str, recipe: Recipe, seed: int, overrides: tuple[str, ...],
@@ -100,7 +100,7 @@ def _changes(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> 
     return found
 
 
-def random_twin(run: Path, device: torch.device) -> Backbone:
+def untrained_copy(run: Path, device: torch.device) -> Backbone:
     """The untrained network that the run in `run` began with."""
     checkpoint = load_checkpoint(run)
     spec, seed = NetworkSpec(**checkpoint["network"]), checkpoint["origin"]["seed"]

@@ -21,8 +21,8 @@ from patchssl.report.galleries import Gallery, galleries_of
 from patchssl.report.page import Content, Figure, render_page
 from patchssl.report.pictures import Pictures, data_url
 from patchssl.report.robustness import robustness_curves
-from patchssl.report.training import Training, charts_of, compared, read_run_log, run_folders
-from patchssl.report.vetting import sound_costs, sound_records
+from patchssl.report.training import TrainingSection, charts_of, compared, read_run_log, run_folders
+from patchssl.report.vetting import sound_costs, valid_records
 from patchssl.seen import read_image
 from patchssl.token_pairs import draw_view_matches
 from patchssl.wholefile import write_text
@@ -35,7 +35,7 @@ EXAMPLES = ("textures-64:0", "textures-64:1", "textures-64:2")
 
 
 @dataclass(frozen=True)
-class Report:
+class WrittenPage:
     """The page that was written, and a sentence for everything that had to be left out."""
 
     path: Path
@@ -50,7 +50,7 @@ class Report:
 
 
 def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Sequence[Path] = (),
-                models: Sequence[str] = (), images: Sequence[str] = (), console: Console | None = None) -> Report:
+                models: Sequence[str] = (), images: Sequence[str] = (), console: Console | None = None) -> WrittenPage:
     """Write OUT/index.html from the records below `results` and the run folders `runs`.
 
     Images of galleries are looked up by name below the folders `data`, `models` are drawn on `images` (files or
@@ -66,7 +66,7 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     backbones = [load_backbone(model) for model in models]
     for image in images:
         read_image(image)  # a wrong name is known at once
-    files, problems = sound_records(results)
+    files, problems = valid_records(results)
     records = list(files.values())
     costs, unsound = sound_costs(results)
     problems += unsound
@@ -84,10 +84,10 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
                       max(0, len(galleries) - MOST_GALLERIES), pictures, figures)
     path = out / PAGE
     write_text(path, plain_text(render_page(content)), "report")  # names of files may be no UTF-8
-    return Report(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
+    return WrittenPage(path, len(records), len(trainings), len(pictures.urls), tuple(problems))
 
 
-def _trainings(folders: Sequence[Path], problems: list[str]) -> list[Training]:
+def _trainings(folders: Sequence[Path], problems: list[str]) -> list[TrainingSection]:
     trainings = []
     for folder in folders:
         try:
@@ -96,7 +96,7 @@ def _trainings(folders: Sequence[Path], problems: list[str]) -> list[Training]:
             problems.append(str(error))
             continue
         problems += log.problems
-        trainings.append(Training(log, charts_of(log)))
+        trainings.append(TrainingSection(log, charts_of(log)))
     return trainings
 
 

@@ -23,8 +23,8 @@ from patchssl.eval.linear import evaluate_linear
 from patchssl.eval.patches import PixelPatches, evaluate_patches
 from patchssl.eval.results import Result, read_results
 from patchssl.eval.retrieval import evaluate_revisited
-from patchssl.suite import TASKS, Options, SuitePlan, plan_suite, run_suite
-from patchssl.suite_cells import Choices
+from patchssl.suite import TASKS, ComputeOptions, SuitePlan, plan_suite, run_suite
+from patchssl.suite_cells import TaskOptions
 from patchssl.workflows import default_device, is_pixels, open_model, pixels_size
 
 PIXEL_SIDE = 32  # of raw pixels whose size was not said
@@ -36,7 +36,7 @@ PERCENT_OF = {"top1@20": "20-NN top-1", "top5@20": "top-5", "top1": "top-1", "to
               "position/exact": "by place alone", "chance/exact": "by chance"}
 
 
-def make_options(device: str | None, batch_size: int, workers: int, *, cached: bool = True) -> Options:
+def make_options(device: str | None, batch_size: int, workers: int, *, cached: bool = True) -> ComputeOptions:
     """How features are computed, from what the command line says; UsageError for a device that is not there.
 
     Started by torchrun, the processes find each other here and deal the images among themselves.
@@ -45,23 +45,23 @@ def make_options(device: str | None, batch_size: int, workers: int, *, cached: b
     if chosen.type == "cuda" and chosen.index is None:
         chosen = torch.device("cuda", local_rank())  # every process its own GPU
     join_launched(chosen.type)
-    return Options(chosen, batch_size, workers, FeatureCache() if cached else None)
+    return ComputeOptions(chosen, batch_size, workers, FeatureCache() if cached else None)
 
 
 def make_choices(distractors: Path | None, whitening: Path | None, revisited_distractors: Path | None, *, index: str,
-                 search_params: str, gpus: str) -> Choices:
+                 search_params: str, gpus: str) -> TaskOptions:
     """What `eval all` runs its benchmarks with, from what the command line says."""
-    return Choices(distractors, whitening, revisited_distractors, IndexPlan(index, search_params, gpus))
+    return TaskOptions(distractors, whitening, revisited_distractors, IndexPlan(index, search_params, gpus))
 
 
-def open_scored(model: str | Backbone, options: Options, say: Callable[[str], None]) -> Backbone:
+def open_scored(model: str | Backbone, options: ComputeOptions, say: Callable[[str], None]) -> Backbone:
     """The backbone that `model` names, or raw pixels."""
     if isinstance(model, Backbone):
         return model
     return RawPixels(pixels_size(model) or PIXEL_SIDE) if is_pixels(model) else open_model(model, options.device, say)
 
 
-def score_linear(model: str, data: str, protocol: str | None, options: Options, *, epochs: int | None = None,
+def score_linear(model: str, data: str, protocol: str | None, options: ComputeOptions, *, epochs: int | None = None,
                  seed: int = 0, results: Path, console: Console) -> Result:
     """The linear probe; `dino` keeps a checkpoint per epoch below `results` and goes on from it."""
     backbone = open_scored(model, options, console.say)
@@ -74,7 +74,7 @@ def score_linear(model: str, data: str, protocol: str | None, options: Options, 
                            checkpoint_folder=results / "linear-checkpoints")
 
 
-def score_copydays(model: str, data: Path, protocol: str | None, options: Options, *, ranks: int | None = None,
+def score_copydays(model: str, data: Path, protocol: str | None, options: ComputeOptions, *, ranks: int | None = None,
                    distractors: Path | None, whitening: Path | None, console: Console) -> Result:
     """Copy detection on the set below `data`."""
     backbone = open_scored(model, options, console.say)
@@ -84,7 +84,7 @@ def score_copydays(model: str, data: Path, protocol: str | None, options: Option
                              check_progress=console.counter(LOOK), say=console.say)
 
 
-def score_revisited(model: str, data: Path, set_name: str, protocol: str | None, options: Options, *,
+def score_revisited(model: str, data: Path, set_name: str, protocol: str | None, options: ComputeOptions, *,
                     distractors: Path | None, allow_truncated: bool, console: Console) -> Result:
     """Retrieval on the revisited set `set_name` below `data`."""
     backbone = open_scored(model, options, console.say)
@@ -95,7 +95,8 @@ def score_revisited(model: str, data: Path, set_name: str, protocol: str | None,
                               check_progress=console.counter(LOOK), say=console.say)
 
 
-def score_patches(model: str, data: str, protocol: str | None, options: Options, *, pairs: int = 1, seed: int = 0,
+def score_patches(model: str, data: str, protocol: str | None, options: ComputeOptions, *, pairs: int = 1,
+                  seed: int = 0,
                   console: Console) -> Result:
     """Patch correspondence on the val images of `data`, or all where nothing is split; labels are not needed.
 
@@ -123,16 +124,16 @@ def _pixel_patches(model: str) -> PixelPatches:
     return PixelPatches(sizes.get("img_size", PIXEL_SIDE), sizes.get("patch_size"))
 
 
-def plan_all(model: str | Backbone, data: str, tasks: Sequence[str], results: Path | None, options: Options, *,
-             choices: Choices | None = None, overwrite: bool,
+def plan_all(model: str | Backbone, data: str, tasks: Sequence[str], results: Path | None, options: ComputeOptions, *,
+             choices: TaskOptions | None = None, overwrite: bool,
              say: Callable[[str], None]) -> tuple[Backbone, SuitePlan]:
     """The backbone and what `eval all` would do with it; see `plan_suite`."""
     backbone = open_scored(model, options, say)
     return backbone, plan_suite(backbone, data, tasks or TASKS, results, options, choices=choices, overwrite=overwrite)
 
 
-def score_all(model: str, data: str, tasks: Sequence[str], results: Path, options: Options, *,
-              choices: Choices | None = None, overwrite: bool,
+def score_all(model: str, data: str, tasks: Sequence[str], results: Path, options: ComputeOptions, *,
+              choices: TaskOptions | None = None, overwrite: bool,
               console: Console) -> tuple[SuitePlan, list[Result], dict[str, str]]:
     """Everything that can be run and has no record yet, each record written as soon as it is there."""
     backbone, plan = plan_all(model, data, tasks, results, options, choices=choices, overwrite=overwrite,
@@ -143,7 +144,7 @@ def score_all(model: str, data: str, tasks: Sequence[str], results: Path, option
 
 
 @dataclass(frozen=True)
-class Summary:
+class SuiteSummary:
     """What `eval all` did: records of this run and of earlier ones, and what failed."""
 
     plan: SuitePlan

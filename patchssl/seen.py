@@ -66,8 +66,8 @@ def pad_to_patches(images: Tensor, patch_size: int) -> Tensor:
     return F.pad(images, (0, right, 0, below), mode="replicate")
 
 
-def look_at(pixels: Pixels, backbone: Backbone, size: int, say: Say | None = None,
-            name: str = "the image") -> tuple[Pixels, Tensor, tuple[int, int]]:
+def preprocess(pixels: Pixels, backbone: Backbone, size: int, say: Say | None = None,
+               name: str = "the image") -> tuple[Pixels, Tensor, tuple[int, int]]:
     """The image at the size asked (H, W, 3), the padded (1, 3, H', W') the network sees, and its (rows, columns).
 
     The short side becomes `size`; padding, if any is needed, is said in a sentence that calls the image `name`.
@@ -91,7 +91,7 @@ def attention_rows(backbone: Backbone, images: Sequence[Pixels], size: int, *, s
     """
     rows = []
     for number, pixels in enumerate(images):
-        seen, x, grid = look_at(pixels, backbone, size, say, *names[number : number + 1])
+        seen, x, grid = preprocess(pixels, backbone, size, say, *names[number : number + 1])
         attention = backbone.class_attention(x)[0].float().cpu()
         rows.append((seen, attention.unflatten(-1, grid).numpy()))
     return rows
@@ -106,7 +106,7 @@ def token_maps(backbone: Backbone, images: Sequence[Pixels], size: int, *, say: 
     """
     maps = []
     for number, pixels in enumerate(images):
-        seen, x, grid = look_at(pixels, backbone, size, say, *names[number : number + 1])
+        seen, x, grid = preprocess(pixels, backbone, size, say, *names[number : number + 1])
         tokens = backbone.patch_tokens(x)[0].float().cpu()
         if len(tokens) != grid[0] * grid[1]:
             raise UsageError(f"{backbone.name} gave {len(tokens)} patch tokens for {grid[0]} x {grid[1]} patches")

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from patchssl.console import Console
-from patchssl.data import lasting_name
+from patchssl.data import absolute_name
 from patchssl.errors import Interrupted, PatchSSLError, UsageError
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipefile import load_recipe
@@ -122,7 +122,7 @@ def submit_pretraining(recipe: str, data: str | None, out: Path | None, seed: in
     effective = load_recipe(recipe, overrides)
     if data is None and effective.data is None:
         raise UsageError("no data was named: give --data FOLDER (or a set's name), or set data in the recipe")
-    effective = effective.model_copy(update={"data": lasting_name(data or effective.data or "")})
+    effective = effective.model_copy(update={"data": absolute_name(data or effective.data or "")})
     folder = (out or run_folder(recipe, seed)).absolute()
     require_new(folder)
     if (folder / FACTS).exists():

@@ -17,7 +17,7 @@ NAMED_TENSORS = 3  # in a sentence
 COUNTED_AT_ONCE = 2**22  # numbers
 
 
-class Verdict(NamedTuple):
+class Soundness(NamedTuple):
     """What is wrong, in sentences, and whether every number is finite."""
 
     trouble: tuple[str, ...]
@@ -39,11 +39,11 @@ class Extent(NamedTuple):
 
 
 @torch.no_grad()
-def check_numbers(tensors: Mapping[str, Tensor]) -> Verdict:
+def check_numbers(tensors: Mapping[str, Tensor]) -> Soundness:
     """Look at the `tensors` of a backbone in timm's names, each asked for once, and again if it is not finite."""
     extents = {name: extent for name in sorted(tensors) if (extent := extent_of(name, tensors[name])) is not None}
     broken = [name for name, extent in extents.items() if not math.isfinite(abs(extent.low) + abs(extent.high))]
-    return Verdict((*_not_finite(tensors, broken), *_zeros(extents), *_untrained(extents)), finite=not broken)
+    return Soundness((*_not_finite(tensors, broken), *_zeros(extents), *_untrained(extents)), finite=not broken)
 
 
 def extent_of(name: str, tensor: Tensor) -> Extent | None:

@@ -15,7 +15,7 @@ import torch
 from patchssl.backbone import Backbone
 from patchssl.console import LOOK, Console
 from patchssl.data import open_images, open_pair
-from patchssl.errors import DataError, PatchSSLError, UsageError, one_of
+from patchssl.errors import DataError, PatchSSLError, UsageError, unknown_choice
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copydays import evaluate_copydays
 from patchssl.eval.features import RawPixels, compute_outputs, extract_outputs
@@ -24,7 +24,7 @@ from patchssl.eval.linear import evaluate_linear
 from patchssl.eval.patches import evaluate_patches
 from patchssl.eval.results import Result, read_results
 from patchssl.eval.retrieval import evaluate_revisited
-from patchssl.suite_cells import Cell, Choices, find_cells
+from patchssl.suite_cells import Cell, TaskOptions, find_cells
 from patchssl.unreadable import listing_unreadable, require_readable
 
 TASKS = ("knn", "linear", "copydays", "revisited")  # by default
@@ -34,7 +34,7 @@ _TIMED_BATCH = 8  # images
 
 
 @dataclass(frozen=True)
-class Options:
+class ComputeOptions:
     """How features are computed; nothing of it moves a number beyond rounding."""
 
     device: torch.device
@@ -89,8 +89,8 @@ def _plain(cell: Cell) -> dict[str, Any]:
             "options": {name: str(value) for name, value in cell.options.items()}}
 
 
-def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Path | None, options: Options, *,
-               choices: Choices | None = None, overwrite: bool = False) -> SuitePlan:
+def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Path | None, options: ComputeOptions, *,
+               choices: TaskOptions | None = None, overwrite: bool = False) -> SuitePlan:
     """What can be run for `backbone` with what lies at `data`: a set, or a folder of sets.
 
     A cell with a record of these weights, this protocol and these images, distractors and whitening images included,
@@ -99,8 +99,8 @@ def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Pat
     """
     for task in tasks:
         if task not in TASKS + ON_REQUEST:
-            raise UsageError(one_of("task", task, TASKS + ON_REQUEST))
-    choices = choices or Choices()
+            raise UsageError(unknown_choice("task", task, TASKS + ON_REQUEST))
+    choices = choices or TaskOptions()
     choices.require_use(tasks)
     cells, left_out = find_cells(backbone, data, tasks, choices)
     if not cells:
@@ -115,7 +115,7 @@ def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Pat
     return SuitePlan(run, done, left_out, pace)
 
 
-def run_suite(backbone: Backbone, plan: SuitePlan, options: Options, *, console: Console | None = None,
+def run_suite(backbone: Backbone, plan: SuitePlan, options: ComputeOptions, *, console: Console | None = None,
               keep: Callable[[Result], Any] = lambda result: None,
               stop_at_errors: bool = False) -> tuple[list[Result], dict[str, str]]:
     """Run what `plan` says and hand every record to `keep` as soon as it is there.
@@ -143,7 +143,7 @@ def run_suite(backbone: Backbone, plan: SuitePlan, options: Options, *, console:
     return results, failed
 
 
-def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: Options,
+def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: ComputeOptions,
                console: Console | None, *, looked_at: bool = False) -> bool:
     """Put into the cache by one pass what `cell` and later cells with its images and transform need.
 
@@ -166,7 +166,7 @@ def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: O
     return True
 
 
-def run_cell(backbone: Backbone, cell: Cell, options: Options, console: Console | None = None, *,
+def run_cell(backbone: Backbone, cell: Cell, options: ComputeOptions, console: Console | None = None, *,
              looked_at: bool = False) -> Result:
     """The record of one benchmark; `looked_at`: the train and val files of its data were, and all can be read."""
     shown = {"progress": console.counter(cell.task), "check_progress": console.counter(LOOK)} if console else {}

@@ -31,7 +31,7 @@ from patchssl.eval.search import require_index
 
 
 @dataclass(frozen=True)
-class Choices:
+class TaskOptions:
     """What benchmarks are run with instead of their defaults: part of the plan, as it moves the numbers."""
 
     distractors: Path | None = None  # of Copydays; default: those beside its blocks
@@ -79,7 +79,7 @@ class Cell:
 
 
 def find_cells(backbone: Backbone, data: str, tasks: Sequence[str],
-               choices: Choices) -> tuple[list[Cell], dict[str, str]]:
+               choices: TaskOptions) -> tuple[list[Cell], dict[str, str]]:
     """The benchmarks that `data` has everything for, and why others were left out."""
     cells: list[Cell] = []
     left_out: dict[str, str] = {}
@@ -110,7 +110,7 @@ def find_cells(backbone: Backbone, data: str, tasks: Sequence[str],
     return cells, left_out | _unused(cells, choices)
 
 
-def _unused(cells: Sequence[Cell], choices: Choices) -> dict[str, str]:
+def _unused(cells: Sequence[Cell], choices: TaskOptions) -> dict[str, str]:
     """Folders that were named and that no cell reads."""
     used = {folder for cell in cells for folder in cell.options.values()}
     folders = {"--distractors": choices.distractors, "--whitening": choices.whitening,
@@ -119,7 +119,7 @@ def _unused(cells: Sequence[Cell], choices: Choices) -> dict[str, str]:
             for name, folder in folders.items() if folder is not None and folder not in used}
 
 
-def _places(data: str, choices: Choices) -> list[str]:
+def _places(data: str, choices: TaskOptions) -> list[str]:
     """`data` itself if it is a set, else the folders in it that may be sets; not those that `choices` name."""
     root = Path(data).expanduser()
     if data in NAMED_SETS or not root.is_dir():
@@ -135,7 +135,7 @@ def _places(data: str, choices: Choices) -> list[str]:
 
 
 def _own_layouts(backbone: Backbone, place: str, tasks: Sequence[str],
-                 choices: Choices) -> Iterator[tuple[str, Callable[[], Cell]]]:
+                 choices: TaskOptions) -> Iterator[tuple[str, Callable[[], Cell]]]:
     """What `place` has the layout of, and what opens it."""
     if "copydays" in tasks and (Path(place) / "original").is_dir():
         yield f"copydays on {place}", partial(_copydays, backbone, place, choices)
@@ -146,7 +146,7 @@ def _own_layouts(backbone: Backbone, place: str, tasks: Sequence[str],
             yield f"revisited on {path} with {extra}", partial(_revisited, backbone, place, name, extra)
 
 
-def _copydays(backbone: Backbone, place: str, choices: Choices) -> Cell:
+def _copydays(backbone: Backbone, place: str, choices: TaskOptions) -> Cell:
     """Under the default protocol, or what of it the folder has everything for; DataError where nothing fits."""
     named = {"distractors": choices.distractors, "whitening": choices.whitening}
     protocols = _copydays_protocols(backbone, [kind for kind, folder in named.items() if folder is not None])
@@ -186,7 +186,7 @@ def _revisited(backbone: Backbone, place: str, name: str, distractors: Path | No
 
 
 def _classification(backbone: Backbone, place: str, pair: tuple[ImageSet, ImageSet], tasks: Iterable[str],
-                    choices: Choices) -> list[Cell]:
+                    choices: TaskOptions) -> list[Cell]:
     train, val = pair
     knn, options = knn_protocol(None, backbone.image_size), {}
     if choices.search != IndexPlan():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from patchssl.errors import DataError, one_of
+from patchssl.errors import DataError, unknown_choice
 from patchssl.eval.results import Result
 from patchssl.report.cost import write_costs
 from patchssl.report.paper import read_unavailable, write_paper
 from patchssl.report.scores import HEADLINES, metric_place
 from patchssl.report.tables import write_tables
-from patchssl.report.vetting import sound_costs, sound_records
+from patchssl.report.vetting import sound_costs, valid_records
 
 MOST_NAMED = 3  # unreadable files in one sentence
 
@@ -22,7 +22,7 @@ def make_tables(results: Path, out: Path, *, paper: bool = False) -> tuple[str, 
     Returns the Markdown of the tables of all data sets and costs found, the files written, and a sentence for every
     record that had to be left out. DataError where there is nothing to make a table of.
     """
-    sound, problems = sound_records(results)
+    sound, problems = valid_records(results)
     records = list(sound.values())
     costs, unsound = sound_costs(results)
     problems += unsound
@@ -42,7 +42,7 @@ def _not_shown(records: Iterable[Result]) -> list[str]:
     for record in records:
         name = f"the record of {record.model} on {record.dataset} ({record.protocol})"
         if record.task not in HEADLINES:
-            found.append(f"{name}: {one_of('task', record.task, HEADLINES)}")
+            found.append(f"{name}: {unknown_choice('task', record.task, HEADLINES)}")
         elif all(metric_place(record.task, metric) is None for metric in record.metrics):
             found.append(f"{name} has none of the metrics that tables of {record.task} show: "
                          f"{', '.join(HEADLINES[record.task])}")

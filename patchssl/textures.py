@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import UsageError, unknown_choice
 
 Ints = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -219,9 +219,9 @@ def textures(split: str, size: int = 32) -> tuple[NDArray[np.uint8], NDArray[np.
     images is balanced. The bytes are the same on every machine. UsageError on another split or size.
     """
     if split not in COUNTS:
-        raise UsageError(one_of("split of the set textures", str(split), COUNTS))
+        raise UsageError(unknown_choice("split of the set textures", str(split), COUNTS))
     if size not in SIZES:
-        raise UsageError(one_of("size of the set textures", str(size), map(str, SIZES)))
+        raise UsageError(unknown_choice("size of the set textures", str(size), map(str, SIZES)))
     count = COUNTS[split]
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     for label, pattern in enumerate(_PATTERNS.values()):

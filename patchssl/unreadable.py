@@ -74,7 +74,7 @@ def _unreadable(images: ImageSet, workers: int, progress: Progress | None, all_o
 def _unreadable_among(images: ImageSet, all_of_them: bool, indices: range) -> list[tuple[str, str]]:
     bad = []
     for index in indices:
-        if not all_of_them and images.looks_whole(index):
+        if not all_of_them and images.quick_check(index):
             continue
         try:
             images.pixels(index)

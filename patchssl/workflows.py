@@ -25,7 +25,7 @@ from patchssl.loading import load_backbone
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.loop import KnnProbe
 from patchssl.pretrain.making import training_images
-from patchssl.pretrain.plan import Plan, plan_run
+from patchssl.pretrain.plan import RunEstimate, plan_run
 from patchssl.pretrain.recipefile import load_recipe
 from patchssl.pretrain.resuming import changed_recipe, read_run
 from patchssl.pretrain.run import interruptible, pretrain, require_new, resume, run_folder
@@ -168,6 +168,6 @@ def run_facts(folder: Path) -> tuple[Recipe, str, int]:
 
 
 def plan_pretraining(recipe: str, data: str | None, seed: int, overrides: tuple[str, ...], *,
-                     device: str | None) -> Plan:
+                     device: str | None) -> RunEstimate:
     """What a run would cost; see `patchssl.pretrain.plan.plan_run`."""
     return plan_run(load_recipe(recipe, overrides), data, seed, str(default_device(device)))

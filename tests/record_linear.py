@@ -25,7 +25,7 @@ from PIL import Image
 
 from patchssl.data import open_pair
 from patchssl.eval.linear import linear_protocol
-from patchssl.eval.linear_crops import RandomCrops, Training
+from patchssl.eval.linear_crops import ProbeTraining, RandomCrops
 from patchssl.eval.linear_dino import make_probe
 from patchssl.eval.protocols import Protocol
 from patchssl.loading import load_backbone
@@ -69,7 +69,8 @@ def training_of(backbone, train, outputs, **changed):
     """The training of a case: DINO's settings but for its length, batch and learning rate."""
     own = {"outputs": outputs, "epochs": EPOCHS, "batch": BATCH, "learning_rate": LEARNING_RATE, **changed}
     plan = Protocol("linear", "dino", 1, {**linear_protocol("dino", backbone).settings, **own})
-    return Training(backbone, train, torch.as_tensor(train.labels), len(train.classes), plan.plain_settings(), seed=0)
+    return ProbeTraining(backbone, train, torch.as_tensor(train.labels), len(train.classes), plan.plain_settings(),
+                         seed=0)
 
 
 def official_logits(clone, data, weights, network, training, last_blocks, avgpool):

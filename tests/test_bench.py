@@ -38,8 +38,8 @@ def test_median_times_take_turns_and_divide_by_what_a_call_does():
         while time.process_time() - began < bench_timing.TURN_SECONDS:
             pass
 
-    times = bench_timing.median_times({"one": bench_timing.Contender(lambda turn: spin("one", turn)),
-                                       "four": bench_timing.Contender(lambda turn: spin("four", turn), units=4)},
+    times = bench_timing.median_times({"one": bench_timing.Candidate(lambda turn: spin("one", turn)),
+                                       "four": bench_timing.Candidate(lambda turn: spin("four", turn), units=4)},
                                       repeats=3)
     assert times["one"] >= bench_timing.TURN_SECONDS and times["four"] >= bench_timing.TURN_SECONDS / 4
     assert [name for name, _ in turns[-6:]] == ["one", "four"] * 3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchssl.data import lasting_name, open_images, open_pair, split_names
+from patchssl.data import absolute_name, open_images, open_pair, split_names
 from patchssl.errors import DataError, UnreadableImage, UsageError
 from patchssl.textures import CLASSES, textures
 from patchssl.unreadable import UnreadableBudget, find_unreadable, raise_unreadable, require_readable
@@ -283,7 +283,7 @@ def test_a_look_into_archives(damaged, tmp_path_factory):
         for image in sorted(damaged.glob("*.png")):
             archive.write(image, image.name)
     images = open_images(path)
-    assert [index for index in range(600) if not images.looks_whole(index)] == [7, 300]
+    assert [index for index in range(600) if not images.quick_check(index)] == [7, 300]
     with pytest.raises(DataError, match=r"2 of 600 images cannot be read"):
         require_readable([images])
 
@@ -342,12 +342,12 @@ def test_images_reach_workers_that_start_anew(tmp_path):
 
 def test_what_names_the_same_images_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert lasting_name("textures") == "textures"
-    assert lasting_name("hf:owner/name:train") == "hf:owner/name:train"
-    assert lasting_name("pets") == lasting_name(Path("pets")) == str(tmp_path / "pets")
-    assert lasting_name("s-{0..1}.tar") == f"{tmp_path}/s-{{0..1}}.tar"
+    assert absolute_name("textures") == "textures"
+    assert absolute_name("hf:owner/name:train") == "hf:owner/name:train"
+    assert absolute_name("pets") == absolute_name(Path("pets")) == str(tmp_path / "pets")
+    assert absolute_name("s-{0..1}.tar") == f"{tmp_path}/s-{{0..1}}.tar"
     monkeypatch.setenv("HOME", "/home/me")
-    assert lasting_name("~/pets") == "/home/me/pets"
+    assert absolute_name("~/pets") == "/home/me/pets"
 
 
 def test_braces_in_the_name_of_a_folder_that_is_there(tmp_path):

@@ -29,17 +29,17 @@ def test_interrupted_tells_signals_apart():
 
 
 def test_one_of_names_the_nearest_and_all():
-    sentence = errors.one_of("rule", "centre", ["paper", "center"])
+    sentence = errors.unknown_choice("rule", "centre", ["paper", "center"])
     assert sentence == "rule 'centre' is unknown; did you mean 'center'? Choose one of: center, paper"
 
 
 def test_one_of_without_a_near_choice_guesses_nothing():
-    assert "did you mean" not in errors.one_of("rule", "zzz", ["paper", "center"])
-    assert "center, paper" in errors.one_of("rule", "zzz", ["paper", "center"])
+    assert "did you mean" not in errors.unknown_choice("rule", "zzz", ["paper", "center"])
+    assert "center, paper" in errors.unknown_choice("rule", "zzz", ["paper", "center"])
 
 
 def test_one_of_does_not_list_hundreds():
-    sentence = errors.one_of("model", "vit_tine", ["vit_tiny", *(f"name{i}" for i in range(300))])
+    sentence = errors.unknown_choice("model", "vit_tine", ["vit_tiny", *(f"name{i}" for i in range(300))])
     assert "'vit_tiny'" in sentence
     assert "301 can be chosen" in sentence
     assert len(sentence) < 120

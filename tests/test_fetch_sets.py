@@ -421,7 +421,7 @@ def test_other_names(tmp_path, name, message):
 
 def test_megabytes_reach_the_whole_only_at_the_end(tmp_path):
     steps = []
-    task = fetch_sets._Task(SETS["cifar10"], tmp_path, tmp_path, None, False, lambda *step: steps.append(step), print)
+    task = fetch_sets._Fetch(SETS["cifar10"], tmp_path, tmp_path, None, False, lambda *step: steps.append(step), print)
     tell = task._megabytes("fetching")
     for done, total in ((0, 2_500_000), (2_499_999, 2_500_000), (2_500_000, 2_500_000), (5_000_000, None)):
         tell(done, total)

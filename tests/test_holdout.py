@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from patchssl.data import lasting_name, open_images, open_pair, split_names
+from patchssl.data import absolute_name, open_images, open_pair, split_names
 from patchssl.errors import DataError, UsageError
 
 
@@ -33,7 +33,7 @@ def test_the_val_images_are_not_needed(colors, tmp_path):
 
 def test_it_has_a_lasting_name(colors, monkeypatch):
     monkeypatch.chdir(colors.parent)
-    assert lasting_name("holdout:0.50:colors") == f"holdout:0.5:{colors}"
+    assert absolute_name("holdout:0.50:colors") == f"holdout:0.5:{colors}"
     assert split_names("holdout:0.5:colors") == ("train", "val")
 
 

@@ -13,7 +13,7 @@ import pytest
 from packing import png
 from PIL import Image
 
-from patchssl.data import lasting_name, open_images, open_pair, split_names
+from patchssl.data import absolute_name, open_images, open_pair, split_names
 from patchssl.errors import DataError, UnreadableImage, UsageError
 from patchssl.unreadable import find_unreadable
 
@@ -195,7 +195,7 @@ def test_a_set_of_the_hub(hub):
         open_images(f"{hub}?label=other")
     with pytest.raises(DataError, match=r"hf:owner/pets:nine cannot be opened: .*nine"):
         open_images(f"{hub}:nine")
-    assert lasting_name(hub) == hub
+    assert absolute_name(hub) == hub
 
 
 def test_a_folder_called_like_a_set_of_the_hub(tmp_path, monkeypatch):

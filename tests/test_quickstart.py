@@ -16,7 +16,7 @@ import torch
 import patchssl as package
 from patchssl.eval.results import read_results
 from patchssl.pretrain.recipefile import dump_recipe, load_recipe
-from patchssl.quickstart import random_twin
+from patchssl.quickstart import untrained_copy
 
 FIGURES = {"curves.png", "attention.png", "matches.png", "views.png"}
 METHODS = {"Raw pixels", "Random network", "PW-Self"}
@@ -83,7 +83,7 @@ def test_the_random_network_is_the_one_that_the_run_began_with(finished, colors)
     recipe = load_recipe("quickstart", [word for word in asked if "=" in word])
     fresh = make_engine(recipe, open_images(colors), 0, "cpu").teacher.backbone.eval()
     images = torch.randn(2, 3, 32, 32)
-    twin = random_twin(out / "run", torch.device("cpu"))
+    twin = untrained_copy(out / "run", torch.device("cpu"))
     assert torch.equal(twin.features(images), fresh.features(images))
     assert not torch.equal(twin.features(images), package.load_backbone(str(out / "run")).features(images))
 

@@ -16,7 +16,7 @@ from PIL import Image
 from patchssl import reporting
 from patchssl.bench_report import bench_report, made_up_records
 from patchssl.errors import DataError, UsageError
-from patchssl.report.cost import Cost, Step
+from patchssl.report.cost import CostRecord, Step
 from patchssl.reporting import make_report
 
 EVIL = "<script>alert('x')</script>"
@@ -217,7 +217,7 @@ def test_costs_have_a_table_and_hostile_ones_none(tmp_path, results):
              "clock": "processor", "memory": "resident", "versions": {"torch": "2.14"},
              "steps": [Step(method="dino", way="", seconds=[2.0, 1.0], peak_mib=400.0, floor_mib=100.0)]}
     for device in ("Some CPU", "Some-CPU", EVIL):
-        Cost(**known, device=device).write(results)
+        CostRecord(**known, device=device).write(results)
     made, read = page(tmp_path, results)
     assert [problem.partition("left out: ")[2][:21] for problem in made.problems] == ["its device holds HTML"]
     places = [a["id"] for tag, a in read.elements if tag == "table" and a["id"].startswith("cost")]

@@ -31,9 +31,9 @@ from patchssl.eval.retrieval import evaluate_revisited
 from patchssl.imageset import FileImages
 from patchssl.loading import load_backbone
 from patchssl.make_sets import make_copydays, make_revisited
-from patchssl.scoring import Summary, evaluate, headline, make_options
-from patchssl.suite import TASKS, Options, plan_suite, run_suite
-from patchssl.suite_cells import Choices
+from patchssl.scoring import SuiteSummary, evaluate, headline, make_options
+from patchssl.suite import TASKS, ComputeOptions, plan_suite, run_suite
+from patchssl.suite_cells import TaskOptions
 
 CPU = torch.device("cpu")
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=24&depth=2&num_heads=3"
@@ -63,7 +63,7 @@ def everything(tmp_path_factory, colors):
 
 @pytest.fixture
 def options(tmp_path):
-    return Options(CPU, batch_size=16, workers=0, cache=FeatureCache(tmp_path / "cache"))
+    return ComputeOptions(CPU, batch_size=16, workers=0, cache=FeatureCache(tmp_path / "cache"))
 
 
 def labels(cells):
@@ -108,7 +108,7 @@ def test_named_folders_belong_to_the_plan_and_to_what_a_record_is_of(everything,
     four, five = (save_photographs(tmp_path / name, count) for name, count in (("four", 4), ("five", 5)))
 
     def plan(**choices):
-        return plan_suite(backbone, data, ["copydays"], results, options, choices=Choices(**choices))
+        return plan_suite(backbone, data, ["copydays"], results, options, choices=TaskOptions(**choices))
 
     blocks = plan().images
     first = plan(distractors=four)
@@ -128,16 +128,16 @@ def test_a_named_folder_is_never_dropped_in_silence(everything, options, tmp_pat
     backbone, data = load_backbone(SMALL), str(everything)
     more, empty = save_photographs(tmp_path / "more", 4), tmp_path / "empty"
     empty.mkdir()
-    plan = plan_suite(backbone, data, ["copydays"], None, options, choices=Choices(whitening=more))
+    plan = plan_suite(backbone, data, ["copydays"], None, options, choices=TaskOptions(whitening=more))
     assert labels(plan.run) == ["copydays on copies (native)"]
     assert "no benchmark that is found here has a use for it" in plan.left_out[f"--whitening {more}"]
     with pytest.raises(DataError, match=r"--distractors .*nowhere: there is no such folder"):
-        plan_suite(backbone, data, TASKS, None, options, choices=Choices(distractors=tmp_path / "nowhere"))
+        plan_suite(backbone, data, TASKS, None, options, choices=TaskOptions(distractors=tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="--distractors: for copydays, which is not among the tasks knn"):
-        plan_suite(backbone, data, ["knn"], None, options, choices=Choices(distractors=more))
+        plan_suite(backbone, data, ["knn"], None, options, choices=TaskOptions(distractors=more))
     large = load_backbone("random:vit_tiny_patch16_224?depth=1&embed_dim=24&num_heads=3")
     with pytest.raises(DataError, match="empty holds no image for distractors"):
-        plan_suite(large, data, ["copydays"], None, options, choices=Choices(distractors=empty))
+        plan_suite(large, data, ["copydays"], None, options, choices=TaskOptions(distractors=empty))
 
 
 def test_distractors_of_revisited_sets_make_records_of_their_own(everything, options, tmp_path):
@@ -145,7 +145,7 @@ def test_distractors_of_revisited_sets_make_records_of_their_own(everything, opt
     more = save_photographs(tmp_path / "more", 4)
 
     def plan(**choices):
-        return plan_suite(backbone, str(everything), ["revisited"], results, options, choices=Choices(**choices))
+        return plan_suite(backbone, str(everything), ["revisited"], results, options, choices=TaskOptions(**choices))
 
     alone, both = plan(), plan(revisited_distractors=more)
     assert labels(both.run) == ["revisited on made (native)", "revisited on made+more (native)"]
@@ -155,7 +155,7 @@ def test_distractors_of_revisited_sets_make_records_of_their_own(everything, opt
     assert labels(plan(revisited_distractors=more).done) == labels(both.run)
     own = everything / "landmarks" / "jpg"
     refused = plan_suite(backbone, str(everything), ["revisited"], None, options,
-                         choices=Choices(revisited_distractors=own))
+                         choices=TaskOptions(revisited_distractors=own))
     assert labels(refused.run) == labels(alone.run)
     assert any("holds the images of the set" in why for why in refused.left_out.values())
 
@@ -165,7 +165,7 @@ def test_an_index_is_for_knn_alone_and_its_recall_is_in_the_record(everything, o
 
     def plan(**index):
         return plan_suite(backbone, data, ["knn", "linear"], results, options,
-                          choices=Choices(search=IndexPlan(**index)))
+                          choices=TaskOptions(search=IndexPlan(**index)))
 
     approximate = plan(index="HNSW4", search_params="efSearch=8")
     assert labels(approximate.run) == ["knn on colors (native-HNSW4-efSearch=8)", "linear on colors (native)"]
@@ -179,7 +179,7 @@ def test_an_index_is_for_knn_alone_and_its_recall_is_in_the_record(everything, o
     with pytest.raises(UsageError, match="'Tree' cannot be made"):
         plan(index="Tree")
     with pytest.raises(UsageError, match=r"--index.*for knn"):
-        plan_suite(backbone, data, ["linear"], None, options, choices=Choices(search=IndexPlan("HNSW4")))
+        plan_suite(backbone, data, ["linear"], None, options, choices=TaskOptions(search=IndexPlan("HNSW4")))
 
 
 def test_a_record_of_other_images_under_the_same_name_does_not_count(everything, options, tmp_path):
@@ -230,7 +230,8 @@ def test_records_are_those_of_the_single_benchmarks_and_come_one_by_one(everythi
     plan = plan_suite(backbone, str(everything), TASKS, None, options)
     results, failed = run_suite(backbone, plan, options, keep=kept.append)
     assert failed == {} and kept == results
-    alone = {cell.task: suite.run_cell(backbone, cell, Options(CPU, batch_size=16, workers=0)) for cell in plan.run}
+    alone = {cell.task: suite.run_cell(backbone, cell, ComputeOptions(CPU, batch_size=16,
+                                                                      workers=0)) for cell in plan.run}
     for cell, result in zip(plan.run, results, strict=True):
         assert result.metrics == pytest.approx(alone[cell.task].metrics)
         assert result.dataset_fingerprint == alone[cell.task].dataset_fingerprint
@@ -251,8 +252,8 @@ def test_knn_and_the_probe_decode_every_image_once(everything, options, monkeypa
 
 @pytest.mark.parametrize("cached", [True, False], ids=["one pass for both", "a pass each"])
 def test_the_files_of_a_set_are_looked_at_once_for_all_its_benchmarks(everything, options, monkeypatch, cached):
-    backbone, looks, look = load_backbone(SMALL), [], FileImages.looks_whole
-    monkeypatch.setattr(FileImages, "looks_whole", lambda images, index: looks.append(index) or look(images, index))
+    backbone, looks, look = load_backbone(SMALL), [], FileImages.quick_check
+    monkeypatch.setattr(FileImages, "quick_check", lambda images, index: looks.append(index) or look(images, index))
     options = options if cached else replace(options, cache=None)
     plan = plan_suite(backbone, str(everything / "colors"), ["knn", "linear", "patches"], None, options)
     tasks = [cell.task for cell in plan.run]
@@ -313,12 +314,12 @@ def test_the_table_has_no_old_number_of_what_failed_now(everything, options, tmp
     backbone, data, results = load_backbone(SMALL), str(everything / "colors"), tmp_path / "results"
     plan = plan_suite(backbone, data, TASKS, None, options)
     run_suite(backbone, plan, options, keep=lambda result: result.write(results))
-    done = Summary(plan_suite(backbone, data, TASKS, results, options), [], {}, results)
+    done = SuiteSummary(plan_suite(backbone, data, TASKS, results, options), [], {}, results)
     assert [record.task for record in done.records()] == ["knn", "linear"]
     again = plan_suite(backbone, data, TASKS, results, options, overwrite=True)
     monkeypatch.setattr(suite, "evaluate_knn", lambda *_args, **_options: (_ for _ in ()).throw(DataError("planted")))
     found, failed = run_suite(backbone, again, options)
-    summary = Summary(again, found, failed, results)
+    summary = SuiteSummary(again, found, failed, results)
     assert [record.task for record in summary.records()] == ["linear"]
     assert "20-NN" not in summary.text() and "planted" in summary.text()
 
@@ -517,9 +518,10 @@ def test_data_sets_are_made_and_checked(patchssl, tmp_path):
 
 
 def test_options_and_headline(colors, tiny_run):
-    assert make_options("cpu", 3, 0, cached=False) == Options(CPU, 3, 0, None)
+    assert make_options("cpu", 3, 0, cached=False) == ComputeOptions(CPU, 3, 0, None)
     result = suite.run_cell(load_backbone(str(tiny_run)), plan_suite(
-        load_backbone(str(tiny_run)), str(colors), ["knn"], None, make_options("cpu", 8, 0)).run[0], Options(CPU, 8, 0))
+        load_backbone(str(tiny_run)), str(colors), ["knn"], None, make_options("cpu", 8, 0)).run[0],
+                            ComputeOptions(CPU, 8, 0))
     assert headline(result).startswith("tiny on colors, protocol native: 20-NN top-1 ")
 
 

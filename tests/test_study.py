@@ -26,10 +26,10 @@ from patchssl.report.variants import Measure
 from patchssl.study import command
 from patchssl.study import run as running
 from patchssl.study.config import load_study, parse_study
-from patchssl.study.place import Outcome, cells_of, configurations, place_of
+from patchssl.study.place import RunOutcome, cells_of, configurations, place_of
 from patchssl.study.plan import plan_study
 from patchssl.study.sets import write_originals
-from patchssl.study.summary import Summary
+from patchssl.study.summary import StudySummary
 
 ROOT = Path(package.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -237,7 +237,7 @@ def test_what_is_bold_in_the_tables_is_significant_in_the_json():
               "untrained": {seed: value + (-1) ** seed * 0.01 for seed, value in base.items()}}
     measure = Measure("20-NN top-1", "knn", "textures", "native", "top1@20", values)
     cells = {name: [cell for cell in cells_of(study) if cell.variant == name] for name in values}
-    summary = Summary(place, cells, {}, [measure], [], {}, tried=2)
+    summary = StudySummary(place, cells, {}, [measure], [], {}, tried=2)
     said = {v["variant"]: v["measures"][0]["difference"] for v in summary.as_dict()["variants"]}
     assert {name: gap and gap["significant"] for name, gap in said.items()} == {
         "dino": None, "pwself": True, "untrained": False}
@@ -304,7 +304,7 @@ def test_tests_of_ablations_do_not_weaken_those_of_the_core():
     values = {"dino": base, "pwself": better, "pwself-random-matches": better}
     cells = {name: [cell for cell in cells_of(study, ablations=True) if cell.variant == name] for name in values}
     measure = Measure("20-NN top-1", "knn", "textures", "native", "top1@20", values)
-    summary = Summary(place_of(study, Path("nowhere"), "textures"), cells, {}, [measure], [], {}, tried=3)
+    summary = StudySummary(place_of(study, Path("nowhere"), "textures"), cells, {}, [measure], [], {}, tried=3)
     found = summary.as_dict()
     said = {v["variant"]: v["measures"][0]["difference"] for v in found["variants"]}
     assert said["pwself"]["significant"] and said["pwself-random-matches"]["significant"]
@@ -542,4 +542,4 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path, colors):
     cell = cells_of(place.study)[0]
     assert place.outcome(cell) is None
     kept = place.keep(cell, weights="ab" * 32, train_seconds=1.5, score_seconds=0.25, images=96, updates=12)
-    assert place.outcome(cell) == kept and isinstance(kept, Outcome) and kept.seconds == 1.75
+    assert place.outcome(cell) == kept and isinstance(kept, RunOutcome) and kept.seconds == 1.75

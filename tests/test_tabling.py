@@ -13,15 +13,16 @@ from typer.testing import CliRunner
 from patchssl.bench_report import made_up_records
 from patchssl.cli import app
 from patchssl.errors import DataError
-from patchssl.report.cost import Cost, Step
+from patchssl.report.cost import CostRecord, Step
 from patchssl.report.render import LONGEST_CELL, LONGEST_NOTE
 from patchssl.report.tables import write_tables
 from patchssl.tabling import make_tables
 
 RECORD = next(made_up_records(1))
-COST = Cost(arch="vit", num_prototypes=8, images=2, views="2 x 224 px", device="CPU", threads=1, clock="processor",
-            memory="resident", versions={},
-            steps=[Step(method="dino", way="", seconds=[1.0], peak_mib=10.0, floor_mib=5.0)])
+COST = CostRecord(arch="vit", num_prototypes=8, images=2, views="2 x 224 px", device="CPU", threads=1,
+                  clock="processor",
+                  memory="resident", versions={},
+                  steps=[Step(method="dino", way="", seconds=[1.0], peak_mib=10.0, floor_mib=5.0)])
 NAME = "<img src=x onerror=alert(1)>|\x1b[31m`c` **b** ![i](http://example.org/t.png) \\| ../../x \u202e\u4e2d"
 
 

@@ -10,7 +10,7 @@ import torchvision
 from packing import png, unpack
 from timm.data import create_dataset
 
-from patchssl.data import lasting_name, open_images, open_pair, split_names
+from patchssl.data import absolute_name, open_images, open_pair, split_names
 from patchssl.errors import DataError, UsageError
 
 
@@ -130,5 +130,5 @@ def test_hfds_is_what_hf_is():
 def test_the_name_means_the_same_in_another_folder(fashion, monkeypatch):
     monkeypatch.chdir(fashion.parent)
     near = f"timm:torch/fashion_mnist?root={fashion.name}&download=0"
-    assert lasting_name(near) == f"timm:torch/fashion_mnist?root={fashion}&download=0"
-    assert open_images(near).fingerprint == open_images(lasting_name(near)).fingerprint
+    assert absolute_name(near) == f"timm:torch/fashion_mnist?root={fashion}&download=0"
+    assert open_images(near).fingerprint == open_images(absolute_name(near)).fingerprint

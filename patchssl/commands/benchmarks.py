@@ -43,11 +43,11 @@ def bench_step(
     """A training step beside DINO, iBOT, one that projects every token, and plain autograd; JSON on stdout."""
     from patchssl import bench_training as bench
     from patchssl.console import Console
-    from patchssl.errors import UsageError, one_of
+    from patchssl.errors import UsageError, unknown_choice
 
     for name in arch or ():
         if name not in bench.ARCHS:
-            raise UsageError(one_of("architecture", name, bench.ARCHS))
+            raise UsageError(unknown_choice("architecture", name, bench.ARCHS))
     with Console() as console:
         found = bench.bench_step(arch or tuple(bench.ARCHS), prototypes or bench.PROTOTYPES, images, repeats,
                                  device or "cpu", progress=console.counter("bench"))

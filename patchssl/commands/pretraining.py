@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from patchssl.commands.options import DATA, DeviceOpt, JsonOpt, OverridesArg, not_empty
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import UsageError, unknown_choice
 
 if TYPE_CHECKING:
     from patchssl.slurm import SlurmOptions
@@ -110,7 +110,7 @@ def _slurm_options(slurm: bool, **given: Any) -> SlurmOptions | None:
     from patchssl.slurm import SlurmOptions
 
     if given.get("cluster", "slurm") not in ("slurm", "local"):
-        raise UsageError(one_of("cluster", given["cluster"], ("slurm", "local")))
+        raise UsageError(unknown_choice("cluster", given["cluster"], ("slurm", "local")))
     options = given.pop("option", [])
     if wrong := [option for option in options if "=" not in option]:
         raise UsageError(f"--slurm-option {wrong[0]} is not KEY=VALUE, for example mem=64G")

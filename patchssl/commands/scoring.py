@@ -216,7 +216,7 @@ def eval_all(
                                                 overwrite=overwrite, console=console)
     if rank():
         return
-    summary = scoring.Summary(plan, found, failed, results)
+    summary = scoring.SuiteSummary(plan, found, failed, results)
     typer.echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
     if failed:
         raise typer.Exit(1)

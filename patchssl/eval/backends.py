@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import UsageError, unknown_choice
 from patchssl.eval.faiss_index import (
     MAX_K_GPU,
     Added,
@@ -44,7 +44,7 @@ def attempts_for(
     UsageError for a backend that is not there, or a plan that does not suit the database.
     """
     if backend not in BACKENDS:
-        raise UsageError(one_of("search backend", backend, BACKENDS))
+        raise UsageError(unknown_choice("search backend", backend, BACKENDS))
     if plan.exact:
         attempts = _exact_attempts(device, backend, k, plan)
     else:

@@ -106,7 +106,7 @@ def evaluate_copydays(
         say(found.describe())
     require_ranks(found, plan)
     where = backbone.device if device is None else torch.device(device)
-    run = _Run(backbone, plan, batch_size, workers, where, cache)
+    run = _CopydaysPass(backbone, plan, batch_size, workers, where, cache)
     if found.whitening is not None:
         _require_enough(run, found.whitening)
     parts = {"copies": _copies(found), "distractors": found.distractors, "whitening": found.whitening}
@@ -182,7 +182,7 @@ def _search(num_ranks: int, headline: str) -> dict[str, Any]:
     return {"normalization": "l2", "similarity": "cosine", "num_ranks": num_ranks, "headline": headline}
 
 
-class _Run(NamedTuple):
+class _CopydaysPass(NamedTuple):
     """What every pass over images shares."""
 
     backbone: Backbone
@@ -207,7 +207,7 @@ def _copies(found: CopydaysSet) -> FileImages:
                       allow_truncated=found.originals.allow_truncated)
 
 
-def _require_enough(run: _Run, whitening: FileImages) -> None:
+def _require_enough(run: _CopydaysPass, whitening: FileImages) -> None:
     """DataError unless there are whitening images for all dimensions; how many that are, one made image tells."""
     rows, columns = np.mgrid[:64, :64].astype(np.uint8)
     made = np.stack([4 * rows, 4 * columns, 2 * (rows + columns)], axis=-1)[None]
@@ -223,7 +223,7 @@ def _require_enough(run: _Run, whitening: FileImages) -> None:
         )
 
 
-def _all_features(run: _Run, images: Mapping[str, FileImages], progress: Progress | None) -> dict[str, Tensor]:
+def _all_features(run: _CopydaysPass, images: Mapping[str, FileImages], progress: Progress | None) -> dict[str, Tensor]:
     """Features of every part, with progress over the whole; DataError with the unreadable images of all parts."""
     total = sum(map(len, images.values()))
     before = dict(zip(images, np.cumsum([0, *map(len, images.values())]).tolist(), strict=False))
@@ -237,7 +237,7 @@ def _all_features(run: _Run, images: Mapping[str, FileImages], progress: Progres
     return features
 
 
-def _score(run: _Run, found: CopydaysSet, images: Mapping[str, FileImages],
+def _score(run: _CopydaysPass, found: CopydaysSet, images: Mapping[str, FileImages],
            features: Mapping[str, Tensor]) -> tuple[CopyScores, list[dict[str, Any]]]:
     """The queries are all copies, the database their first block and the distractors; scores and gallery."""
     queries = features["copies"]

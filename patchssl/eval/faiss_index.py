@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import UsageError, unknown_choice
 
 GPUS = ("one", "shard", "replicate")
 MAX_K_GPU = 2048
@@ -71,7 +71,7 @@ def num_gpus(faiss: Any) -> int:
 def require_plan(plan: IndexPlan, num_vectors: int) -> None:
     """UsageError for a plan that says in itself, without FAISS, that `num_vectors` cannot be searched by it."""
     if plan.gpus not in GPUS:
-        raise UsageError(one_of("use of several GPUs", plan.gpus, GPUS))
+        raise UsageError(unknown_choice("use of several GPUs", plan.gpus, GPUS))
     if plan.seed < 0:
         raise UsageError(f"a seed of {plan.seed} draws no sample; it must be 0 or more")
     for setting in filter(None, plan.search_params.split(",")):

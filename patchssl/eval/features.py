@@ -21,7 +21,7 @@ import patchssl
 from patchssl.backbone import Backbone, Origin
 from patchssl.data import ImageSet
 from patchssl.distributed import all_gather_objects, rank, world_size
-from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, one_of
+from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, unknown_choice
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.pooling import gem, mean_patch
 from patchssl.eval.protocols import Protocol, knn_protocol, normalize_images
@@ -298,7 +298,7 @@ class _Window(NamedTuple):
     bad: list[tuple[str, str]]  # name and reason
 
 
-class _Crops(Dataset[Any]):
+class _TransformedImages(Dataset[Any]):
     """Transformed images by index; an unreadable one is its (name, reason), so that workers can send it."""
 
     def __init__(self, images: ImageSet, transform: Transform) -> None:
@@ -329,7 +329,7 @@ def _loader(work: _Work, parts: Sequence[range]) -> DataLoader[Any]:
     windows = [list(part[at : at + work.batch_size]) for part in parts for at in range(0, len(part), work.batch_size)]
     # its own generator: every iterator draws from one, and training beside this must not notice
     return DataLoader(
-        _Crops(work.images, work.transform),
+        _TransformedImages(work.images, work.transform),
         batch_sampler=windows,
         num_workers=min(work.workers, len(windows)),
         collate_fn=_collate,
@@ -388,7 +388,7 @@ def _parse(output: str) -> tuple[str, float]:
     except ValueError:
         value = 0.0
     if kind not in ("features", "class", "mean_patch", "gem") or not value >= 1 or (kind == "class" and value % 1):
-        raise UsageError(one_of("output", output, OUTPUTS))
+        raise UsageError(unknown_choice("output", output, OUTPUTS))
     return kind, value
 
 

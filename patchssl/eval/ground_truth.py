@@ -56,14 +56,14 @@ class GroundTruth:
 Truth = GroundTruth | Sequence[QueryTruth | Mapping[str, Any]]
 
 
-class Place(NamedTuple):
+class RevisitedPaths(NamedTuple):
     """Where a set lies."""
 
     ground_truth: Path
     images: Path  # the folder `jpg`
 
 
-def find_ground_truth(root: Path, set_name: str) -> Place:
+def find_ground_truth(root: Path, set_name: str) -> RevisitedPaths:
     """The set `set_name` in `root` itself, in its folder or in `datasets/`, as the official downloads lie.
 
     UsageError for a name that is no plain name, DataError where no ground truth or no `jpg` is found.
@@ -80,7 +80,7 @@ def find_ground_truth(root: Path, set_name: str) -> Place:
         raise DataError(f"no ground truth of {set_name} in {root}: looked for {tried}{hint}")
     if not (found / "jpg").is_dir():
         raise DataError(f"{found} has gnd_{set_name}.pkl but no folder jpg; put the images of {set_name} into it")
-    return Place(found / f"gnd_{set_name}.pkl", found / "jpg")
+    return RevisitedPaths(found / f"gnd_{set_name}.pkl", found / "jpg")
 
 
 def read_ground_truth(path: Path) -> GroundTruth:

@@ -25,7 +25,7 @@ from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import RawPixels, describe_device, extract_outputs
 from patchssl.eval.linear_cached import cached_probe, require_narrow
 from patchssl.eval.linear_logreg import logreg_probe
-from patchssl.eval.linear_scores import LinearScores, Outcome, labels_of_both, require_two_of_each, score_logits
+from patchssl.eval.linear_scores import LinearScores, ProbeOutcome, labels_of_both, require_two_of_each, score_logits
 from patchssl.eval.protocols import Protocol, choose_protocol, native_resize
 from patchssl.eval.record import make_record
 from patchssl.eval.results import Result, pack_bits, plain_text, safe_name
@@ -111,14 +111,14 @@ def evaluate_linear(backbone: Backbone, train: ImageSet, val: ImageSet, protocol
 
 def _run_dino(backbone: Backbone, sets: tuple[ImageSet, ImageSet], labels: tuple[torch.Tensor, torch.Tensor],
               plan: Protocol, seed: int, options: Mapping[str, Any], progress: Progress | None,
-              folder: Path | None) -> Outcome:
-    from patchssl.eval.linear_crops import Training  # torchvision takes seconds to import
+              folder: Path | None) -> ProbeOutcome:
+    from patchssl.eval.linear_crops import ProbeTraining  # torchvision takes seconds to import
     from patchssl.eval.linear_dino import dino_probe
 
     train, val = sets
     test = _outputs(backbone, val, plan, progress, options, later=train)
-    training = Training(backbone, train, labels[0], len(train.classes), plan.plain_settings(), seed,
-                        options["device"], options["batch_size"], options["workers"])
+    training = ProbeTraining(backbone, train, labels[0], len(train.classes), plan.plain_settings(), seed,
+                             options["device"], options["batch_size"], options["workers"])
     facts = {"protocol": plan.fingerprint, "weights": backbone.weights_sha256, "train": train.fingerprint,
              "test": val.fingerprint, "seed": seed, "patchssl": patchssl.__version__,
              "labels": hashlib.sha256(b"".join(part.numpy().tobytes() for part in labels)).hexdigest()}
@@ -134,7 +134,7 @@ def _outputs(backbone: Backbone, images: ImageSet, plan: Protocol, progress: Pro
         return extract_outputs(backbone, images, plan, plan.settings["outputs"], progress=progress, **options)
 
 
-def _detail(train: ImageSet, val: ImageSet, seed: int, outcome: Outcome, scores: LinearScores) -> dict[str, Any]:
+def _detail(train: ImageSet, val: ImageSet, seed: int, outcome: ProbeOutcome, scores: LinearScores) -> dict[str, Any]:
     names = train.classes
     return {
         "num_train": len(train),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.errors import UsageError
-from patchssl.eval.linear_scores import Outcome, Scaling, best_of, epoch_order, hold_out, join_outputs
+from patchssl.eval.linear_scores import ProbeOutcome, Scaling, best_of, epoch_order, hold_out, join_outputs
 from patchssl.progress import Progress, shifted
 
 _ROWS = 4096  # images at a time where nothing is trained
@@ -28,7 +28,7 @@ MOST_WIDE = 2**14  # numbers of an image: their covariance takes 2 GiB in double
 _KEPT = 2**30  # 4 GiB: whitened features up to that many numbers are kept, those of a larger set made batch by batch
 
 
-class Probe(NamedTuple):
+class GridProbe(NamedTuple):
     """One cell of the grid."""
 
     input: str  # such as class:1, class:4, class:4 + mean_patch
@@ -36,15 +36,15 @@ class Probe(NamedTuple):
     weight_decay: float
 
 
-def grid(settings: Mapping[str, Any]) -> list[Probe]:
+def grid(settings: Mapping[str, Any]) -> list[GridProbe]:
     """All probes that the settings of a protocol name; those of one input follow each other."""
     cells = itertools.product(settings["inputs"], settings["learning_rates"], settings["weight_decays"])
-    return [Probe(*cell) for cell in cells]
+    return [GridProbe(*cell) for cell in cells]
 
 
 def cached_probe(train: Mapping[str, Tensor], labels: Tensor, test: Mapping[str, Tensor], classes: tuple[str, ...],
                  settings: Mapping[str, Any], *, seed: int = 0, device: torch.device | None = None,
-                 progress: Progress | None = None) -> Outcome:
+                 progress: Progress | None = None) -> ProbeOutcome:
     """The best probe of the grid, chosen on images held out of `train`, and its logits of `test`.
 
     `train` and `test` map the protocol's outputs to features (N, D) and (Q, D); `labels` (N,) are ids into `classes`.
@@ -66,7 +66,7 @@ def cached_probe(train: Mapping[str, Tensor], labels: Tensor, test: Mapping[str,
     final = train_grid(data, torch.arange(len(labels)), [probes[chosen]], settings, seed=seed, device=where,
                        progress=shown)
     logits = torch.cat([part.cpu() for part in final.logits(join_outputs(test))])[:, 0]
-    return Outcome(logits, {
+    return ProbeOutcome(logits, {
         "chosen": dict(probes[chosen]._asdict()),
         "selection": {"by": settings["selection"], "num_probes": len(probes), "num_held_out": len(held),
                       "accuracy": float(accuracy[chosen]), "loss": float(loss[chosen]),
@@ -140,7 +140,7 @@ def covariance(data: Data, indices: Tensor, scaling: Scaling) -> Tensor:
 class _Group:
     """Probes of one input: weights (D, probes * C) and biases (1, probes * C), with their momentum."""
 
-    def __init__(self, probes: Sequence[Probe], columns: slice, whitening: Tensor, num_classes: int) -> None:
+    def __init__(self, probes: Sequence[GridProbe], columns: slice, whitening: Tensor, num_classes: int) -> None:
         self.count, self._columns, self._whitening = len(probes), columns, whitening
         shape, device = (len(whitening), len(probes) * num_classes), whitening.device
         self.weight, self.weight_momentum = (torch.zeros(shape, device=device) for _ in range(2))
@@ -185,7 +185,7 @@ class Trained:
 
 
 @torch.inference_mode()
-def train_grid(data: Data, indices: Tensor, probes: Sequence[Probe], settings: Mapping[str, Any], *, seed: int = 0,
+def train_grid(data: Data, indices: Tensor, probes: Sequence[GridProbe], settings: Mapping[str, Any], *, seed: int = 0,
                device: torch.device | None = None, progress: Progress | None = None) -> Trained:
     """Train `probes`, those of one input next to each other, on the images `indices` of `data`, all at once.
 

@@ -22,7 +22,7 @@ from patchssl.distributed import rank, world_size
 from patchssl.errors import UnreadableImage
 
 
-class Training(NamedTuple):
+class ProbeTraining(NamedTuple):
     """What a probe is trained on, and how; `settings` are those of the protocol."""
 
     backbone: Backbone
@@ -36,7 +36,7 @@ class Training(NamedTuple):
     workers: int = 0
 
 
-class Batch(NamedTuple):
+class LabeledBatch(NamedTuple):
     """One step's batch: which images, and the crops that this process computes."""
 
     indices: list[int]  # of the whole batch
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     bad: list[tuple[str, str]]  # name and reason of what cannot be read
 
 
-def dino_batches(training: Training, epochs: range) -> Iterator[Batch]:
+def dino_batches(training: ProbeTraining, epochs: range) -> Iterator[LabeledBatch]:
     """The batches of all steps of `epochs`, in chunks of `batch_size` that processes deal among themselves."""
     keys = (chunk for epoch, indices in _steps(training, epochs) for chunk in _own_chunks(training, epoch, indices))
     # its own generator: every iterator draws from one, and what runs beside this must not notice
@@ -53,10 +53,10 @@ def dino_batches(training: Training, epochs: range) -> Iterator[Batch]:
                              pin_memory=training.device.type == "cuda"))
     for epoch, indices in _steps(training, epochs):
         found = [next(loader) for _ in _own_chunks(training, epoch, indices)]
-        yield Batch(indices, [pixels for pixels, _ in found], [name for _, bad in found for name in bad])
+        yield LabeledBatch(indices, [pixels for pixels, _ in found], [name for _, bad in found for name in bad])
 
 
-def _steps(training: Training, epochs: range) -> Iterator[tuple[int, list[int]]]:
+def _steps(training: ProbeTraining, epochs: range) -> Iterator[tuple[int, list[int]]]:
     """The epoch and the indices of every batch, ordered as torch's DistributedSampler orders one process's images."""
     for epoch in epochs:
         generator = torch.Generator().manual_seed(training.seed + epoch)
@@ -64,7 +64,7 @@ def _steps(training: Training, epochs: range) -> Iterator[tuple[int, list[int]]]
             yield epoch, batch.tolist()
 
 
-def _own_chunks(training: Training, epoch: int, indices: Sequence[int]) -> list[list[tuple[int, int]]]:
+def _own_chunks(training: ProbeTraining, epoch: int, indices: Sequence[int]) -> list[list[tuple[int, int]]]:
     """Keys (epoch, index) of the chunks of a batch that this process computes."""
     size = training.batch_size
     chunks = [indices[at : at + size] for at in range(0, len(indices), size)]

@@ -20,8 +20,8 @@ from patchssl.checkpoint import NEWEST, PREVIOUS, load_checkpoint, save_checkpoi
 from patchssl.distributed import all_gather_objects, rank, world_size
 from patchssl.errors import CheckpointError, NotFiniteError, UnreadableImage, UsageError
 from patchssl.eval.features import compute_outputs
-from patchssl.eval.linear_crops import Batch, Training, dino_batches
-from patchssl.eval.linear_scores import Outcome, true_ranks
+from patchssl.eval.linear_crops import LabeledBatch, ProbeTraining, dino_batches
+from patchssl.eval.linear_scores import ProbeOutcome, true_ranks
 from patchssl.eval.protocols import normalize_images
 from patchssl.progress import Progress, shifted
 from patchssl.unreadable import raise_unreadable
@@ -50,8 +50,8 @@ class Probe:
         self.top1_by_epoch, self.best = list(state["top1_by_epoch"]), dict(state["best"])
 
 
-def dino_probe(training: Training, test: Mapping[str, Tensor], test_labels: Tensor, *, folder: Path | None = None,
-               facts: Mapping[str, Any] | None = None, progress: Progress | None = None) -> Outcome:
+def dino_probe(training: ProbeTraining, test: Mapping[str, Tensor], test_labels: Tensor, *, folder: Path | None = None,
+               facts: Mapping[str, Any] | None = None, progress: Progress | None = None) -> ProbeOutcome:
     """Train as DINO does and give the logits of the best test epoch.
 
     `test` maps the protocol's outputs to features (Q, D) of the test images' center crops, which are the same in
@@ -71,14 +71,14 @@ def dino_probe(training: Training, test: Mapping[str, Tensor], test_labels: Tens
     finally:
         training.backbone.train(was_training)
     best, last = (_logits(state, seen) for state in (probe.best, probe.layer.state_dict()))
-    return Outcome(best, {
+    return ProbeOutcome(best, {
         "selection": {"by": training.settings["selection"], "best_epoch": _best_epoch(probe) + 1,
                       "epochs": training.settings["epochs"]},
         "last_epoch": {"top1": _share(last, test_labels, 1), "top5": _share(last, test_labels, 5)},
         "top1_by_epoch": probe.top1_by_epoch})
 
 
-def _train(probe: Probe, training: Training, seen: Tensor, test_labels: Tensor, folder: Path | None,
+def _train(probe: Probe, training: ProbeTraining, seen: Tensor, test_labels: Tensor, folder: Path | None,
            facts: Mapping[str, Any], progress: Progress | None) -> None:
     """The epochs that are left, each with its score and its checkpoint."""
     epochs, count = training.settings["epochs"], len(training.images)
@@ -97,7 +97,7 @@ def _train(probe: Probe, training: Training, seen: Tensor, test_labels: Tensor, 
             save_checkpoint(folder, {"task": "linear", "facts": dict(facts), **probe.state_dict()})
 
 
-def make_probe(width: int, training: Training) -> Probe:
+def make_probe(width: int, training: ProbeTraining) -> Probe:
     """An untrained probe of `width` features: weights N(0, 0.01) by the seed, biases zero."""
     settings = training.settings
     layer = nn.Linear(width, training.num_classes)
@@ -119,7 +119,8 @@ def join_dino(found: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tenso
     return torch.stack(parts, dim=2).flatten(1) if len(parts) == 2 else parts[0]
 
 
-def _train_epoch(probe: Probe, training: Training, batches: Iterator[Batch], progress: Progress | None) -> None:
+def _train_epoch(probe: Probe, training: ProbeTraining, batches: Iterator[LabeledBatch],
+                 progress: Progress | None) -> None:
     """One epoch; past an unreadable image nothing is learned, images are only decoded, to name all of them."""
     probe.layer.train()
     bad: list[tuple[str, str]] = []
@@ -149,7 +150,7 @@ def _reassembled(dealt: Sequence[Sequence[Tensor]]) -> Tensor:
 
 
 @torch.no_grad()
-def features(training: Training, pixels: Tensor) -> Tensor:
+def features(training: ProbeTraining, pixels: Tensor) -> Tensor:
     """What the probe sees (b, D) of crops (b, 3, S, S) uint8; on a GPU in bfloat16 and handed over by the CPU."""
     net, device = training.backbone, training.device
     images = normalize_images(pixels.to(device, non_blocking=True), net.mean, net.std)

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.eval.linear_scores import Outcome, Scaling, best_of, hold_out, join_outputs
+from patchssl.eval.linear_scores import ProbeOutcome, Scaling, best_of, hold_out, join_outputs
 from patchssl.progress import Progress
 
 
 def logreg_probe(train: Mapping[str, Tensor], labels: Tensor, test: Mapping[str, Tensor], classes: tuple[str, ...],
-                 settings: Mapping[str, Any], *, seed: int = 0, progress: Progress | None = None) -> Outcome:
+                 settings: Mapping[str, Any], *, seed: int = 0, progress: Progress | None = None) -> ProbeOutcome:
     """The regression whose C is best on images held out of `train`, fitted on all of `train`, and its logits of `test`.
 
     `train` and `test` map the protocol's outputs to features (N, D) and (Q, D); `labels` (N,) are ids into `classes`.
@@ -38,7 +38,7 @@ def logreg_probe(train: Mapping[str, Tensor], labels: Tensor, test: Mapping[str,
                               settings, len(classes))
     if progress is not None:
         progress(len(strengths) + 1, len(strengths) + 1)
-    return Outcome(logits.float(), {
+    return ProbeOutcome(logits.float(), {
         "chosen": {"inverse_regularization": strengths[chosen]},
         "iterations": iterations, "converged": iterations < settings["max_iterations"],
         "scikit-learn": metadata.version("scikit-learn"),

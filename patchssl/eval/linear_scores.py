@@ -22,7 +22,7 @@ _ROWS = 4096  # images at a time
 _HOLD_OUT_STREAM, _SHUFFLE_STREAM = 0, 1  # kinds of draws from one seed
 
 
-class Outcome(NamedTuple):
+class ProbeOutcome(NamedTuple):
     """What a probe says of the test images, and how it came about."""
 
     logits: Tensor  # (Q, C) float32 on the CPU; -inf for a class without training images

@@ -54,7 +54,7 @@ def time_probes(backbone: Backbone | None = None, train: ImageSet | None = None,
 def _parts(network: Backbone, pair: tuple[ImageSet, ImageSet], cached: Protocol, dino: Protocol, wide: int,
            options: dict[str, Any], shown: Sequence[Progress | None]) -> Iterator[float]:
     """Seconds for features, for the grid on them, and for the probe as DINO trains it."""
-    from patchssl.eval.linear_crops import Training  # torchvision takes seconds to import
+    from patchssl.eval.linear_crops import ProbeTraining  # torchvision takes seconds to import
     from patchssl.eval.linear_dino import dino_probe
 
     train, val = pair
@@ -71,7 +71,7 @@ def _parts(network: Backbone, pair: tuple[ImageSet, ImageSet], cached: Protocol,
     yield clock() - began
     began = clock()
     test = extract_outputs(network, val, dino, dino.settings["outputs"], **options)
-    dino_probe(Training(network, train, labels, wide, dino.plain_settings(), **options), test, test_labels,
+    dino_probe(ProbeTraining(network, train, labels, wide, dino.plain_settings(), **options), test, test_labels,
                progress=shown[2])
     yield clock() - began
 

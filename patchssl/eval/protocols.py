@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import UsageError, unknown_choice
 
 _RESAMPLING = MappingProxyType({name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "lanczos")})
 
@@ -102,7 +102,7 @@ def resolve(task: str, name: str | None, image_size: int) -> Protocol:
         "knn": {"dino": _knn_dino, "native": _knn_native},
     }
     if task not in makers:
-        raise UsageError(one_of("task", task, makers))
+        raise UsageError(unknown_choice("task", task, makers))
     return choose_protocol(task, name, image_size, makers[task])
 
 
@@ -115,7 +115,7 @@ def choose_protocol(task: str, name: str | None, image_size: int,
     """
     chosen = name or (usual if image_size == 224 else "native")
     if chosen not in makers:
-        raise UsageError(one_of(f"{task} protocol", chosen, makers))
+        raise UsageError(unknown_choice(f"{task} protocol", chosen, makers))
     return Protocol(task, chosen, 1, makers[chosen](image_size))
 
 

@@ -18,7 +18,7 @@ from patchssl.wholefile import write_text
 _PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}\"]*?)\n\s*\]")  # no string in it; a line break is never inside of one
 _LARGEST_BYTES = 64 * 2**20
 _LONGEST_VALUE = 40  # characters of a wrong value that a sentence shows
-_Record = TypeVar("_Record")
+_RecordT = TypeVar("_RecordT")
 
 
 def write_record(content: Mapping[str, Any], path: Path) -> Path:
@@ -31,7 +31,7 @@ def write_record(content: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def read_record(path: Path, make: Callable[..., _Record], kind: str, schema: int) -> _Record:
+def read_record(path: Path, make: Callable[..., _RecordT], kind: str, schema: int) -> _RecordT:
     """The record of `kind` in the file `path`, made by `make` of its fields; DataError says what is wrong with it."""
     content = _read_json(path, kind)
     if content.pop("format", None) != f"patchssl {kind}":

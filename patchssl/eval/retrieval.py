@@ -39,7 +39,7 @@ from patchssl.eval.galleries import (
 from patchssl.eval.ground_truth import (
     LABELS,
     GroundTruth,
-    Place,
+    RevisitedPaths,
     find_ground_truth,
     read_ground_truth,
     require_images,
@@ -48,7 +48,7 @@ from patchssl.eval.protocols import Protocol, choose_protocol, native_resize
 from patchssl.eval.ranking import KS, LEVELS, LevelScores, levels_of_similarity
 from patchssl.eval.record import make_record
 from patchssl.eval.results import Result, plain_text
-from patchssl.eval.revisited_images import Box, PreparedImages, open_distractors, queries_and_database
+from patchssl.eval.revisited_images import CropBox, PreparedImages, open_distractors, queries_and_database
 from patchssl.imageset import FileImages
 from patchssl.progress import Progress, shifted
 from patchssl.unreadable import require_readable
@@ -115,7 +115,8 @@ def evaluate_revisited(
     if say is not None:
         say(found.describe())
     where = backbone.device if device is None else torch.device(device)
-    run = _Run(backbone, plan, {"batch_size": batch_size, "workers": workers, "device": where, "cache": cache})
+    run = _RevisitedPass(backbone, plan, {"batch_size": batch_size, "workers": workers, "device": where,
+                                          "cache": cache})
     require_readable([part for part in (found.images, found.distractors) if part is not None], workers, check_progress)
     similarity = _similarity(run, found, progress)
     levels = levels_of_similarity(similarity, found.truth)
@@ -167,7 +168,7 @@ class RevisitedSet(NamedTuple):
     """A set and its distractors, no image of which has been read."""
 
     name: str  # what the record calls it
-    place: Place
+    place: RevisitedPaths
     truth: GroundTruth
     images: FileImages  # the queries, then the database
     distractors: FileImages | None
@@ -217,7 +218,7 @@ def open_revisited(root: Path, set_name: str, distractors: str | Path | None = N
     return RevisitedSet(name, place, truth, queries_and_database(truth, place, allow_truncated), extra)
 
 
-class _Run(NamedTuple):
+class _RevisitedPass(NamedTuple):
     """What every pass over images shares; `options` are those of `iter_outputs`."""
 
     backbone: Backbone
@@ -229,7 +230,7 @@ class _Run(NamedTuple):
         """The class token, or the network's own vector where it has none."""
         return "class:1" if self.backbone.has_class_token else "features"
 
-    def prepared(self, files: FileImages, boxes: tuple[Box | None, ...] | None = None) -> PreparedImages:
+    def prepared(self, files: FileImages, boxes: tuple[CropBox | None, ...] | None = None) -> PreparedImages:
         """`files` as the protocol wants them."""
         settings, least = self.plan.settings, 1
         if "crop" not in settings and self.backbone.has_class_token:  # one whole patch at the smallest scale
@@ -242,7 +243,7 @@ class _Run(NamedTuple):
                 "progress": progress, **self.options}
 
 
-def _similarity(run: _Run, found: RevisitedSet, progress: Progress | None) -> Tensor:
+def _similarity(run: _RevisitedPass, found: RevisitedSet, progress: Progress | None) -> Tensor:
     """Cosines (queries, database and distractors), float32, by one block of distractors at a time."""
     extra = found.distractors
     own, count = len(found.images), found.num_queries
@@ -262,16 +263,16 @@ def _similarity(run: _Run, found: RevisitedSet, progress: Progress | None) -> Te
     return similarity
 
 
-def _boxes(truth: GroundTruth, plan: Protocol) -> tuple[Box | None, ...]:
+def _boxes(truth: GroundTruth, plan: Protocol) -> tuple[CropBox | None, ...]:
     """What is cut from the queries and, nothing, from the database."""
-    whole: tuple[Box | None, ...] = (None,) * len(truth.imlist)
+    whole: tuple[CropBox | None, ...] = (None,) * len(truth.imlist)
     if plan.settings["queries"] == "whole":
         return (None,) * len(truth.qimlist) + whole
     boxes = (query.bbx for query in truth.gnd)
     return tuple(None if box is None else tuple(box.tolist()) for box in boxes) + whole
 
 
-def _detail(found: RevisitedSet, run: _Run, levels: Mapping[str, LevelScores]) -> dict[str, Any]:
+def _detail(found: RevisitedSet, run: _RevisitedPass, levels: Mapping[str, LevelScores]) -> dict[str, Any]:
     sizes = found.num_queries, len(found.truth.imlist)
     left_out = {level: f"no query has {' or '.join(LEVELS[level][0])} images"
                 for level, scores in levels.items() if not scores.num_queries}

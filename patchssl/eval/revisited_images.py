@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from patchssl.errors import DataError, UnreadableImage, UsageError
-from patchssl.eval.ground_truth import GroundTruth, Place, file_name
+from patchssl.eval.ground_truth import GroundTruth, RevisitedPaths, file_name
 from patchssl.imagefile import decode_image, list_images
 from patchssl.imageset import FileImages, ImageSet, Names
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+CropBox = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 _MOST_LISTED = 20
 _LARGEST_LIST = 2**30  # bytes; the list of a million distractors has about 50 million
@@ -35,7 +35,7 @@ class PreparedImages(ImageSet):
     """
 
     files: FileImages
-    boxes: tuple[Box | None, ...]  # as many as there are files
+    boxes: tuple[CropBox | None, ...]  # as many as there are files
     longest: int | None = None  # pixels of the longer side of a whole image, None: as it is
     least: int = 1  # pixels that a network needs on the shorter side
 
@@ -55,8 +55,8 @@ class PreparedImages(ImageSet):
                                         f"network needs {self.least} on the shorter side")
         return pixels
 
-    def looks_whole(self, index: int) -> bool:
-        return self.files.looks_whole(index)
+    def quick_check(self, index: int) -> bool:
+        return self.files.quick_check(index)
 
     def item_name(self, index: int) -> str:
         """The file's name, and the box that is cut from it."""
@@ -83,7 +83,7 @@ class PreparedImages(ImageSet):
         return "" if box is None else "its box ({}, {}, {}, {})".format(*(f"{float(side):.10g}" for side in box))
 
 
-def prepare_pixels(pixels: np.ndarray, box: Box | None, longest: int | None) -> np.ndarray:
+def prepare_pixels(pixels: np.ndarray, box: CropBox | None, longest: int | None) -> np.ndarray:
     """(H, W, 3) uint8 to (h, w, 3): cut to `box`, then resized by what brings the whole image to `longest` pixels.
 
     Pillow's thumbnail with Lanczos, as facebookresearch/dino resizes whole images; sides are rounded, nothing is
@@ -101,7 +101,7 @@ def prepare_pixels(pixels: np.ndarray, box: Box | None, longest: int | None) -> 
     return np.array(image)
 
 
-def _whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+def _whole_pixels(box: CropBox, width: int, height: int) -> tuple[int, int, int, int]:
     if not max(map(abs, box)) < 2**31:
         raise ValueError(f"its box {box} lies outside the {width} x {height} pixels of the image")
     left, top, right, bottom = (round(side) for side in box)
@@ -112,14 +112,14 @@ def _whole_pixels(box: Box, width: int, height: int) -> tuple[int, int, int, int
     return left, top, right, bottom
 
 
-def queries_and_database(truth: GroundTruth, place: Place, allow_truncated: bool = False) -> FileImages:
+def queries_and_database(truth: GroundTruth, place: RevisitedPaths, allow_truncated: bool = False) -> FileImages:
     """The query images of a set, then those of its database, in the order of the ground truth."""
     names = Names(file_name(name) for name in truth.qimlist + truth.imlist)
     return FileImages(name=place.ground_truth.stem.removeprefix("gnd_"), split="all", root=place.images, names=names,
                       source=f"queries and database in {place.images}", allow_truncated=allow_truncated)
 
 
-def open_distractors(folder: str | Path, place: Place, allow_truncated: bool = False) -> FileImages:
+def open_distractors(folder: str | Path, place: RevisitedPaths, allow_truncated: bool = False) -> FileImages:
     """The distractors in `folder`, none of them read yet: all images at any depth, or those that its list names.
 
     The list is NAME.txt in a folder NAME, as of revisitop1m: a file on each line, relative to `jpg` where there is

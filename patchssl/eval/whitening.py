@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.eval.search import as_features
 from patchssl.progress import Progress
 
@@ -47,7 +47,7 @@ class Whitening:
         dimensions and for kept axes without variance (under `dino`: for none with any).
         """
         if rule not in RULES:
-            raise UsageError(one_of("whitening rule", rule, RULES))
+            raise UsageError(unknown_choice("whitening rule", rule, RULES))
         rows = as_features(features, "whitening").cpu()
         count, width = rows.shape
         kept = width if dims is None else dims

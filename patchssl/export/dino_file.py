@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from patchssl.backbone import Backbone, VitBackbone
-from patchssl.export.source import Format, Source, Written, alone, compare_tokens, sizes_to_compare
+from patchssl.export.source import ExportSource, Format, Written, alone, compare_tokens, sizes_to_compare
 from patchssl.layouts import describe_left_out, recognize, recognize_run
 from patchssl.networks import as_float32, build_vit, load_exactly, state_sha256
 from patchssl.weights import BACKBONE, TEACHER, WeightsFile, read_weights, unwrapped
@@ -25,7 +25,7 @@ _EPS = 1e-6  # of the layer norms of DINO's vit_tiny, vit_small and vit_base
 _CLOSE = 1e-5
 
 
-def obstacle(source: Source) -> str | None:
+def obstacle(source: ExportSource) -> str | None:
     """Why DINO's VisionTransformer cannot be the network of `source`: the first difference found."""
     backbone = source.backbone
     if not isinstance(backbone, VitBackbone):
@@ -65,12 +65,12 @@ def dino_arguments(backbone: Backbone) -> dict[str, Any]:
             "mlp_ratio": hidden / vit.embed_dim}
 
 
-def exported_network(source: Source) -> str:
+def exported_network(source: ExportSource) -> str:
     """The key in dino.pth of the network that is exported."""
     return source.network if source.network in (STUDENT, TEACHER) else TEACHER
 
 
-def write(source: Source, folder: Path) -> Written:
+def write(source: ExportSource, folder: Path) -> Written:
     """Write dino.pth: student and teacher where both are known, with their heads; loaded it has to be the same.
 
     "args" is a plain table, not the argparse.Namespace of DINO's files: those `torch.load(path)`, which DINO's code
@@ -90,7 +90,7 @@ def write(source: Source, folder: Path) -> Written:
     return Written(compare_tokens(_read_back(path, source), source, sizes, _CLOSE, DINO_FILE), tuple(notes))
 
 
-def _networks(source: Source) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+def _networks(source: ExportSource) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """The networks of dino.pth by key, the exported one and its twin if the source has it; and what was left out."""
     chosen, file = exported_network(source), source.file
     if file is None:
@@ -113,12 +113,12 @@ def _prefixed(backbone: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dic
     return {name: alone(as_float32(tensor)) for name, tensor in tensors.items()}
 
 
-def _num_heads(source: Source) -> int:
+def _num_heads(source: ExportSource) -> int:
     vit: Any = source.backbone.module
     return int(vit.blocks[0].attn.num_heads)
 
 
-def _read_back(path: Path, source: Source) -> VitBackbone:
+def _read_back(path: Path, source: ExportSource) -> VitBackbone:
     """The exported backbone of dino.pth, read as any file of DINO's is; CheckpointError for other weights."""
     file: WeightsFile = read_weights(path)
     layout = recognize(file, exported_network(source), _num_heads(source))

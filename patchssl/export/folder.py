@@ -13,12 +13,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from patchssl.errors import CheckpointError, UsageError, one_of
+from patchssl.errors import CheckpointError, UsageError, unknown_choice
 from patchssl.eval.results import Result, read_results
 from patchssl.export.dino_file import DINO, DINO_FILE
 from patchssl.export.modelcard import CARD_FILE, model_card
 from patchssl.export.onnx_file import ONNX, ONNX_FILE, ONNX_WEIGHTS
-from patchssl.export.source import Format, Source, Written, open_source
+from patchssl.export.source import ExportSource, Format, Written, open_source
 from patchssl.export.timm_folder import TIMM, network_config
 from patchssl.hub import upload_folder
 from patchssl.progress import Progress
@@ -74,7 +74,7 @@ def export_model(uri: str, to: str | Path, *, formats: Sequence[str] = (), licen
     _require_free(folder, overwrite)
     for name in formats:
         if name not in FORMATS:
-            raise UsageError(one_of("format", name, FORMATS))
+            raise UsageError(unknown_choice("format", name, FORMATS))
     source = open_source(uri)
     chosen, left_out = _possible(source, formats)
     steps = _Steps(len(chosen) + 2, progress)
@@ -133,7 +133,7 @@ class _Steps:
             self.progress(self.done, self.total)
 
 
-def _possible(source: Source, asked: Sequence[str]) -> tuple[list[str], list[str]]:
+def _possible(source: ExportSource, asked: Sequence[str]) -> tuple[list[str], list[str]]:
     """The formats to write, in the order of `FORMATS`, and a sentence for each that is not possible.
 
     UsageError where one of those `asked` (empty: all) is not, or none is.
@@ -151,7 +151,7 @@ def _possible(source: Source, asked: Sequence[str]) -> tuple[list[str], list[str
     return chosen, left_out
 
 
-def _records(source: Source, results: Path | None) -> tuple[list[Result], list[str]]:
+def _records(source: ExportSource, results: Path | None) -> tuple[list[Result], list[str]]:
     """The records in `results` of the source's weights, and sentences on what could not be used."""
     if results is None or not results.exists():
         return [], []

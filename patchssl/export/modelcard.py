@@ -13,7 +13,7 @@ from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from patchssl.eval.results import Result, plain_text
 from patchssl.export.dino_file import DINO_FILE, dino_arguments, exported_network
 from patchssl.export.onnx_file import ONNX_FILE
-from patchssl.export.source import Source, Written
+from patchssl.export.source import ExportSource, Written
 from patchssl.networks import pretrained_config
 from patchssl.report.scores import HEADLINES, METHODS
 
@@ -50,7 +50,7 @@ images = np.zeros((1, 3, {size}, {size}), dtype=np.float32)  # normalized as abo
 embedding = session.run(["embedding"], {{"image": images}})[0]  # (1, {dim})"""
 
 
-def model_card(source: Source, dim: int, written: Mapping[str, Written], license: str | None,
+def model_card(source: ExportSource, dim: int, written: Mapping[str, Written], license: str | None,
                records: Sequence[Result]) -> str:
     """The card as Markdown with the hub's front matter.
 
@@ -63,7 +63,7 @@ def model_card(source: Source, dim: int, written: Mapping[str, Written], license
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(source: Source, written: Mapping[str, Written], license: str | None) -> str:
+def _front_matter(source: ExportSource, written: Mapping[str, Written], license: str | None) -> str:
     backbone = source.backbone
     facts: dict[str, Any] = {"license": license} if license else {}
     learned = ["self-supervised-learning"] if backbone.method in ("pwself", "dino", "ibot") else []
@@ -75,14 +75,14 @@ def _front_matter(source: Source, written: Mapping[str, Written], license: str |
     return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---"
 
 
-def _summary(source: Source) -> str:
+def _summary(source: ExportSource) -> str:
     backbone, size = source.backbone, source.backbone.image_size
     count = sum(parameter.numel() for parameter in backbone.module.parameters())
     return (f"An image backbone: {_plain(backbone.arch)}, {count:,} parameters, for images of {size} x {size} pixels. "
             f"It turns an image into a vector and has no classifier. {_where_from(source)}")
 
 
-def _where_from(source: Source) -> str:
+def _where_from(source: ExportSource) -> str:
     if source.of_run:
         return f"Trained with patchssl, and exported by its version {__version__}."
     if source.uri.startswith(("timm:", "hf-hub:", "py:", "random:")):
@@ -92,7 +92,7 @@ def _where_from(source: Source) -> str:
     return f"The weights are those of {where}, exported with patchssl {__version__}."
 
 
-def _training(source: Source) -> str:
+def _training(source: ExportSource) -> str:
     backbone = source.backbone
     epochs = NOT_STATED if backbone.pretrain_epochs is None else f"{backbone.pretrain_epochs:g}"
     lines = [f"- Method: {METHODS.get(backbone.method, NOT_STATED)}",
@@ -104,7 +104,7 @@ def _training(source: Source) -> str:
     return "\n".join(lines)
 
 
-def portable_recipe(source: Source) -> dict[str, Any]:
+def portable_recipe(source: ExportSource) -> dict[str, Any]:
     """The recipe of a run, full paths of its machine cut to their last part; empty for what is no run of ours."""
     text = source.file.rest.get("recipe") if source.of_run and source.file else None
     try:
@@ -142,7 +142,7 @@ def _normalization(backbone: Backbone) -> str:
             f"{std}. The code below runs inside this folder.")
 
 
-def _loading(source: Source, dim: int, written: Mapping[str, Written]) -> Iterable[str]:
+def _loading(source: ExportSource, dim: int, written: Mapping[str, Written]) -> Iterable[str]:
     size = source.backbone.image_size
     if "timm" in written:
         yield "### timm"
@@ -172,7 +172,7 @@ def _positions_note(backbone: Backbone) -> str:
             "the training.")
 
 
-def _dino_code(source: Source) -> str:
+def _dino_code(source: ExportSource) -> str:
     arguments = dino_arguments(source.backbone)
     arch = arguments.pop("arch", "vit")
     listed = ", ".join(f"{name}={value}" for name, value in arguments.items())
@@ -188,7 +188,7 @@ def _normalization_options(backbone: Backbone) -> str:
     return f"&mean={mean}&std={std}"
 
 
-def _scripts_note(source: Source) -> str:
+def _scripts_note(source: ExportSource) -> str:
     """How DINO's scripts take the file, where they can build the network."""
     arguments = dino_arguments(source.backbone)
     if "arch" not in arguments or arguments["img_size"] != [224]:
@@ -197,7 +197,7 @@ def _scripts_note(source: Source) -> str:
             f"{DINO_FILE} --checkpoint_key {exported_network(source)}`.")
 
 
-def _license(source: Source, license: str | None) -> str:
+def _license(source: ExportSource, license: str | None) -> str:
     said = f"As stated by who made this export: {_plain(license)}." if license else "The license is not stated."
     if start := portable_recipe(source).get("init"):
         return f"{said} The training started from {_plain(str(start))}: the license of its authors may hold as well."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from patchssl.backbone import Backbone
 from patchssl.errors import CheckpointError
-from patchssl.export.source import Format, Source, Written, require_close, sample_images
+from patchssl.export.source import ExportSource, Format, Written, require_close, sample_images
 
 ONNX_FILE = "model.onnx"
 ONNX_WEIGHTS = f"{ONNX_FILE}.data"  # beside it, where a network is too large for one file
@@ -34,13 +34,13 @@ class _Features(nn.Module):
         return self.backbone.features(image)
 
 
-def obstacle(_source: Source) -> str | None:
+def obstacle(_source: ExportSource) -> str | None:
     """Which packages are missing."""
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     return f"it needs {', '.join(missing)}: pip install 'patchssl[onnx]'" if missing else None
 
 
-def write(source: Source, folder: Path) -> Written:
+def write(source: ExportSource, folder: Path) -> Written:
     """Write model.onnx: image (batch, 3, S, S) to embedding (batch, D); onnxruntime has to give the same."""
     import onnx
 

@@ -21,7 +21,7 @@ _SCHEMES = ("timm:", "hf-hub:", "random:", "py:")  # of a MODEL that is no path
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """A backbone and, where it came from one, the file that may hold its head and its twin."""
 
     uri: str
@@ -52,20 +52,20 @@ class Written(NamedTuple):
 class Format:
     """One format: why a source cannot be written in it (None: it can), and the function that writes and checks it."""
 
-    obstacle: Callable[[Source], str | None]
-    write: Callable[[Source, Path], Written]
+    obstacle: Callable[[ExportSource], str | None]
+    write: Callable[[ExportSource, Path], Written]
 
 
-def open_source(uri: str) -> Source:
+def open_source(uri: str) -> ExportSource:
     """The backbone that `uri` names, and its file; raises as `load_backbone` does."""
     backbone = load_backbone(uri)
     if uri.startswith(_SCHEMES):
-        return Source(uri, backbone, None, BARE)
+        return ExportSource(uri, backbone, None, BARE)
     path, network, _ = parse_location(uri)
     if path.is_dir() and (path / FOLDER_WEIGHTS).is_file():
-        return Source(uri, backbone, None, BARE)
+        return ExportSource(uri, backbone, None, BARE)
     file = weights_in(load_checkpoint(path), path) if path.is_dir() else read_weights(path)
-    return Source(uri, backbone, file, file.choose(network))
+    return ExportSource(uri, backbone, file, file.choose(network))
 
 
 def sample_images(count: int, height: int, width: int) -> Tensor:
@@ -82,7 +82,8 @@ def sizes_to_compare(backbone: Backbone) -> list[tuple[int, int]]:
     return [*trained, (size + 2 * patch, size + 2 * patch), (size, size + 3 * patch), (size + patch + 1, size)]
 
 
-def compare_tokens(found: Backbone, source: Source, sizes: list[tuple[int, int]], most: float, what: str) -> float:
+def compare_tokens(found: Backbone, source: ExportSource, sizes: list[tuple[int, int]], most: float,
+                   what: str) -> float:
     """`require_close` over all tokens at each of `sizes`."""
     return max(require_close(_tokens(found, *size), _tokens(source.backbone, *size), most, what) for size in sizes)
 

@@ -15,8 +15,8 @@ from patchssl.backbone import Backbone
 from patchssl.errors import CheckpointError, UsageError
 from patchssl.eval.protocols import native_resize
 from patchssl.export.source import (
+    ExportSource,
     Format,
-    Source,
     Written,
     alone,
     compare_tokens,
@@ -25,7 +25,7 @@ from patchssl.export.source import (
     sizes_to_compare,
 )
 from patchssl.loading import load_backbone
-from patchssl.networks import Family, create, family_of, has_arch
+from patchssl.networks import ArchFamily, create, family_of, has_arch
 from patchssl.timm_loading import FOLDER_CONFIG, FOLDER_WEIGHTS
 
 _CLOSE, _SAME = 1e-5, 0.0
@@ -41,7 +41,7 @@ def timm_arch(backbone: Backbone) -> str | None:
         return None
 
 
-def network_config(source: Source) -> dict[str, Any]:
+def network_config(source: ExportSource) -> dict[str, Any]:
     """What config.json says: timm's own keys, and under "patchssl" what timm has no key for."""
     backbone = source.backbone
     size, pool = backbone.image_size, "token" if backbone.has_class_token else "avg"
@@ -72,7 +72,7 @@ def _model_args(backbone: Backbone) -> dict[str, Any]:
             if name in ("img_size", "patch_size") or value != usual.get(name)}
 
 
-def _options(network: Any, family: Family) -> dict[str, Any]:
+def _options(network: Any, family: ArchFamily) -> dict[str, Any]:
     """timm's arguments read from the parts of a transformer; of other blocks than a plain ViT's only the sizes."""
     sizes = {"img_size": network.patch_embed.img_size[0], "patch_size": network.patch_embed.patch_size[0],
              "global_pool": network.global_pool}
@@ -87,13 +87,13 @@ def _options(network: Any, family: Family) -> dict[str, Any]:
             **scaled}
 
 
-def obstacle(source: Source) -> str | None:
+def obstacle(source: ExportSource) -> str | None:
     """Why timm cannot load the network of `source`."""
     arch = source.backbone.arch
     return None if timm_arch(source.backbone) else f"{arch} is no network of timm, or none that is supported"
 
 
-def write(source: Source, folder: Path) -> Written:
+def write(source: ExportSource, folder: Path) -> Written:
     """Write model.safetensors beside config.json; loaded by timm and by `load_backbone` it has to be the same."""
     import timm
     from safetensors.torch import save_file
@@ -118,7 +118,7 @@ def write(source: Source, folder: Path) -> Written:
     return Written(off, tuple(notes))
 
 
-def _require_read_back(source: Source, folder: Path) -> None:
+def _require_read_back(source: ExportSource, folder: Path) -> None:
     """CheckpointError unless `load_backbone` reads the same network, and all that was known of it, from `folder`."""
     backbone, again = source.backbone, load_backbone(str(folder))
     source.require_weights(again.weights_sha256, FOLDER_WEIGHTS)

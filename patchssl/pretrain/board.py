@@ -9,7 +9,7 @@ from typing import Any
 from patchssl.errors import UsageError
 
 
-class Board:
+class TensorBoardWriter:
     """Event files in `folder`, one scalar for every number of a row.
 
     A resumed run takes back what was written after update `steps_done`; where nothing was written so far, as when

@@ -24,13 +24,13 @@ Method = Literal["pwself", "dino", "ibot"]
 Rule = Literal["center", "paper", "similarity", "random"]
 
 
-class Part(BaseModel):
+class ConfigPart(BaseModel):
     """Base of every part of a recipe: unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ModelConfig(Part):
+class ModelConfig(ConfigPart):
     """The Vision Transformer: a timm name, and what of it differs from timm's default."""
 
     arch: str = "vit_small_patch16_224"
@@ -41,7 +41,7 @@ class ModelConfig(Part):
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the student's deepest block, linear in depth
 
 
-class ViewConfig(Part):
+class ViewConfig(ConfigPart):
     """Multi-crop views: sizes in pixels, scales as a share of the image area."""
 
     num_global: Annotated[int, Field(ge=1)] = 2
@@ -71,7 +71,7 @@ class ViewConfig(Part):
         return self
 
 
-class PhotometricConfig(Part):
+class PhotometricConfig(ConfigPart):
     """Color augmentation; triples are (first global, second global, local) views, probabilities."""
 
     patch_share: Share = 1.0  # share of views whose color is drawn anew for every patch
@@ -86,7 +86,7 @@ class PhotometricConfig(Part):
     solarize: tuple[Share, Share, Share] = (0.0, 0.2, 0.0)
 
 
-class HeadConfig(Part):
+class HeadConfig(ConfigPart):
     """Projection head: an MLP to an L2-normalized bottleneck, then weight-normalized prototypes."""
 
     num_prototypes: Annotated[int, Field(ge=2)] = 10_000  # one alone is always certain
@@ -98,7 +98,7 @@ class HeadConfig(Part):
     shared: bool = True  # prototypes for class and patch tokens; false: patches have their own, the MLP serves both
 
 
-class LossConfig(Part):
+class LossConfig(ConfigPart):
     """Temperatures, centering, and how the patch term is matched and weighted."""
 
     student_temp: PositiveFloat = 0.1
@@ -125,7 +125,7 @@ class LossConfig(Part):
         return self
 
 
-class MaskConfig(Part):
+class MaskConfig(ConfigPart):
     """What the student of iBOT, and on request that of PW-Self, does not see of its global views."""
 
     matched: bool = False  # mask PW-Self's student too: a masked patch is compared with its match in another view
@@ -144,7 +144,7 @@ class MaskConfig(Part):
         return self
 
 
-class OptimConfig(Part):
+class OptimConfig(ConfigPart):
     """AdamW and its schedules."""
 
     epochs: PositiveInt = 100
@@ -162,7 +162,7 @@ class OptimConfig(Part):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
 
 
-class RunConfig(Part):
+class RunConfig(ConfigPart):
     """What does not change the numbers: workers, logging, saving."""
 
     workers: NonNegativeInt = 2
@@ -176,7 +176,7 @@ class RunConfig(Part):
     tensorboard: bool = False  # write the log rows as TensorBoard's event files too, in the run folder
 
 
-class Recipe(Part):
+class Recipe(ConfigPart):
     """Everything a pretraining run depends on, apart from the data's folder, the seed and the run folder."""
 
     method: Method = "pwself"

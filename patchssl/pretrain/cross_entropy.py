@@ -26,7 +26,7 @@ class TeacherTokens(NamedTuple):
     position: Tensor | None = None  # (T,) int64: of each token its row in a center (P, K)
 
 
-class MatchTable(NamedTuple):
+class GroupedMatches(NamedTuple):
     """Where each student token's matches stand, image by image; what they weigh and say is told later."""
 
     order: Tensor  # (S,) int64: student rows, image by image
@@ -35,12 +35,12 @@ class MatchTable(NamedTuple):
     student_ends: tuple[int, ...]  # of each image: one past its last place in `order`
     teacher_ends: tuple[int, ...]  # of each image: one past its last teacher row
 
-    def to(self, device: torch.device) -> MatchTable:
+    def to(self, device: torch.device) -> GroupedMatches:
         """The table on `device`, copied without waiting."""
         pinned = device.type == "cuda"
         order, matches, filled = ((tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
                                   for tensor in self[:3])
-        return MatchTable(order, matches, filled, *self[3:])
+        return GroupedMatches(order, matches, filled, *self[3:])
 
 
 class MatchStats(NamedTuple):
@@ -51,7 +51,7 @@ class MatchStats(NamedTuple):
     marginal_entropy: Tensor  # () of the mean probabilities of all teacher tokens
 
 
-def tabulate_matches(student: Tensor, student_image: Tensor, teacher_image: Tensor) -> MatchTable:
+def group_matches(student: Tensor, student_image: Tensor, teacher_image: Tensor) -> GroupedMatches:
     """Sort M matches by student token and image: on the CPU, where counting keeps nobody waiting.
 
     `student` (M,) int64 is the student row of each match, `student_image` (S,) and `teacher_image` (T,) the image,
@@ -72,10 +72,11 @@ def tabulate_matches(student: Tensor, student_image: Tensor, teacher_image: Tens
     num_images = 1 + max((int(image.max()) for image in (student_image, teacher_image) if len(image)), default=-1)
     student_ends, teacher_ends = (tuple(torch.bincount(image, minlength=num_images).cumsum(0).tolist())
                                   for image in (student_image, teacher_image))
-    return MatchTable(order, by_place[first + slots * filled], filled, student_ends, teacher_ends)
+    return GroupedMatches(order, by_place[first + slots * filled], filled, student_ends, teacher_ends)
 
 
-def matched_cross_entropy(bottleneck: Tensor, prototypes: Tensor, teacher: TeacherTokens | Tensor, table: MatchTable,
+def matched_cross_entropy(bottleneck: Tensor, prototypes: Tensor, teacher: TeacherTokens | Tensor,
+                          table: GroupedMatches,
                           teacher_rows: Tensor, weight: Tensor, student_temp: float, *,
                           rows: int | None = None) -> tuple[Tensor, MatchStats]:
     """Sum over matches of weight * H(teacher token, student token), and what the teacher said.
@@ -97,8 +98,8 @@ def matched_cross_entropy(bottleneck: Tensor, prototypes: Tensor, teacher: Teach
     total = weights.sum(1)
     shares = weights / total.clamp(min=torch.finfo(exact).tiny)[:, None]
     most, block = _sizes(len(prototypes), device)
-    task = _Task(teacher, table, teacher_rows[table.matches], total, shares, student_temp, precision, rows or most,
-                 block)
+    task = _PatchTerm(teacher, table, teacher_rows[table.matches], total, shares, student_temp, precision, rows or most,
+                      block)
     loss, entropies, mean = _CrossEntropy.apply(bottleneck, prototypes, task, torch.is_grad_enabled())
     return loss, MatchStats(entropies.sum() / max(1, len(entropies)), (weight * entropies[teacher_rows]).sum(),
                             torch.special.entr(mean).sum())
@@ -120,11 +121,11 @@ def _sizes(num_prototypes: int, device: torch.device) -> tuple[int, int]:
     return rows, max(1, numbers // num_prototypes)
 
 
-class _Task(NamedTuple):
+class _PatchTerm(NamedTuple):
     """All that the loss depends on and that takes no gradient; student tokens in the order of the table."""
 
     teacher: TeacherTokens | Tensor
-    table: MatchTable
+    table: GroupedMatches
     matched: Tensor  # (S, R) teacher rows
     total: Tensor  # (S,) weight of each student token
     shares: Tensor  # (S, R) what part of it each match has
@@ -149,7 +150,7 @@ class _CrossEntropy(torch.autograd.Function):
     """Value and gradients at once; the way back only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, bottleneck: Tensor, prototypes: Tensor, task: _Task,
+    def forward(ctx: Any, bottleneck: Tensor, prototypes: Tensor, task: _PatchTerm,
                 with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
         wanted = [with_grad and needed for needed in ctx.needs_input_grad[:2]]
         teacher, student = _Teacher(task, len(prototypes)), _Student(task, bottleneck, prototypes, wanted)
@@ -171,7 +172,7 @@ class _CrossEntropy(torch.autograd.Function):
 class _Teacher:
     """Probabilities of some teacher tokens at a time, always in the same place, and what is counted on the way."""
 
-    def __init__(self, task: _Task, num_prototypes: int) -> None:
+    def __init__(self, task: _PatchTerm, num_prototypes: int) -> None:
         self.task = task
         self.entropies = task.total.new_zeros((0, *task.table.teacher_ends)[-1])
         self.sum = task.total.new_zeros(num_prototypes)
@@ -208,7 +209,7 @@ class _Teacher:
 class _Student:
     """Losses of student tokens, and the gradients that they leave behind; tokens in the order of the table."""
 
-    def __init__(self, task: _Task, bottleneck: Tensor, prototypes: Tensor, wanted: Sequence[bool]) -> None:
+    def __init__(self, task: _PatchTerm, bottleneck: Tensor, prototypes: Tensor, wanted: Sequence[bool]) -> None:
         self.task, self.wanted = task, any(wanted)
         self.tokens = bottleneck.to(task.total.dtype).index_select(0, task.table.order) / task.student_temp
         # half precision has no room for gradients that are yet to be scaled

@@ -36,8 +36,8 @@ from patchssl.pretrain.methods import (
     Losses,
     Network,
     Targets,
-    shared_pairs,
     student_losses,
+    sync_num_pairs,
     teacher_targets,
 )
 from patchssl.pretrain.optim import clip_per_parameter, make_optimizer, set_step_values
@@ -48,7 +48,7 @@ from patchssl.pretrain.teacher import make_teacher, update_teacher
 from patchssl.pretrain.views import ViewBatch
 
 
-class Part(NamedTuple):
+class MicroBatch(NamedTuple):
     """What is known of one part of a batch before the update: its views, and what they are to agree on."""
 
     views: ViewBatch
@@ -149,7 +149,7 @@ class Engine:
         """One update on this process's share of a batch of views, which lie on the CPU."""
         return self.update(self.prepare(batch))
 
-    def prepare(self, batch: ViewBatch) -> list[Part]:
+    def prepare(self, batch: ViewBatch) -> list[MicroBatch]:
         """Plan the batch, part by part, on the CPU, and send it to the device; waits for nothing.
 
         A GPU is meanwhile busy with the update before: see `patchssl.pretrain.match_plan`.
@@ -157,15 +157,15 @@ class Engine:
         parts = []
         for views in batch.split(self.recipe.optim.accumulate):
             plan = plan_batch(views, self.recipe)
-            parts.append(Part(views.to(self.device, non_blocking=True), plan.to(self.device)))
+            parts.append(MicroBatch(views.to(self.device, non_blocking=True), plan.to(self.device)))
         return parts
 
-    def update(self, parts: Sequence[Part]) -> StepReport:
+    def update(self, parts: Sequence[MicroBatch]) -> StepReport:
         """One update on a prepared batch; all of it happens on the device, none of it waits for the device."""
         recipe, values = self.recipe, values_at(self.steps_done, self.recipe, self.steps_per_epoch)
         set_step_values(self.optimizer, values)
         self.optimizer.zero_grad(set_to_none=True)
-        plans = shared_pairs([part.plan for part in parts])
+        plans = sync_num_pairs([part.plan for part in parts])
         said, found = [], []
         for number, (part, plan) in enumerate(zip(parts, plans, strict=True), start=1):
             batch = training_batch(part.views, recipe, self.device)

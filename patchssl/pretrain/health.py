@@ -56,7 +56,7 @@ def class_health(teacher_probs: Tensor, student_logits: Tensor, weight: Tensor,
 
 def patch_health(stats: MatchStats, plan: MatchPlan, patch_term: Tensor) -> dict[str, Tensor]:
     """The same of patch tokens; 0 where there are no matches. KL is the mean over matches, weighted as the loss."""
-    pairs = plan.pairs.clamp(min=1e-6)
+    pairs = plan.num_pairs.clamp(min=1e-6)
     kl = (patch_term - stats.matched_entropy / pairs) / (plan.weight.sum() / pairs).clamp(min=1e-12)
     return {"patch_entropy": stats.teacher_entropy, "patch_marginal_entropy": stats.marginal_entropy, "patch_kl": kl}
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from patchssl.errors import PatchSSLError
-from patchssl.pretrain.board import Board
+from patchssl.pretrain.board import TensorBoardWriter
 from patchssl.wholefile import replacing, write_through
 
 LOG, EVENTS = "log.jsonl", "tensorboard"
 
 
-class Logbook:
+class MetricLog:
     """The rows of the run in `folder`, those after update `steps_done` dropped: a resumed run writes them again.
 
     `last` is the last row that was kept, None without one.
@@ -28,7 +28,7 @@ class Logbook:
             shutil.rmtree(folder / EVENTS, ignore_errors=True)
         self._rewrite(kept)
         self.last: dict[str, Any] | None = json.loads(kept[-1]) if kept else None
-        self.board = Board(folder / EVENTS, steps_done, map(json.loads, kept)) if tensorboard else None
+        self.board = TensorBoardWriter(folder / EVENTS, steps_done, map(json.loads, kept)) if tensorboard else None
 
     def append(self, row: dict[str, Any]) -> None:
         """Write `row` after the others; PatchSSLError on a full disk."""

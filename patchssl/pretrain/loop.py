@@ -22,18 +22,18 @@ from patchssl.errors import CheckpointError, Interrupted, NotFiniteError, PatchS
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.engine import Engine, StepReport, network_spec
 from patchssl.pretrain.health import collapse_warnings
-from patchssl.pretrain.logbook import Logbook
+from patchssl.pretrain.logbook import MetricLog
 from patchssl.pretrain.making import make_loader, peak_memory
-from patchssl.pretrain.meeting import Agreed, Meetings, Said
+from patchssl.pretrain.meeting import Decision, LocalStatus, RankSync
 from patchssl.pretrain.recipefile import dump_recipe
-from patchssl.pretrain.stopping import Stopped, StopSignals, children_unheard, signals_kept_from_children
+from patchssl.pretrain.stopping import Stopped, StopSignals, ignore_sigchld, signals_kept_from_children
 from patchssl.pretrain.views import ViewBatch
 from patchssl.unreadable import UnreadableBudget
 
 KnnProbe = Callable[[VitBackbone], float]  # top-1 accuracy in [0, 1] of a backbone, handed in by a workflow
 
 
-class Progress(Protocol):
+class RunProgress(Protocol):
     """What a run tells while it works; the command line draws it, a test listens."""
 
     def update(self, done: int, total: int, row: dict[str, Any]) -> None:
@@ -62,15 +62,15 @@ class Run:
     images: ImageSet
     facts: Mapping[str, Any]  # what run.json says: seed, name of the network, ...
     engine: Engine
-    progress: Progress
+    progress: RunProgress
     stops: StopSignals
     knn: KnnProbe | None = None
     seconds: float = 0.0  # spent training, k-NN left out, earlier parts of a resumed run included
     report: StepReport | None = None  # of the newest update
     pending: dict[str, Any] | None = None  # a row that waits for its k-NN
     budget: UnreadableBudget = field(init=False)
-    book: Logbook | None = None  # of rank 0
-    meetings: Meetings = field(init=False)
+    book: MetricLog | None = None  # of rank 0
+    meetings: RankSync = field(init=False)
     saved_step: int = field(init=False)
     best_rank: float = 0.0  # highest effective rank of a row, for who watches it fall
     warned: frozenset[str] = frozenset()  # of what the newest row gave cause to
@@ -78,10 +78,10 @@ class Run:
     def __post_init__(self) -> None:
         self.budget = UnreadableBudget(len(self.images))
         self.saved_step = self.engine.steps_done
-        self.meetings = Meetings(self.recipe.run.log_seconds)
+        self.meetings = RankSync(self.recipe.run.log_seconds)
         self.stops.together = world_size() > 1
         if rank() == 0:
-            self.book = Logbook(self.folder, self.engine.steps_done, tensorboard=self.recipe.run.tensorboard)
+            self.book = MetricLog(self.folder, self.engine.steps_done, tensorboard=self.recipe.run.tensorboard)
         else:
             self.progress = Silent()
 
@@ -124,7 +124,7 @@ def _loader_let_go() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with children_unheard():  # the loader ends its processes, of which one may have ended before
+        with ignore_sigchld():  # the loader ends its processes, of which one may have ended before
             traceback.clear_frames(error.__traceback__)
         raise
 
@@ -192,12 +192,12 @@ def _next_batch(run: Run, batches: Iterator[ViewBatch]) -> ViewBatch | None:
         return next(batches, None)
 
 
-def _meet(run: Run, clock: Clock) -> Agreed:
+def _meet(run: Run, clock: Clock) -> Decision:
     """What the processes of the run agree on after the newest update."""
     times, step = run.recipe.run, run.engine.steps_done
-    said = Said(run.stops.received, run.meetings.unreadable, log_due=clock.since_log() >= times.log_seconds,
-                save_due=clock.since_save() >= 60 * times.checkpoint_minutes,
-                seconds_per_step=clock.seconds_per_step(step))
+    said = LocalStatus(run.stops.received, run.meetings.unreadable, log_due=clock.since_log() >= times.log_seconds,
+                       save_due=clock.since_save() >= 60 * times.checkpoint_minutes,
+                       seconds_per_step=clock.seconds_per_step(step))
     agreed = run.meetings.hold(step, said)
     for name, reason in agreed.unreadable.items():
         run.budget.add(name, reason)

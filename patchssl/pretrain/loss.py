@@ -32,7 +32,7 @@ def patch_loss(student_logits: Tensor, teacher_probs: Tensor, plan: MatchPlan, s
     target = torch.zeros_like(log_probs)
     for student, teacher, weight in _chunks(plan):
         target.index_add_(0, student, weight[:, None] * teacher_probs[teacher])
-    return -(target * log_probs).sum() / plan.pairs.clamp(min=1e-6)
+    return -(target * log_probs).sum() / plan.num_pairs.clamp(min=1e-6)
 
 
 def _chunks(plan: MatchPlan, size: int = 4096) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

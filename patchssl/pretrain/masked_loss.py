@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.cross_entropy import tabulate_matches
+from patchssl.pretrain.cross_entropy import group_matches
 from patchssl.pretrain.match_plan import MatchPlan, even_class_weight
 
 
@@ -25,4 +25,4 @@ def plan_masked(masks: Tensor, recipe: Recipe) -> MatchPlan:
     share = torch.stack([masks.float().mean(), torch.zeros(())])
     return MatchPlan(tokens, tokens, rows, rows, weight, torch.ones(()),
                      even_class_weight(num_images, num_global, recipe.views.num_views), share,
-                     tabulate_matches(rows, image, image))
+                     group_matches(rows, image, image))

@@ -15,14 +15,14 @@ from torch import Tensor
 from patchssl.geometry import Crops, patches_per_side
 from patchssl.matching import match_crops
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.cross_entropy import MatchTable, tabulate_matches
+from patchssl.pretrain.cross_entropy import GroupedMatches, group_matches
 
 
 class MatchPlan(NamedTuple):
     """Which tokens of a batch are projected, which are compared, and what each comparison weighs.
 
     Student tokens are numbered over (B, G, N_global) and then (B, L, N_local), teacher tokens over (B, G, N_global).
-    A match's weight in the loss is `weight / pairs`.
+    A match's weight in the loss is `weight / num_pairs`.
     """
 
     student_tokens: Tensor  # (S,) int64, ascending: every student token with a match, once
@@ -30,10 +30,10 @@ class MatchPlan(NamedTuple):
     student: Tensor  # (M,) int64: of each match, its row in student_tokens
     teacher: Tensor  # (M,) int64: and its row in teacher_tokens; for rule similarity, the first row of its view
     weight: Tensor  # (M,) float32
-    pairs: Tensor  # () float32: how many (image, pair) the patch term is a mean over; 1 where weights say it all
+    num_pairs: Tensor  # () float32: how many (image, pair) the patch term is a mean over; 1 where weights say it all
     class_weight: Tensor  # (B, G, V) float32: weight of each (image, teacher view, student view), 0 for t == s
     matched_share: Tensor  # (2,) float32: share of student patches with a match, in global and in local views
-    table: MatchTable  # of each student token its matches, image by image
+    table: GroupedMatches  # of each student token its matches, image by image
 
     def to(self, device: torch.device) -> MatchPlan:
         """The plan on `device`, copied without waiting."""
@@ -84,7 +84,7 @@ def plan_matches(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor 
 
 
 def _tabulate(student: Tensor, student_tokens: Tensor, teacher_tokens: Tensor, num_images: int,
-              recipe: Recipe) -> MatchTable:
+              recipe: Recipe) -> GroupedMatches:
     """The matches by student token; tokens are numbered as `MatchPlan` says."""
     views = recipe.views
     of_globals = views.num_global * _patches(views.global_size, recipe)
@@ -92,7 +92,7 @@ def _tabulate(student: Tensor, student_tokens: Tensor, teacher_tokens: Tensor, n
     first_local = num_images * of_globals
     student_image = torch.where(student_tokens < first_local, student_tokens // of_globals,
                                 (student_tokens - first_local) // of_locals)
-    return tabulate_matches(student, student_image, teacher_tokens // of_globals)
+    return group_matches(student, student_image, teacher_tokens // of_globals)
 
 
 def even_class_weight(num_images: int, num_global: int, num_views: int) -> Tensor:
@@ -106,7 +106,7 @@ def class_only(class_weight: Tensor) -> MatchPlan:
     """A plan without any match."""
     none, empty = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     return MatchPlan(none, none, none, none, empty, torch.ones(()), class_weight, torch.zeros(2),
-                     tabulate_matches(none, none, none))
+                     group_matches(none, none, none))
 
 
 def _patches(size: int, recipe: Recipe) -> int:

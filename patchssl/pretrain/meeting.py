@@ -16,7 +16,7 @@ from patchssl.distributed import all_gather_objects, world_size
 MOST_SECONDS = 5.0  # until a signal is noticed: torchrun kills after 30
 
 
-class Said(NamedTuple):
+class LocalStatus(NamedTuple):
     """What one process tells the others."""
 
     signal: int | None
@@ -26,7 +26,7 @@ class Said(NamedTuple):
     seconds_per_step: float
 
 
-class Agreed(NamedTuple):
+class Decision(NamedTuple):
     """What all of them go by."""
 
     signal: int | None  # the first rank's that got one
@@ -36,7 +36,7 @@ class Agreed(NamedTuple):
 
 
 @dataclass
-class Meetings:
+class RankSync:
     """When the next meeting is: the same update in every process."""
 
     log_seconds: float
@@ -47,7 +47,7 @@ class Meetings:
         """Is there one after update `step`?"""
         return step >= self.next_step
 
-    def hold(self, step: int, said: Said) -> Agreed:
+    def hold(self, step: int, said: LocalStatus) -> Decision:
         """Hear what every process says after update `step`, and set the next meeting; all call this together."""
         everybody = all_gather_objects(said)
         first = everybody[0]
@@ -55,6 +55,6 @@ class Meetings:
             pace = min(self.log_seconds, MOST_SECONDS) / max(1e-6, first.seconds_per_step)
             self.next_step = step + max(1, round(pace))
         self.unreadable = {}
-        return Agreed(next((one.signal for one in everybody if one.signal is not None), None),
-                      {name: why for one in everybody for name, why in one.unreadable.items()},
-                      first.log_due, first.save_due)
+        return Decision(next((one.signal for one in everybody if one.signal is not None), None),
+                        {name: why for one in everybody for name, why in one.unreadable.items()},
+                        first.log_due, first.save_due)

@@ -151,7 +151,7 @@ def student_losses(student: Network, batch: Batch, targets: Targets, plan: Match
     patch_sum, stats = matched_cross_entropy(student.head.bottleneck(patch_tokens), student.head.patch_layer.rows(),
                                              targets.patches, plan.table, plan.teacher, plan.weight,
                                              config.student_temp)
-    patch_term = patch_sum / plan.pairs.clamp(min=1e-6)
+    patch_term = patch_sum / plan.num_pairs.clamp(min=1e-6)
     return Losses(class_term + patch_weight * patch_term, class_term, patch_term, class_logits, stats)
 
 
@@ -191,7 +191,7 @@ def nearest_teacher(plan: MatchPlan, teacher_patches: Tensor, student_patches: S
     return plan._replace(teacher=plan.teacher + torch.cat(best, dim=1)[view, token])
 
 
-def shared_pairs(plans: Sequence[MatchPlan]) -> list[MatchPlan]:
+def sync_num_pairs(plans: Sequence[MatchPlan]) -> list[MatchPlan]:
     """Plans of an update's parts whose mean, over parts and processes, is that of one whole batch."""
-    pairs = all_reduce_mean(torch.stack([plan.pairs for plan in plans]).mean()).clamp(min=1e-6)
-    return [plan._replace(pairs=pairs) for plan in plans]
+    pairs = all_reduce_mean(torch.stack([plan.num_pairs for plan in plans]).mean()).clamp(min=1e-6)
+    return [plan._replace(num_pairs=pairs) for plan in plans]

@@ -182,7 +182,7 @@ def _color_whole(images: Tensor, views: Tensor, draws: ColorDraws) -> tuple[Tens
     return colored, views
 
 
-class _Plan(NamedTuple):
+class _PatchPlan(NamedTuple):
     """The order in which N patches are worked on, and what is done to each.
 
     Sorted by the place of hue in their order, the latest first, and those without jitter last: then each blend
@@ -197,7 +197,7 @@ class _Plan(NamedTuple):
     coefficients: Tensor  # (12, N, 1) float32: factor, to_mean, to_gray of each blend, hue, grayscale, solarize
 
 
-def _plan(factors: Tensor, order: Tensor, grayscale: Tensor, solarize: Tensor) -> _Plan:
+def _plan(factors: Tensor, order: Tensor, grayscale: Tensor, solarize: Tensor) -> _PatchPlan:
     """The plan for N patches from what was drawn for them, all on the CPU."""
     place = np.where((factors.numpy() != _NO_JITTER).any(-1), _HUE_PLACE[order.numpy()], -1)
     sorting = np.argsort(-place, kind="stable")
@@ -211,11 +211,11 @@ def _plan(factors: Tensor, order: Tensor, grayscale: Tensor, solarize: Tensor) -
     coefficients[10, :, 0] = grayscale.numpy()[sorting]
     coefficients[11, :, 0] = solarize.numpy()[sorting]
     num_jittered, *num_before = np.count_nonzero(place > np.arange(-1, 3)[:, None], axis=1).tolist()
-    return _Plan(torch.from_numpy(sorting), tuple(num_before), num_jittered, bool(grayscale.any()),
-                 bool(solarize.any()), torch.from_numpy(coefficients))
+    return _PatchPlan(torch.from_numpy(sorting), tuple(num_before), num_jittered, bool(grayscale.any()),
+                      bool(solarize.any()), torch.from_numpy(coefficients))
 
 
-def _jitter_(rows: Tensor, plan: _Plan, coefficients: Tensor) -> None:
+def _jitter_(rows: Tensor, plan: _PatchPlan, coefficients: Tensor) -> None:
     """Brightness, contrast, saturation and hue of `rows` (3, N, pixels), each patch in its own order."""
     steps, end = coefficients[:9].view(3, 3, -1, 1), plan.num_jittered
     for step, num in zip(steps, plan.num_before, strict=True):
@@ -254,13 +254,13 @@ def _shift_hue_(rows: Tensor, turns: Tensor) -> None:
     torch.addcmul(high, chroma, hue.sub_(1).abs_().sub_(1).clamp_(0, 1), value=-1, out=blue)
 
 
-def _grayscale_(rows: Tensor, plan: _Plan, coefficients: Tensor) -> None:
+def _grayscale_(rows: Tensor, plan: _PatchPlan, coefficients: Tensor) -> None:
     """Replace the patches of `rows` (3, N, pixels) that were drawn for it by their gray."""
     if plan.any_gray:
         torch.lerp(rows, _gray(rows), coefficients[10], out=rows)
 
 
-def _solarize_(rows: Tensor, plan: _Plan, coefficients: Tensor) -> None:
+def _solarize_(rows: Tensor, plan: _PatchPlan, coefficients: Tensor) -> None:
     """Invert the bright half of the values of the patches of `rows` (3, N, pixels) that were drawn for it."""
     if plan.any_solar:  # the smaller of x and 1 - x; of x and x where it was not drawn
         torch.minimum(rows, (rows - coefficients[11]).abs_(), out=rows)

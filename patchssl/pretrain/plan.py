@@ -17,7 +17,7 @@ _SLOW = 10.0  # seconds of an update
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunEstimate:
     """What a run would cost: the answer of `--dry-run`."""
 
     images: int
@@ -45,7 +45,7 @@ class Plan:
 
 
 def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None, *,
-             images: ImageSet | None = None) -> Plan:
+             images: ImageSet | None = None) -> RunEstimate:
     """What the run would cost, from a few updates on a few of its images; nothing is written.
 
     `images`, where there are any, stand for those of `data`. Measured is a part of a batch, or as many of its images
@@ -70,5 +70,5 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
     seconds = min(times) * recipe.optim.batch_size / batch_size
     memory = int(weights + max(0, peak_memory(full.device) - weights) * part / batch_size)
     parameters = sum(p.numel() for p in full.student.parameters())
-    return Plan(len(images), recipe.optim.epochs, full.steps_per_epoch, full.total_steps, parameters, seconds,
-                seconds * full.total_steps, memory, batch_size)
+    return RunEstimate(len(images), recipe.optim.epochs, full.steps_per_epoch, full.total_steps, parameters, seconds,
+                       seconds * full.total_steps, memory, batch_size)

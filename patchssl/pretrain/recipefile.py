@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from patchssl.errors import UsageError, one_of
-from patchssl.pretrain.config import Part, Recipe
+from patchssl.errors import UsageError, unknown_choice
+from patchssl.pretrain.config import ConfigPart, Recipe
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
@@ -47,7 +47,7 @@ def shipped_or_own(kind: str, source: str | Path, folder: Traversable) -> str:
     if str(source) in names:
         return (folder / f"{source}.yaml").read_text("utf-8")
     if path.suffix not in {".yaml", ".yml"}:
-        raise UsageError(one_of(kind, str(source), names) + ", or name a .yaml file")
+        raise UsageError(unknown_choice(kind, str(source), names) + ", or name a .yaml file")
     if not path.is_file():
         raise UsageError(f"{kind} {source} is not a file; shipped are {', '.join(names)}")
     try:
@@ -90,7 +90,7 @@ def recipe_keys() -> list[str]:
 def _keys(part: type[BaseModel], prefix: str = "") -> Iterable[str]:
     for name, field in part.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Part):
+        if isinstance(kind, type) and issubclass(kind, ConfigPart):
             yield from _keys(kind, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -122,7 +122,7 @@ def _unknown_key(key: str) -> str:
         return f"recipe key '{key}' is unknown; did you mean '{elsewhere[0]}'?"
     start = f"{part}." if part else ""
     beside = {start + name.removeprefix(start).partition(".")[0] for name in keys if name.startswith(start)}
-    return one_of("recipe key", key, beside or keys)
+    return unknown_choice("recipe key", key, beside or keys)
 
 
 def _scalar(value: str) -> Any:

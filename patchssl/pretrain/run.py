@@ -18,12 +18,12 @@ import torch
 from patchssl import __version__
 from patchssl.backbone import VitBackbone
 from patchssl.checkpoint import load_checkpoint, recover_checkpoint
-from patchssl.data import ImageSet, lasting_name
+from patchssl.data import ImageSet, absolute_name
 from patchssl.distributed import joined, rank, wait_for_all
 from patchssl.errors import Interrupted, UsageError
 from patchssl.pretrain.board import require_tensorboard
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.loop import KnnProbe, Progress, Run, Silent, train
+from patchssl.pretrain.loop import KnnProbe, Run, RunProgress, Silent, train
 from patchssl.pretrain.making import make_engine, require_shares, training_device, training_images
 from patchssl.pretrain.recipefile import load_recipe
 from patchssl.pretrain.resuming import (
@@ -43,7 +43,8 @@ from patchssl.pretrain.stopping import Stopped, StopSignals
 
 def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: str | Path | None = None,
              seed: int = 0, *, name: str | None = None, overrides: tuple[str, ...] = (), device: str | None = None,
-             progress: Progress | None = None, knn: KnnProbe | None = None, stops: StopSignals | None = None) -> Path:
+             progress: RunProgress | None = None, knn: KnnProbe | None = None,
+             stops: StopSignals | None = None) -> Path:
     """Pretrain as `recipe` says and return the run folder.
 
     `recipe` is a Recipe, the name of a shipped one or a YAML file; `data` a folder or a set's name (default: the
@@ -55,7 +56,7 @@ def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: s
     with joined(training_device(device).type), interruptible(folder, stops) as stops:
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         if data is not None:
-            recipe = recipe.model_copy(update={"data": lasting_name(data)})
+            recipe = recipe.model_copy(update={"data": absolute_name(data)})
         require_new(folder)
         return train(_begin(folder, recipe, seed, name, device, progress or Silent(), knn, stops))
 
@@ -72,7 +73,7 @@ def require_new(folder: Path) -> None:
         raise UsageError(f"{folder} already holds a run; go on with --resume {folder}, or choose another --out")
 
 
-def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: str | None, progress: Progress,
+def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: str | None, progress: RunProgress,
            knn: KnnProbe | None, stops: StopSignals) -> Run:
     """A run before its first update, in a folder that tells how it is made."""
     if recipe.run.tensorboard:
@@ -87,7 +88,7 @@ def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: st
         progress.say(f"loss.centering = sinkhorn balances each of the {recipe.optim.accumulate} parts of a batch "
                      "(optim.accumulate) by itself: smaller parts are balanced more coarsely")
     engine = make_engine(recipe, images, seed, device, start)
-    facts = {"data": lasting_name(recipe.data or ""), "dataset": images.name,
+    facts = {"data": absolute_name(recipe.data or ""), "dataset": images.name,
              "fingerprint": images.fingerprint, "seed": seed, "name": name or folder.name, "versions": versions(),
              "device": str(engine.device), "threads": torch.get_num_threads(),
              "init": start.weights_sha256 if start else None,
@@ -102,7 +103,7 @@ def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: st
 
 
 def resume(folder: str | Path, overrides: tuple[str, ...] = (), *, allow_changes: bool = False,
-           device: str | None = None, progress: Progress | None = None, knn: KnnProbe | None = None,
+           device: str | None = None, progress: RunProgress | None = None, knn: KnnProbe | None = None,
            stops: StopSignals | None = None) -> Path:
     """Go on with the run in `folder` from its newest whole checkpoint; a run killed before its first one starts anew.
 
@@ -114,14 +115,14 @@ def resume(folder: str | Path, overrides: tuple[str, ...] = (), *, allow_changes
         return train(_reopen(folder, overrides, allow_changes, device, progress or Silent(), knn, stops))
 
 
-def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, device: str | None, progress: Progress,
+def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, device: str | None, progress: RunProgress,
             knn: KnnProbe | None, stops: StopSignals) -> Run:
     """The run in `folder` where its newest whole checkpoint was saved, all that would spoil it refused by name."""
     _, facts = read_run(folder)
     checkpoint = _newest_checkpoint(folder)
     recipe, changes = changed_recipe(folder, begun_with(facts, checkpoint), overrides, allow_changes)
     if "data" in changes:
-        recipe = recipe.model_copy(update={"data": lasting_name(recipe.data or "")})
+        recipe = recipe.model_copy(update={"data": absolute_name(recipe.data or "")})
     if checkpoint:
         require_own_checkpoint(checkpoint, folder, recipe, facts["seed"])
     if recipe.run.tensorboard:
@@ -175,7 +176,7 @@ def _same_start(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> VitBa
     return start
 
 
-def _keep_threads(recipe: Recipe, facts: Mapping[str, Any], device: torch.device, progress: Progress) -> None:
+def _keep_threads(recipe: Recipe, facts: Mapping[str, Any], device: torch.device, progress: RunProgress) -> None:
     """On a CPU the last bits of a sum depend on how many threads share it: go on with as many as at first."""
     threads = facts.get("threads", torch.get_num_threads())
     if device.type == "cpu" and not recipe.run.threads and threads != torch.get_num_threads():

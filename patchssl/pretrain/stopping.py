@@ -93,7 +93,7 @@ def signals_kept_from_children() -> Iterator[None]:
 
 
 @contextmanager
-def children_unheard() -> Iterator[None]:
+def ignore_sigchld() -> Iterator[None]:
     """Processes that end are no news here: torch's handler raises wherever this one is, in a `__del__` as well."""
     if threading.current_thread() is not threading.main_thread():  # handlers run in the main one
         yield

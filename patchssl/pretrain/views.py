@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from patchssl.data import ImageSet
-from patchssl.errors import DataError, UnreadableImage, UsageError, one_of
+from patchssl.errors import DataError, UnreadableImage, UsageError, unknown_choice
 from patchssl.geometry import View, patches_per_side
 from patchssl.pretrain.config import Recipe, ViewConfig
 from patchssl.pretrain.masking import draw_masks
@@ -35,7 +35,7 @@ DRAWS_PER_VIEW = 2 * TRIES + 3  # (area, aspect) of every try, then top, left, m
 def sample_rng(seed: int, epoch: int, index: int, stream: str) -> np.random.Generator:
     """The generator of one kind of draw (a name in `STREAMS`) for image `index` in `epoch`."""
     if stream not in STREAMS:
-        raise ValueError(one_of("stream", stream, STREAMS))
+        raise ValueError(unknown_choice("stream", stream, STREAMS))
     if seed < 0:
         raise UsageError(f"seed = {seed} is negative; choose a whole number from 0 on")
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, index, STREAMS[stream]])))

@@ -75,8 +75,8 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Point
     x_range = (0.0, max(1.0, len(x_names) - 1.0)) if x_names else (min(0.0, *xs), max(xs))
     x_values = [float(i) for i in range(len(x_names))] if x_names else [x for x in ticks(*x_range) if x <= x_range[1]]
     y_values = ticks(min(ys), max(ys))
-    place = _Place(_scale(*x_range, LEFT, WIDTH - RIGHT), _scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP),
-                   x_names)
+    place = _Placement(_scale(*x_range, LEFT, WIDTH - RIGHT), _scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP),
+                       x_names)
     return Chart(title, x_label, y_label,
                  tuple(place.line(number, label, points, kept.get(label, ()))
                        for number, (label, points) in enumerate(drawn.items())),
@@ -85,7 +85,7 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Mapping[str, Point
                  _summary(f"{title}, {y_label} over {x_label}", drawn), _note(lines))
 
 
-class _Place(NamedTuple):
+class _Placement(NamedTuple):
     """Where values stand in the drawing, and what its x axis calls them."""
 
     across: Callable[[float], float]

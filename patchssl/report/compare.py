@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.eval.results import Result, read_result, read_results
 from patchssl.report.paired import RESAMPLES, paired_difference, per_query, query_names
 from patchssl.report.scores import HEADLINES
@@ -77,21 +77,21 @@ class Comparison:
         return "\n".join([*lines, *(f"left out: {sentence}" for sentence in self.left_out)])
 
 
-class Found(NamedTuple):
+class NetworkRecords(NamedTuple):
     """The records of one network, and a sentence for every file on the way that could not be read."""
 
     records: list[Result]
     problems: list[str]
 
 
-def find_records(name: str, root: Path) -> Found:
+def find_records(name: str, root: Path) -> NetworkRecords:
     """The records of one network: a record file, a folder of records, or a model's or folder's name below `root`.
 
     UsageError where nothing has that name or more than one network has; DataError for a damaged file.
     """
     path = Path(name)
     if path.is_file():
-        return Found([read_result(path)], [])
+        return NetworkRecords([read_result(path)], [])
     known, problems = read_results(root) if root.is_dir() else ([], [])
     found = [record for record in known if name in (record.model, _folder(record))]
     if not found and path.is_dir():
@@ -100,13 +100,13 @@ def find_records(name: str, root: Path) -> Found:
             raise UsageError(f"{path} holds no result records that can be read" + "".join(f"; {p}" for p in problems))
     if not found:
         unread = f"; {len(problems)} files below {root} could not be read: {problems[0]}" if problems else ""
-        raise UsageError((one_of("model", name, {record.model for record in known}) if known else
+        raise UsageError((unknown_choice("model", name, {record.model for record in known}) if known else
                           f"'{name}' is no record file or folder, and {root} holds no records; name another --results")
                          + unread)
     networks = sorted({_folder(record) for record in found})
     if len(networks) > 1:
         raise UsageError(f"'{name}' means {len(networks)} networks; name one of them: {', '.join(networks[:20])}")
-    return Found(found, problems)
+    return NetworkRecords(found, problems)
 
 
 def compare(first: Sequence[Result], second: Sequence[Result], *, seed: int = 0, num_moved: int = 5) -> Comparison:

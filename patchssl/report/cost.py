@@ -45,7 +45,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
-class Cost:
+class CostRecord:
     """The ways measured one after the other in one run, on one network; ValueError names a wrong field."""
 
     arch: Word
@@ -70,7 +70,7 @@ class Cost:
                             self.path(root))
 
 
-_PLAIN = TypeAdapter(Cost)
+_PLAIN = TypeAdapter(CostRecord)
 
 
 class Setting(NamedTuple):
@@ -97,7 +97,7 @@ class Setting(NamedTuple):
         return f"{self.title}{threads}, torch {self.torch}, {self.clock} time, {self.memory} memory"
 
 
-def read_costs(root: Path) -> tuple[list[Cost], list[str]]:
+def read_costs(root: Path) -> tuple[list[CostRecord], list[str]]:
     """All cost records below `root`, in the order of their paths, and a sentence for every file left out."""
     costs, problems = [], []
     for path in files_below(Path(root), ENDING):
@@ -108,9 +108,9 @@ def read_costs(root: Path) -> tuple[list[Cost], list[str]]:
     return costs, problems
 
 
-def cost_frames(costs: Iterable[Cost]) -> dict[str, pd.DataFrame]:
+def cost_frames(costs: Iterable[CostRecord]) -> dict[str, pd.DataFrame]:
     """Title -> table, one per device, threads, batch and version of torch; without records one that says so."""
-    groups: dict[Setting, list[Cost]] = {}
+    groups: dict[Setting, list[CostRecord]] = {}
     for cost in sorted(costs, key=_order):
         groups.setdefault(_setting(cost), []).append(cost)
     titles = [setting.title for setting in groups]
@@ -118,7 +118,7 @@ def cost_frames(costs: Iterable[Cost]) -> dict[str, pd.DataFrame]:
             for setting, found in groups.items()} or {TITLE: _empty_frame()}
 
 
-def cost_numbers(costs: Iterable[Cost]) -> pd.DataFrame:
+def cost_numbers(costs: Iterable[CostRecord]) -> pd.DataFrame:
     """One row per way: median, least and most milliseconds, MiB, and everything they depend on."""
     rows = [[step.method, step.way, cost.arch, cost.num_prototypes, *_setting(cost),
              *(round(1e3 * value, 4) for value in (step.median, min(step.seconds), max(step.seconds))),
@@ -128,19 +128,19 @@ def cost_numbers(costs: Iterable[Cost]) -> pd.DataFrame:
                                        "ms_most", "n", "peak_mib", "floor_mib"], dtype=object)
 
 
-def write_costs(costs: Sequence[Cost], out_dir: Path, stem: str = "cost") -> list[Path]:
+def write_costs(costs: Sequence[CostRecord], out_dir: Path, stem: str = "cost") -> list[Path]:
     """Write STEM.md, STEM.csv and STEM.tex to `out_dir`."""
     return write_frames(cost_frames(costs), [cost_numbers(costs)], out_dir, stem)
 
 
-def _of_json(**fields: Any) -> Cost:
+def _of_json(**fields: Any) -> CostRecord:
     """A cost record from plain values."""
     if isinstance(steps := fields.get("steps"), list):
         fields["steps"] = [Step(**step) if isinstance(step, dict) else step for step in steps]
-    return Cost(**fields)
+    return CostRecord(**fields)
 
 
-def _frame(setting: Setting, costs: Sequence[Cost]) -> pd.DataFrame:
+def _frame(setting: Setting, costs: Sequence[CostRecord]) -> pd.DataFrame:
     body = [_row(cost, step) for cost in costs for step in _steps(cost)]
     frame = pd.DataFrame(body, columns=["Method", "Architecture", "Prototypes", "ms per update", "Peak, MiB",
                                         "of it weights and optimizer, MiB", "Time / all tokens", "Memory / all tokens",
@@ -149,7 +149,7 @@ def _frame(setting: Setting, costs: Sequence[Cost]) -> pd.DataFrame:
     return frame
 
 
-def _row(cost: Cost, step: Step) -> list[str]:
+def _row(cost: CostRecord, step: Step) -> list[str]:
     label = METHODS.get(step.method, step.method) + (f", {step.way}" if step.way else "")
     low, high = (f"{1e3 * bound(step.seconds):,.0f}" for bound in (min, max))
     time = f"{1e3 * step.median:,.0f}" + (f" [{low}, {high}]" if len(step.seconds) > 1 else "")
@@ -191,7 +191,7 @@ def _empty_frame() -> pd.DataFrame:
     return frame
 
 
-def _steps(cost: Cost) -> list[Step]:
+def _steps(cost: CostRecord) -> list[Step]:
     """The ways in the order of the tables, unknown ones last."""
     def place(step: Step) -> tuple[int, str, str]:
         key = (step.method, step.way)
@@ -200,10 +200,10 @@ def _steps(cost: Cost) -> list[Step]:
     return sorted(cost.steps, key=place)
 
 
-def _setting(cost: Cost) -> Setting:
+def _setting(cost: CostRecord) -> Setting:
     return Setting(cost.device, cost.threads, cost.images, cost.views, cost.clock, cost.memory,
                    cost.versions.get("torch") or "not stated")
 
 
-def _order(cost: Cost) -> tuple[Any, ...]:
+def _order(cost: CostRecord) -> tuple[Any, ...]:
     return (_setting(cost), cost.arch, cost.num_prototypes, [step.seconds for step in cost.steps])

@@ -39,7 +39,7 @@ class Named:
 
 
 @checked(frozen=True, kw_only=True, config=_STRICT)
-class Found(Named):
+class SearchHit(Named):
     """One of a query's first results."""
 
     role: str
@@ -67,7 +67,7 @@ class Query:
     ap: Fraction
     end: str
     num_positives: Annotated[int, Field(ge=1)]
-    results: Annotated[list[Found], Field(max_length=_MOST_IMAGES)]
+    results: Annotated[list[SearchHit], Field(max_length=_MOST_IMAGES)]
     late: Annotated[list[Late], Field(max_length=_MOST_IMAGES)]
 
     @field_validator("end")

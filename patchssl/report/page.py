@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from patchssl.eval.galleries import POSITIVE
 from patchssl.eval.results import Result
 from patchssl.report import charts
-from patchssl.report.cost import Cost
+from patchssl.report.cost import CostRecord
 from patchssl.report.galleries import Gallery, Named, Query
 from patchssl.report.pictures import Pictures
 from patchssl.report.robustness import INTERVALS, Robustness
@@ -34,7 +34,7 @@ from patchssl.report.sections import (
     protocol_cards,
     record_table,
 )
-from patchssl.report.training import Training
+from patchssl.report.training import TrainingSection
 
 _ASSETS = files("patchssl.report") / "assets"
 
@@ -53,10 +53,10 @@ class Content:
     """What a page shows."""
 
     records: Sequence[Result]
-    costs: Sequence[Cost]
+    costs: Sequence[CostRecord]
     problems: Sequence[str]
     robustness: Sequence[Robustness]
-    runs: Sequence[Training]
+    runs: Sequence[TrainingSection]
     compared: Sequence[charts.Chart]
     galleries: Sequence[Gallery]
     num_more: int  # galleries that are not shown

@@ -9,7 +9,7 @@ import pandas as pd
 
 from patchssl.errors import DataError
 from patchssl.eval.results import Result
-from patchssl.report.cost import Cost, cost_frames
+from patchssl.report.cost import CostRecord, cost_frames
 from patchssl.report.published import plain_name
 from patchssl.report.render import write_frames
 from patchssl.report.scores import METHODS, NONE, Column, Row, Score, collect_scores
@@ -74,7 +74,7 @@ def paper_frames(results: Sequence[Result],
 
 
 def write_paper(results: Sequence[Result], out_dir: Path, stem: str = "paper", *,
-                costs: Sequence[Cost] = (), unavailable: Mapping[str, str] | None = None) -> list[Path]:
+                costs: Sequence[CostRecord] = (), unavailable: Mapping[str, str] | None = None) -> list[Path]:
     """Write STEM.md and STEM.tex, with what an update costs, and STEM.csv to `out_dir`; see `paper_frames`."""
     frames, numbers = paper_frames(results, unavailable)
     return write_frames(frames | cost_frames(costs), [numbers], out_dir, stem)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import UsageError, unknown_choice
 from patchssl.eval.metrics import wilson_interval
 from patchssl.eval.results import Result
 from patchssl.report.paired import per_query
@@ -108,7 +108,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
 def collect_scores(results: Iterable[Result], task: str) -> list[Score]:
     """Scores of all records of `task`, in the order of the tables; UsageError for an unknown task."""
     if task not in HEADLINES:
-        raise UsageError(one_of("task", task, HEADLINES))
+        raise UsageError(unknown_choice("task", task, HEADLINES))
     scores = scores_of(results, task, lambda metric: metric_place(task, metric) is not None)
     return sorted(scores, key=lambda s: (s.row, column_order(s.column)))
 

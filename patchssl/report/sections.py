@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from patchssl.eval.results import Result
-from patchssl.report.cost import Cost, cost_frames
+from patchssl.report.cost import CostRecord, cost_frames
 from patchssl.report.render import NAMED
 from patchssl.report.scores import HEADLINES, METHODS, row_of
 from patchssl.report.tables import TASK_TITLES, comparison_table
@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"-?\d+(,\d{3})*(\.\d+)?")
 _DIGITS = 16  # of a sha256 that tell two apart
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """Text, the number to sort by (None: none, sorted last), whether it is bold."""
 
     text: str
@@ -38,7 +38,7 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     numeric: tuple[bool, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     notes: tuple[str, ...] = ()
     stacked: bool = False
 
@@ -62,7 +62,7 @@ def comparison_tables(records: Sequence[Result]) -> list[Table]:
     return [frame_table(comparison_table(records, task), TASK_TITLES[task]) for task in HEADLINES if task in there]
 
 
-def cost_tables(costs: Sequence[Cost]) -> list[Table]:
+def cost_tables(costs: Sequence[CostRecord]) -> list[Table]:
     """What updates cost, where there are records of it."""
     return [frame_table(frame, title, 2) for title, frame in (cost_frames(costs) if costs else {}).items()]
 
@@ -70,7 +70,7 @@ def cost_tables(costs: Sequence[Cost]) -> list[Table]:
 def frame_table(frame: pd.DataFrame, caption: str, named: int = NAMED) -> Table:
     """A frame of text whose `named` first columns are words and whose others begin with a number, or say why not."""
     bold = set(frame.attrs.get("bold", ()))
-    rows = tuple(tuple(Cell(str(text), None if j < named else leading_number(str(text)), (i, j) in bold)
+    rows = tuple(tuple(TableCell(str(text), None if j < named else leading_number(str(text)), (i, j) in bold)
                        for j, text in enumerate(row)) for i, row in enumerate(frame.itertuples(index=False)))
     numeric = tuple(j >= named for j in range(len(frame.columns)))
     return Table(caption, tuple(map(str, frame.columns)), numeric, rows, tuple(frame.attrs.get("notes", ())), True)
@@ -92,10 +92,12 @@ def record_table(records: Sequence[Result]) -> Table:
         headlines = [name for name in HEADLINES.get(record.task, ()) if name in record.metrics]
         for metric in headlines or sorted(record.metrics)[:1]:
             value = 100 * record.metrics[metric]
-            rows.append((Cell(record.model), Cell(f"{value:.1f}", value), Cell(metric), Cell(record.task),
-                         Cell(record.dataset), Cell(record.protocol), Cell(METHODS.get(record.method, record.method)),
-                         _seed(record), Cell(f"{record.duration:,.1f}", record.duration),
-                         Cell(record.weights_sha256[:8])))
+            rows.append((TableCell(record.model), TableCell(f"{value:.1f}", value), TableCell(metric),
+                         TableCell(record.task),
+                         TableCell(record.dataset), TableCell(record.protocol), TableCell(METHODS.get(record.method,
+                                                                                                      record.method)),
+                         _seed(record), TableCell(f"{record.duration:,.1f}", record.duration),
+                         TableCell(record.weights_sha256[:8])))
     columns = ("Model", "%", "Metric", "Task", "Data set", "Protocol", "Method", "Seed", "Seconds", "Weights")
     return Table("All records", columns, tuple(name in ("%", "Seed", "Seconds") for name in columns), tuple(rows))
 
@@ -103,8 +105,8 @@ def record_table(records: Sequence[Result]) -> Table:
 def network_table(records: Sequence[Result]) -> Table:
     """The networks that were scored, by their weights."""
     by_weights = {(record.weights_sha256, record.model): record for record in records}
-    rows = tuple((Cell(record.model), Cell(METHODS.get(record.method, record.method)), Cell(record.arch),
-                  Cell(row_of(record).pretraining), _seed(record), Cell(record.weights_sha256[:_DIGITS]))
+    rows = tuple((TableCell(record.model), TableCell(METHODS.get(record.method, record.method)), TableCell(record.arch),
+                  TableCell(row_of(record).pretraining), _seed(record), TableCell(record.weights_sha256[:_DIGITS]))
                  for _, record in sorted(by_weights.items(), key=lambda item: (item[1].model, item[0])))
     columns = ("Model", "Method", "Architecture", "Pretraining", "Seed", "sha256 of the weights")
     return Table("Networks", columns, tuple(name == "Seed" for name in columns), rows, stacked=True)
@@ -113,7 +115,7 @@ def network_table(records: Sequence[Result]) -> Table:
 def dataset_table(records: Sequence[Result]) -> Table:
     """The data sets by what is in them."""
     counts = Counter((record.dataset, record.task, record.dataset_fingerprint) for record in records)
-    rows = tuple((Cell(name), Cell(task), Cell(fingerprint[:_DIGITS]), Cell(f"{count:,}", count))
+    rows = tuple((TableCell(name), TableCell(task), TableCell(fingerprint[:_DIGITS]), TableCell(f"{count:,}", count))
                  for (name, task, fingerprint), count in sorted(counts.items()))
     return Table("Data sets", ("Data set", "Task", "Fingerprint of the images", "Records"),
                  (False, False, False, True), rows)
@@ -123,7 +125,7 @@ def environment_table(records: Sequence[Result]) -> Table:
     """On what machines and with which versions the numbers were made."""
     names = sorted({name for record in records for name in record.versions})
     counts = Counter((record.device, *(record.versions.get(name) or "none" for name in names)) for record in records)
-    rows = tuple((*map(Cell, words), Cell(f"{count:,}", count)) for words, count in sorted(counts.items()))
+    rows = tuple((*map(TableCell, words), TableCell(f"{count:,}", count)) for words, count in sorted(counts.items()))
     return Table("Versions and devices", ("Device", *names, "Records"),
                  (False, *(False for _ in names), True), rows)
 
@@ -156,5 +158,5 @@ def _setting(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _seed(record: Result) -> Cell:
-    return Cell("–" if record.seed is None else str(record.seed), record.seed)
+def _seed(record: Result) -> TableCell:
+    return TableCell("–" if record.seed is None else str(record.seed), record.seed)

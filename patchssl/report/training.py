@@ -59,7 +59,7 @@ class RunLog:
     problems: tuple[str, ...]
 
 
-class Training(NamedTuple):
+class TrainingSection(NamedTuple):
     """A run as a template needs it."""
 
     log: RunLog

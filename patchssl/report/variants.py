@@ -87,7 +87,7 @@ def paired_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -
     if len(gaps) < 2:
         return Paired(gaps[0], None, None, None, 1)
     low, high = t_interval(gaps)
-    return Paired(fmean(gaps), low, high, _t_test_p(gaps), len(gaps))
+    return Paired(fmean(gaps), low, high, t_test_p(gaps), len(gaps))
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:
@@ -160,7 +160,7 @@ def curve_measures(logs: Mapping[str, Mapping[int, LogRows]], paces: Mapping[str
             for title, values in ((EQUAL_IMAGES, ends), (EQUAL_TIME, readings)) if values]
 
 
-def _t_test_p(gaps: Sequence[float]) -> float | None:
+def t_test_p(gaps: Sequence[float]) -> float | None:
     """Two-sided p-value of Student's t-test that the mean of `gaps` is 0; None where they do not vary."""
     from scipy.stats import ttest_1samp  # type: ignore[import-untyped]  # takes almost a second
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from patchssl.eval.results import Result, read_result_files
-from patchssl.report.cost import Cost, read_costs
+from patchssl.report.cost import CostRecord, read_costs
 
 _TAG = re.compile(r"<\s*[a-z!/?]", re.IGNORECASE)
 _LONGEST = 500  # characters of a name or setting
@@ -19,7 +19,7 @@ _DEEPEST = 8  # settings within settings
 _MOST_STRINGS = 2_000  # of protocol, metrics and versions
 
 
-def sound_records(results: Path) -> tuple[dict[Path, Result], list[str]]:
+def valid_records(results: Path) -> tuple[dict[Path, Result], list[str]]:
     """The records below `results` that can be shown, by their files, and a sentence for each of the others."""
     found, problems = read_result_files(results)
     objections = {path: objection(record) for path, record in found.items()}
@@ -27,8 +27,8 @@ def sound_records(results: Path) -> tuple[dict[Path, Result], list[str]]:
     return {path: record for path, record in found.items() if not objections[path]}, problems
 
 
-def sound_costs(results: Path) -> tuple[list[Cost], list[str]]:
-    """As `sound_records`, the records of costs."""
+def sound_costs(results: Path) -> tuple[list[CostRecord], list[str]]:
+    """As `valid_records`, the records of costs."""
     costs, problems = read_costs(results)
     objections = [cost_objection(cost) for cost in costs]
     problems += [f"a record of costs in {results} is left out: {reason}" for reason in objections if reason]
@@ -50,7 +50,7 @@ def objection(record: Result) -> str | None:
     return None
 
 
-def cost_objection(cost: Cost) -> str | None:
+def cost_objection(cost: CostRecord) -> str | None:
     """As `objection`, of a record of costs."""
     words = {"architecture": cost.arch, "views": cost.views, "device": cost.device,
              "version of torch": cost.versions.get("torch") or ""}

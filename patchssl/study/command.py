@@ -11,18 +11,18 @@ from patchssl.console import Console
 from patchssl.data import open_pair
 from patchssl.errors import DataError
 from patchssl.study.config import LEAST_ORIGINALS, load_study
-from patchssl.study.place import Cell, Place, cells_of, place_of
+from patchssl.study.place import StudyFolder, StudyRun, cells_of, place_of
 from patchssl.study.plan import StudyPlan, plan_study
-from patchssl.study.run import Progress, run_cells
-from patchssl.study.summary import Summary, summarize
+from patchssl.study.run import StudyProgress, run_cells
+from patchssl.study.summary import StudySummary, summarize
 
 
 @dataclass(frozen=True)
-class Asked:
+class StudyRequest:
     """What the command line asks for."""
 
-    place: Place
-    cells: Sequence[Cell]
+    place: StudyFolder
+    cells: Sequence[StudyRun]
     device: str | None
 
 
@@ -30,8 +30,8 @@ class Asked:
 class Answer:
     """What a call of the command did."""
 
-    progress: Progress
-    summary: Summary
+    progress: StudyProgress
+    summary: StudySummary
     files: Sequence[Path]
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Answer:
 
 
 def ask(source: str, out: Path | None, data: str | None, *, only: Sequence[str], seeds: Sequence[int],
-        ablations: bool, device: str | None, planning: bool) -> Asked:
+        ablations: bool, device: str | None, planning: bool) -> StudyRequest:
     """The cells of the study `source`, and where they go; everything that would spoil them is refused here."""
     study = load_study(source)
     place = place_of(study, out, data, planning=planning)
@@ -59,16 +59,16 @@ def ask(source: str, out: Path | None, data: str | None, *, only: Sequence[str],
         place.outcome(cell)
         if cell.trained:
             place.begun(cell)
-    return Asked(place, cells, device)
+    return StudyRequest(place, cells, device)
 
 
-def plan(asked: Asked, console: Console) -> tuple[StudyPlan, Summary]:
+def plan(asked: StudyRequest, console: Console) -> tuple[StudyPlan, StudySummary]:
     """What the study would cost, and the tables it would fill."""
     found = plan_study(asked.place, asked.cells, device=asked.device, progress=console.counter("planning"))
     return found, summarize(asked.place, asked.cells)
 
 
-def _require_enough(place: Place) -> None:
+def _require_enough(place: StudyFolder) -> None:
     """DataError, before the first cell and not after it, for images without labels, or too few to make copies of."""
     pair = open_pair(place.data)
     for images in pair:
@@ -78,13 +78,13 @@ def _require_enough(place: Place) -> None:
                         f"originals; leave copydays out of the evaluations of study {place.study.name}")
 
 
-def run(asked: Asked, console: Console) -> Answer:
+def run(asked: StudyRequest, console: Console) -> Answer:
     """Plan, run what is missing, tabulate what is there."""
     _require_enough(asked.place)
     before = plan_study(asked.place, asked.cells, device=asked.device, progress=console.counter("planning"))
     console.say(before.text())
 
-    def left(waiting: Sequence[Cell], processes: int) -> str:
+    def left(waiting: Sequence[StudyRun], processes: int) -> str:
         now = plan_study(asked.place, waiting, device=asked.device, known=before.costs)
         return now.left(processes)
 

@@ -11,26 +11,26 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import UsageError, unknown_choice
 from patchssl.holdout import PREFIX as HOLDOUT
-from patchssl.pretrain.config import Part, Recipe
+from patchssl.pretrain.config import ConfigPart, Recipe
 from patchssl.pretrain.recipefile import load_recipe, shipped_or_own
 
 UNTRAINED = "untrained"  # the variant that every study may have beside its own: the network before its first update
 LEAST_ORIGINALS = 20  # as many ranks are scored
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$", max_length=40)]
 Settings = dict[str, Any]  # dotted names of a recipe's settings, and their values
-Task = Literal["knn", "linear", "patches", "copydays"]
+TaskName = Literal["knn", "linear", "patches", "copydays"]
 
 
-class MadeCopydays(Part):
+class MadeCopydays(ConfigPart):
     """A copy detection set made from the images that the study scores on."""
 
     originals: Annotated[int, Field(ge=LEAST_ORIGINALS)] = 100
     seed: NonNegativeInt = 0
 
 
-class StandIn(Part):
+class StandIn(ConfigPart):
     """What the images are like, for a plan where they are not at hand."""
 
     images: PositiveInt
@@ -38,7 +38,7 @@ class StandIn(Part):
     width: PositiveInt
 
 
-class Study(Part):
+class Study(ConfigPart):
     """Variants of one recipe with paired seeds, and what they are scored by."""
 
     name: Name
@@ -52,7 +52,7 @@ class Study(Part):
     reference: str  # the variant that the others are compared with, seed by seed
     contrasts: tuple[tuple[Name, Name], ...] = ()  # further pairs of variants, the first minus the second
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-    evaluations: Annotated[tuple[Task, ...], Field(min_length=1)] = ("knn", "linear", "patches", "copydays")
+    evaluations: Annotated[tuple[TaskName, ...], Field(min_length=1)] = ("knn", "linear", "patches", "copydays")
     copydays: MadeCopydays = MadeCopydays()
     split: Literal["test", "validation"] = "test"  # validation: scored on a share of train that is not trained on
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -76,10 +76,10 @@ class Study(Part):
             raise ValueError(f"no variant can be called {UNTRAINED}: that is the network before its first update")
         for key, name in (("reference", self.reference), ("ablated", self.ablated)):
             if name is not None and name not in self.variants:
-                raise ValueError(one_of(key, name, self.variants))
+                raise ValueError(unknown_choice(key, name, self.variants))
         for name in (name for pair in self.contrasts for name in pair):
             if name not in self.all_variants():
-                raise ValueError(one_of("variant of a contrast", name, self.all_variants()))
+                raise ValueError(unknown_choice("variant of a contrast", name, self.all_variants()))
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)}: one of them stands there twice")
         return self
@@ -150,13 +150,13 @@ def _overrides(settings: Settings) -> Sequence[str]:
 
 
 def _sentences(error: ValidationError) -> Iterable[str]:
-    parts: dict[str, type[Part]] = {"copydays": MadeCopydays, "stand_in": StandIn}
+    parts: dict[str, type[ConfigPart]] = {"copydays": MadeCopydays, "stand_in": StandIn}
     for found in error.errors():
         words = [str(part) for part in found["loc"]]
         key = ".".join(words)
         if found["type"] == "extra_forbidden":
             known = parts.get(words[0], Study) if len(words) > 1 else Study
-            yield one_of("study key", key, [".".join([*words[:-1], name]) for name in known.model_fields])
+            yield unknown_choice("study key", key, [".".join([*words[:-1], name]) for name in known.model_fields])
         elif found["type"] == "missing":
             yield f"{key} is missing"
         elif found["type"] == "value_error":

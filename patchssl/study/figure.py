@@ -6,33 +6,33 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.report.plots.differences import Gap, GapPanel, plot_differences
 from patchssl.study.config import UNTRAINED
 from patchssl.study.summary import STEM
 
 
-class _Difference(BaseModel):
+class _DifferenceRow(BaseModel):
     mean: float
     low: float | None
     high: float | None
     significant: bool
 
 
-class _Measure(BaseModel):
+class _MeasureRows(BaseModel):
     title: str
     mean: float
     by_seed: dict[str, float]
-    difference: _Difference | None  # to what the variant is compared with
+    difference: _DifferenceRow | None  # to what the variant is compared with
 
 
 class _Variant(BaseModel):
     variant: str
-    measures: list[_Measure]
+    measures: list[_MeasureRows]
     compared_with: str | None
 
 
-class _Study(BaseModel):
+class _StudyJson(BaseModel):
     reference: str
     variants: list[_Variant]
 
@@ -47,7 +47,7 @@ def draw_study(folder: Path, out: Path, beside: str | None = None) -> Path:
     if not path.is_file():
         raise UsageError(f"{folder} has no {path.name}; it is written by: patchssl study")
     try:
-        study = _Study.model_validate_json(path.read_bytes())
+        study = _StudyJson.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"{path} is damaged ({'.'.join(map(str, first['loc'])) or 'all'}: {first['msg']}); "
@@ -55,7 +55,8 @@ def draw_study(folder: Path, out: Path, beside: str | None = None) -> Path:
     found = {variant.variant: {measure.title: measure for measure in variant.measures} for variant in study.variants}
     compared = {variant.variant: variant.compared_with for variant in study.variants if variant.compared_with}
     if beside is not None and beside not in compared.values():
-        raise UsageError(one_of("variant that others are compared with", beside, dict.fromkeys(compared.values())))
+        raise UsageError(unknown_choice("variant that others are compared with", beside,
+                                        dict.fromkeys(compared.values())))
     beside = beside or study.reference
     own = found.get(beside, {})
     others = [name for name, other in compared.items() if other == beside and name != UNTRAINED]
@@ -67,7 +68,7 @@ def draw_study(folder: Path, out: Path, beside: str | None = None) -> Path:
                                  "all tests of the study's table (Holm)")
 
 
-def _gap(variant: str, theirs: _Measure, own: _Measure) -> Gap:
+def _gap(variant: str, theirs: _MeasureRows, own: _MeasureRows) -> Gap:
     gap = theirs.difference
     assert gap is not None
     seeds = sorted(theirs.by_seed.keys() & own.by_seed.keys())

@@ -20,8 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from patchssl.data import lasting_name
-from patchssl.errors import DataError, UsageError, one_of
+from patchssl.data import absolute_name
+from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.eval.results import Result, read_results
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.logbook import LOG, read_rows
@@ -31,7 +31,7 @@ from patchssl.wholefile import write_text
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyRun:
     """One variant with one seed."""
 
     variant: str
@@ -50,7 +50,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a cell ended; seconds are those of the process that did it."""
 
     variant: str
@@ -74,7 +74,7 @@ class Outcome:
 
 
 def cells_of(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = (), *,
-             ablations: bool = False) -> list[Cell]:
+             ablations: bool = False) -> list[StudyRun]:
     """The cells asked for, seed after seed, so that what is finished early can be compared in pairs; ablations last.
 
     UsageError for a variant in `only` or a seed that the study does not have.
@@ -82,7 +82,7 @@ def cells_of(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = (), 
     known = {**study.all_variants(), **({UNTRAINED: {}} if study.untrained else {})}
     for name in only:
         if name not in known:
-            raise UsageError(one_of("variant", name, known))
+            raise UsageError(unknown_choice("variant", name, known))
     for seed in seeds:
         if seed not in study.seeds:
             raise UsageError(f"seed {seed} is none of study {study.name}: {', '.join(map(str, study.seeds))}")
@@ -90,12 +90,12 @@ def cells_of(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = (), 
     recipes = {name: study.recipe_of(name) for name in chosen}
     first = [name for name in chosen if name not in study.ablations]
     later = [name for name in chosen if name in study.ablations and (only or ablations)]
-    return [Cell(name, seed, recipes[name]) for group in (first, later) for seed in study.seeds
+    return [StudyRun(name, seed, recipes[name]) for group in (first, later) for seed in study.seeds
             if not seeds or seed in seeds for name in group]
 
 
 @dataclass(frozen=True)
-class Place:
+class StudyFolder:
     """The folder of a study and the images it works on."""
 
     root: Path
@@ -110,25 +110,25 @@ class Place:
     def copydays(self) -> Path:
         return self.root / "copydays"
 
-    def run(self, cell: Cell) -> Path:
+    def run(self, cell: StudyRun) -> Path:
         """The run folder of `cell`."""
         return self.root / "runs" / cell.name
 
-    def records_of(self, cell: Cell) -> Path:
+    def records_of(self, cell: StudyRun) -> Path:
         """Where the records of the cell's variant lie: two variants may well end with the same weights."""
         return self.records / cell.variant
 
-    def results(self, cells: Sequence[Cell]) -> list[Result]:
+    def results(self, cells: Sequence[StudyRun]) -> list[Result]:
         """The records of those `cells` that have ended well, and of the weights they ended with."""
         ended = {cell.name: found.weights for cell in cells if (found := self.outcome(cell)) and not found.failed}
         records, _ = read_results(self.records) if self.records.is_dir() else ([], [])
         return [record for record in records if ended.get(record.model) == record.weights_sha256]
 
-    def log(self, cell: Cell) -> list[dict[str, Any]]:
+    def log(self, cell: StudyRun) -> list[dict[str, Any]]:
         """The rows of the run's log, [] where there is none."""
         return read_rows(self.run(cell) / LOG)
 
-    def begun(self, cell: Cell) -> bool:
+    def begun(self, cell: StudyRun) -> bool:
         """Is there a run that can be gone on with? UsageError for one of another recipe or other images."""
         if not (self.run(cell) / FACTS).is_file():
             return False
@@ -136,31 +136,31 @@ class Place:
         self._require_same(cell, facts["recipe"], facts["data"])
         return True
 
-    def outcome(self, cell: Cell) -> Outcome | None:
+    def outcome(self, cell: StudyRun) -> RunOutcome | None:
         """How `cell` ended, None while it has not; UsageError where that was another recipe or other images."""
         path = self._outcome(cell)
         if not path.is_file():
             return None
         try:
-            found = Outcome(**json.loads(path.read_text("utf-8")))
+            found = RunOutcome(**json.loads(path.read_text("utf-8")))
         except (ValueError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error}); remove it, and the cell is scored again") from None
         self._require_same(cell, found.recipe, found.data)
         return found
 
-    def finished(self, cell: Cell) -> bool:
+    def finished(self, cell: StudyRun) -> bool:
         """Is there nothing left to do: failed for good, or scored by all that the study asks for?"""
         found = self.outcome(cell)
         return found is not None and bool(found.failed or {*self.study.evaluations} <= {*found.evaluations})
 
-    def keep(self, cell: Cell, **facts: Any) -> Outcome:
+    def keep(self, cell: StudyRun, **facts: Any) -> RunOutcome:
         """Write down how `cell` ended."""
-        outcome = Outcome(cell.variant, cell.seed, self.data, cell.recipe.model_dump(mode="json"),
-                          list(self.study.evaluations), **facts)
+        outcome = RunOutcome(cell.variant, cell.seed, self.data, cell.recipe.model_dump(mode="json"),
+                             list(self.study.evaluations), **facts)
         write_text(self._outcome(cell), json.dumps(asdict(outcome), indent=2, sort_keys=True) + "\n", "outcome")
         return outcome
 
-    def known(self, asked: Sequence[Cell]) -> list[Cell]:
+    def known(self, asked: Sequence[StudyRun]) -> list[StudyRun]:
         """The cells `asked` for, and all others of the study that have ended."""
         names = {cell.name for cell in asked}
         return [cell for cell in cells_of(self.study, ablations=True) if cell.name in names or self.outcome(cell)]
@@ -181,10 +181,10 @@ class Place:
         finally:
             lock.release()
 
-    def _outcome(self, cell: Cell) -> Path:
+    def _outcome(self, cell: StudyRun) -> Path:
         return self.root / "cells" / f"{cell.name}.json"
 
-    def _require_same(self, cell: Cell, recipe: dict[str, Any], data: str) -> None:
+    def _require_same(self, cell: StudyRun, recipe: dict[str, Any], data: str) -> None:
         """UsageError unless `recipe` and `data` are those of `cell`, settings that move no number aside."""
         changes = {key: values for key, values in changes_between(recipe, cell.recipe).items()
                    if not key.startswith(FREE)}
@@ -211,7 +211,7 @@ def _settings_of(path: Path) -> str:
     return json.dumps({key: value for key, value in recipe.items() if key not in ("run", "data")}, sort_keys=True)
 
 
-def place_of(study: Study, out: Path | None, data: str | None, *, planning: bool = False) -> Place:
+def place_of(study: Study, out: Path | None, data: str | None, *, planning: bool = False) -> StudyFolder:
     """Where the study goes, by default studies/<name>, and what it works on, which a plan can do without."""
     unnamed = planning and data is None and study.data is None and study.stand_in is not None
-    return Place(out or Path("studies") / study.name, study, "" if unnamed else lasting_name(study.images(data)))
+    return StudyFolder(out or Path("studies") / study.name, study, "" if unnamed else absolute_name(study.images(data)))

@@ -14,14 +14,14 @@ from patchssl.imageset import ArrayImages
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.plan import plan_run
 from patchssl.study.config import StandIn
-from patchssl.study.place import Cell, Outcome, Place, cells_of
+from patchssl.study.place import RunOutcome, StudyFolder, StudyRun, cells_of
 from patchssl.workflows import default_device
 
 _DIFFERENT = 8  # images of noise that stand for all others
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunCost:
     """Of one cell of a variant, in seconds; `score` is None where no cell has been scored yet."""
 
     images: int  # seen, all epochs
@@ -42,14 +42,14 @@ class StudyPlan:
 
     name: str
     data: str
-    cells: tuple[Cell, ...]
+    cells: tuple[StudyRun, ...]
     done: frozenset[str]  # names of cells
     failed: Mapping[str, str]  # name -> why
-    costs: Mapping[str, Cost]  # by variant
+    costs: Mapping[str, RunCost]  # by variant
     stand_in: StandIn | None = None
 
     @property
-    def missing(self) -> list[Cell]:
+    def missing(self) -> list[StudyRun]:
         """Cells that are still to be run."""
         return [cell for cell in self.cells if cell.name not in self.done and cell.name not in self.failed]
 
@@ -97,7 +97,8 @@ class StudyPlan:
         return "\n".join(lines)
 
 
-def plan_study(place: Place, cells: Sequence[Cell], *, device: str | None, known: Mapping[str, Cost] | None = None,
+def plan_study(place: StudyFolder, cells: Sequence[StudyRun], *, device: str | None,
+               known: Mapping[str, RunCost] | None = None,
                progress: Callable[[int, int], None] | None = None) -> StudyPlan:
     """What is left of `cells` and what it costs: as measured in cells that are done, else on a few updates.
 
@@ -111,7 +112,7 @@ def plan_study(place: Place, cells: Sequence[Cell], *, device: str | None, known
     variants = list(dict.fromkeys(cell.variant for cell in cells))
     ended = [found for found in everything.values() if not found.failed]
     scoring = fmean(found.score_seconds for found in ended) if ended else None
-    costs: dict[str, Cost] = {}
+    costs: dict[str, RunCost] = {}
     for number, variant in enumerate(variants, 1):
         cell = next(cell for cell in cells if cell.variant == variant)
         if own := [found for found in ended if found.variant == variant]:
@@ -121,25 +122,25 @@ def plan_study(place: Place, cells: Sequence[Cell], *, device: str | None, known
         elif cell.trained:
             costs[variant] = _planned(place, cell, device, scoring)
         else:
-            costs[variant] = Cost(0, 0, 0.0, scoring, 0)
+            costs[variant] = RunCost(0, 0, 0.0, scoring, 0)
         if progress:
             progress(number, len(variants))
     return StudyPlan(place.study.name, place.data, tuple(cells), done, failed, costs,
                      place.study.stand_in)
 
 
-def _measured(own: Sequence[Outcome]) -> Cost:
-    return Cost(own[0].images, own[0].updates, fmean(found.train_seconds for found in own),
-                fmean(found.score_seconds for found in own), len(own))
+def _measured(own: Sequence[RunOutcome]) -> RunCost:
+    return RunCost(own[0].images, own[0].updates, fmean(found.train_seconds for found in own),
+                   fmean(found.score_seconds for found in own), len(own))
 
 
-def _planned(place: Place, cell: Cell, device: str | None, scoring: float | None) -> Cost:
+def _planned(place: StudyFolder, cell: StudyRun, device: str | None, scoring: float | None) -> RunCost:
     """The cost of a variant without a finished cell; without images, on noise in their place."""
     chosen, stand_in = str(default_device(device)), place.study.stand_in
     noise = None if place.data or stand_in is None else _noise(stand_in, cell.recipe)
     plan = plan_run(cell.recipe, place.data, cell.seed, chosen, images=noise)
     images = plan.total_steps * cell.recipe.optim.batch_size
-    return Cost(images, plan.total_steps, plan.estimated_seconds, scoring, 0)
+    return RunCost(images, plan.total_steps, plan.estimated_seconds, scoring, 0)
 
 
 def _noise(stand_in: StandIn, recipe: Recipe) -> ArrayImages:

@@ -22,14 +22,14 @@ from patchssl.networks import build_vit
 from patchssl.pretrain.engine import network_spec
 from patchssl.pretrain.logbook import LOG
 from patchssl.scoring import make_options
-from patchssl.study.place import Cell, Outcome, Place
+from patchssl.study.place import RunOutcome, StudyFolder, StudyRun
 from patchssl.study.sets import made_copydays
-from patchssl.suite import Options, plan_suite, run_suite
+from patchssl.suite import ComputeOptions, plan_suite, run_suite
 from patchssl.workflows import default_device, pretrain_with_probe, resume_with_probe
 
 
 @dataclass
-class Progress:
+class StudyProgress:
     """How far a study is: `failed` says why, by cell, `busy` are cells that other processes are at."""
 
     done: list[str] = field(default_factory=list)
@@ -42,13 +42,13 @@ class Progress:
         return {*self.done, *self.failed}
 
 
-def run_cells(place: Place, cells: Sequence[Cell], left: Callable[[Sequence[Cell], int], str], *,
-              device: str | None, console: Console) -> Progress:
+def run_cells(place: StudyFolder, cells: Sequence[StudyRun], left: Callable[[Sequence[StudyRun], int], str], *,
+              device: str | None, console: Console) -> StudyProgress:
     """Do every one of `cells` that is missing and that no other process is at; a failed one does not stop the others.
 
     `left(cells, processes)` says for how long those cells keep so many processes busy. Interrupted after saving.
     """
-    progress = Progress()
+    progress = StudyProgress()
     while True:
         before = len(progress.settled)
         progress.busy = []
@@ -67,7 +67,7 @@ def run_cells(place: Place, cells: Sequence[Cell], left: Callable[[Sequence[Cell
             return progress
 
 
-def _settle(place: Place, cell: Cell, progress: Progress) -> bool:
+def _settle(place: StudyFolder, cell: StudyRun, progress: StudyProgress) -> bool:
     """Note a cell that has ended."""
     if not place.finished(cell):
         return False
@@ -79,7 +79,7 @@ def _settle(place: Place, cell: Cell, progress: Progress) -> bool:
     return True
 
 
-def _do(place: Place, cell: Cell, progress: Progress, *, device: str | None, console: Console) -> None:
+def _do(place: StudyFolder, cell: StudyRun, progress: StudyProgress, *, device: str | None, console: Console) -> None:
     """One cell from where it is to its end."""
     try:
         do_cell(place, cell, device=device, console=console)
@@ -99,7 +99,7 @@ def _do(place: Place, cell: Cell, progress: Progress, *, device: str | None, con
         progress.done.append(cell.name)
 
 
-def do_cell(place: Place, cell: Cell, *, device: str | None, console: Console) -> Outcome:
+def do_cell(place: StudyFolder, cell: StudyRun, *, device: str | None, console: Console) -> RunOutcome:
     """Pretrain what is missing of `cell`, score it, and write down what it took."""
     if cell.recipe.run.threads:
         torch.set_num_threads(cell.recipe.run.threads)  # also where all training is done already
@@ -116,7 +116,7 @@ def do_cell(place: Place, cell: Cell, *, device: str | None, console: Console) -
                       threads=torch.get_num_threads())
 
 
-def _pretrained(place: Place, cell: Cell, device: str | None, console: Console) -> Mapping[str, float]:
+def _pretrained(place: StudyFolder, cell: StudyRun, device: str | None, console: Console) -> Mapping[str, float]:
     """The last row of the log of the cell's run, which is begun, or gone on with, and made to its end."""
     folder = place.run(cell)
     if place.begun(cell):
@@ -129,7 +129,7 @@ def _pretrained(place: Place, cell: Cell, device: str | None, console: Console) 
     return rows[-1]
 
 
-def untrained(cell: Cell, device: torch.device) -> Backbone:
+def untrained(cell: StudyRun, device: torch.device) -> Backbone:
     """The network that every variant of the cell's seed begins with."""
     spec = network_spec(cell.recipe)
     origin = Origin(name=cell.name, method="random", pretrain_epochs=0, seed=cell.seed)
@@ -137,7 +137,7 @@ def untrained(cell: Cell, device: torch.device) -> Backbone:
     return network.to(device).eval().requires_grad_(False)
 
 
-def _score(place: Place, cell: Cell, backbone: Backbone, options: Options, console: Console) -> None:
+def _score(place: StudyFolder, cell: StudyRun, backbone: Backbone, options: ComputeOptions, console: Console) -> None:
     """A record for every benchmark of the study that has none of these weights yet."""
     tasks = [task for task in place.study.evaluations if task != "copydays"]
     sets: list[tuple[str, Sequence[str]]] = [(place.data, tasks)] if tasks else []
@@ -151,5 +151,5 @@ def _score(place: Place, cell: Cell, backbone: Backbone, options: Options, conso
         run_suite(backbone, plan, options, console=console, keep=partial(_keep, place, cell), stop_at_errors=True)
 
 
-def _keep(place: Place, cell: Cell, result: Result) -> None:
+def _keep(place: StudyFolder, cell: StudyRun, result: Result) -> None:
     replace(result, variant=cell.variant).write(place.records_of(cell))

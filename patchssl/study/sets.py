@@ -13,10 +13,10 @@ from patchssl.data import open_pair
 from patchssl.imageset import ImageSet
 from patchssl.make_sets import make_copydays
 from patchssl.photo_intake import LEAST_SIDE
-from patchssl.study.place import Place
+from patchssl.study.place import StudyFolder
 
 
-def made_copydays(place: Place, console: Console) -> Path:
+def made_copydays(place: StudyFolder, console: Console) -> Path:
     """The set in Copydays' layout in the study's folder; whoever comes first makes it, others wait for it."""
     with place.claimed("copydays", wait=True):
         if not place.copydays.exists():

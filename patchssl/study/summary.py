@@ -31,7 +31,7 @@ from patchssl.report.variants import (
     paired_over_seeds,
 )
 from patchssl.study.config import UNTRAINED
-from patchssl.study.place import Cell, Outcome, Place, configurations
+from patchssl.study.place import RunOutcome, StudyFolder, StudyRun, configurations
 from patchssl.wholefile import write_text
 
 STEM = "study"
@@ -39,7 +39,7 @@ Pair = tuple[str, str]  # two variants: the first minus the second
 _NAMED = ["Variant", "What differs", "Seeds"]
 
 
-class Family(NamedTuple):
+class TestFamily(NamedTuple):
     """Differences of one table, which are tested together."""
 
     title: str
@@ -49,12 +49,12 @@ class Family(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Summary:
+class StudySummary:
     """What is known of a study's cells by now."""
 
-    place: Place
-    variants: Mapping[str, Sequence[Cell]]
-    outcomes: Mapping[str, Outcome]  # by cell
+    place: StudyFolder
+    variants: Mapping[str, Sequence[StudyRun]]
+    outcomes: Mapping[str, RunOutcome]  # by cell
     measures: Sequence[Measure]  # of records
     curves: Sequence[Measure]  # of logs
     paces: Mapping[str, Pace]
@@ -72,7 +72,7 @@ class Summary:
         """Why, by cell."""
         return {name: found.failed for name, found in self.outcomes.items() if found.failed}
 
-    def ended(self, variant: str) -> list[Outcome]:
+    def ended(self, variant: str) -> list[RunOutcome]:
         """The cells of `variant` that have a result."""
         found = [self.outcomes[cell.name] for cell in self.variants[variant] if cell.name in self.outcomes]
         return [outcome for outcome in found if not outcome.failed]
@@ -155,23 +155,23 @@ class Summary:
                 "train_seconds": [found.train_seconds for found in ended],
                 "score_seconds": [found.score_seconds for found in ended], "measures": measures}
 
-    def _families(self) -> list[Family]:
+    def _families(self) -> list[TestFamily]:
         """Every table of differences; ablations have tables of their own, and weaken no other's tests."""
         study, here = self.place.study, [*self.variants]
         core, ablations = ([name for name in here if (name in study.ablations) is wanted] for wanted in (False, True))
         contrasts = [pair for pair in study.contrasts if {*pair} <= {*here}]
-        found = [Family(f"Differences to {study.reference}",
-                        [(name, study.reference) for name in core if name != study.reference], own=True),
-                 Family("Differences between variants", [pair for pair in contrasts if {*pair} <= {*core}],
-                        between=True),
-                 *(Family(f"Ablations: differences to {other}", [(name, other) for name in ablations],
-                          own=other == study.base)
+        found = [TestFamily(f"Differences to {study.reference}",
+                            [(name, study.reference) for name in core if name != study.reference], own=True),
+                 TestFamily("Differences between variants", [pair for pair in contrasts if {*pair} <= {*core}],
+                            between=True),
+                 *(TestFamily(f"Ablations: differences to {other}", [(name, other) for name in ablations],
+                              own=other == study.base)
                    for other in dict.fromkeys([study.base, study.reference])),
-                 Family("Ablations: differences between variants",
-                        [pair for pair in contrasts if not {*pair} <= {*core}], between=True)]
+                 TestFamily("Ablations: differences between variants",
+                            [pair for pair in contrasts if not {*pair} <= {*core}], between=True)]
         return [family for family in found if family.pairs]
 
-    def _significant(self, families: Sequence[Family]) -> set[tuple[Pair, str]]:
+    def _significant(self, families: Sequence[TestFamily]) -> set[tuple[Pair, str]]:
         """Pair of variants and title of what the tables of `families` print bold."""
         return {(pair, measures[place].title) for family in families for measures in (self.measures, self.curves)
                 for (pair, place), sure in self.tested(measures, family.pairs).items() if sure}
@@ -273,10 +273,10 @@ class Summary:
         return [name, what, ", ".join(seeds) or NOT_RUN]
 
 
-def summarize(place: Place, cells: Sequence[Cell]) -> Summary:
+def summarize(place: StudyFolder, cells: Sequence[StudyRun]) -> StudySummary:
     """All that is known by now of `cells` and of whatever else of the study has ended."""
     cells = place.known(cells)
-    variants: dict[str, list[Cell]] = {}
+    variants: dict[str, list[StudyRun]] = {}
     for cell in cells:
         variants.setdefault(cell.variant, []).append(cell)
     if UNTRAINED in variants:
@@ -289,11 +289,12 @@ def summarize(place: Place, cells: Sequence[Cell]) -> Summary:
     paces = paces_of(logs, sizes, place.study.ablations)
     folders = [place.root, *(place.root.parent / name for name in place.study.searches)]
     tried = place.study.tried + configurations(*folders)
-    return Summary(place, variants, outcomes, measures_of(place.results(cells)), curve_measures(logs, paces, sizes),
-                   paces, tried)
+    return StudySummary(place, variants, outcomes, measures_of(place.results(cells)), curve_measures(logs, paces,
+                                                                                                     sizes),
+                        paces, tried)
 
 
-def _expected(place: Place) -> list[Measure]:
+def _expected(place: StudyFolder) -> list[Measure]:
     """The columns there will be."""
     return [Measure(title, task, "", "", metric, {}) for (task, metric), title in SHOWN.items()
             if task in place.study.evaluations]
@@ -306,7 +307,7 @@ def _published(dataset: str) -> pd.DataFrame:
     return make_frames([], columns, [], [])[0]
 
 
-def _settings(place: Place, variant: str) -> dict[str, Any]:
+def _settings(place: StudyFolder, variant: str) -> dict[str, Any]:
     return place.study.all_variants().get(variant, {})
 
 

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from patchssl.errors import NotFiniteError, UsageError
 from patchssl.eval import linear_cached
-from patchssl.eval.linear_cached import Data, Probe, cached_probe, grid, input_columns, length, train_grid
+from patchssl.eval.linear_cached import Data, GridProbe, cached_probe, grid, input_columns, length, train_grid
 from patchssl.eval.linear_scores import epoch_order, hold_out, join_outputs
 
 SETTINGS = {"inputs": ["class:1", "class:3", "class:1 + mean_patch", "class:3 + mean_patch"], "epochs": 4, "batch": 32,
@@ -82,7 +82,7 @@ def test_enough_epochs_reach_the_optimum_that_scikit_learn_finds():
     outputs, labels = outputs_of(120)
     data = data_of(outputs, labels)
     settings, decay = {**SETTINGS, "epochs": 400, "batch": 120}, 0.01
-    found = next(train_grid(data, torch.arange(120), [Probe("class:3 + mean_patch", 1.0, decay)], settings)
+    found = next(train_grid(data, torch.arange(120), [GridProbe("class:3 + mean_patch", 1.0, decay)], settings)
                  .logits(data.features))[:, 0].softmax(dim=1)
     # mean loss + decay / 2 |w|^2 here; C * (sum of losses) + 1 / 2 |w|^2 there
     features = white(data.features.double().numpy(), np.arange(120))
@@ -129,7 +129,7 @@ def test_the_logits_are_those_of_the_chosen_probe_trained_again_on_all_images():
     outputs, labels = outputs_of(150)
     test, _ = outputs_of(30, seed=2)
     outcome = cached_probe(outputs, labels, test, NAMES, SETTINGS, seed=3)
-    probe = Probe(**outcome.detail["chosen"])
+    probe = GridProbe(**outcome.detail["chosen"])
     again = train_grid(data_of(outputs, labels), torch.arange(150), [probe], SETTINGS, seed=3)
     torch.testing.assert_close(outcome.logits, next(again.logits(join_outputs(test)))[:, 0])
 
@@ -138,7 +138,7 @@ def test_the_selection_is_the_accuracy_on_images_that_were_held_out():
     outputs, labels = outputs_of(150, spread=2.0)
     outcome = cached_probe(outputs, labels, outputs, NAMES, SETTINGS, seed=3)
     fit, held = hold_out(labels, 0.2, 3, NAMES)
-    data, probe = data_of(outputs, labels), Probe(**outcome.detail["chosen"])
+    data, probe = data_of(outputs, labels), GridProbe(**outcome.detail["chosen"])
     logits = next(train_grid(data, fit, [probe], SETTINGS, seed=3).logits(data.features[held]))[:, 0]
     told = outcome.detail["selection"]
     assert told["accuracy"] == pytest.approx(float((logits.argmax(dim=1) == labels[held]).double().mean()))

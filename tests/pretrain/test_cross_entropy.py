@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from patchssl.pretrain.cross_entropy import MatchTable, TeacherTokens, matched_cross_entropy, tabulate_matches
+from patchssl.pretrain.cross_entropy import GroupedMatches, TeacherTokens, group_matches, matched_cross_entropy
 
 TEMP, TEACHER_TEMP, IMAGES = 0.1, 0.04, 5
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -28,8 +28,8 @@ class Case(NamedTuple):
     teacher_image: Tensor
 
     @property
-    def table(self) -> MatchTable:
-        return tabulate_matches(self.student, self.student_image, self.teacher_image)
+    def table(self) -> GroupedMatches:
+        return group_matches(self.student, self.student_image, self.teacher_image)
 
     def ours(self, rows=None):
         return matched_cross_entropy(self.bottleneck, self.prototypes, self.teacher, self.table, self.teacher_rows,
@@ -122,7 +122,7 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_by_hand():
     """One match, two prototypes, logits (1, 0) / 0.1 against probabilities (1/4, 3/4)."""
-    table = tabulate_matches(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
+    table = group_matches(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
     loss, stats = matched_cross_entropy(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([[0.25, 0.75]]), table,
                                         torch.tensor([0]), torch.tensor([2.0]), student_temp=0.1)
     assert float(loss) == pytest.approx(2 * 7.5000454, rel=1e-6)  # 10 * 3/4 + ln(1 + e^-10)
@@ -149,7 +149,7 @@ def test_loss_less_matched_entropy_is_zero_where_both_say_the_same():
     tokens = F.normalize(torch.randn(20, 6, dtype=torch.float64), dim=-1)
     same = TeacherTokens(tokens, case.prototypes.detach(), torch.zeros(1, 31, dtype=torch.float64), TEMP)
     rows = torch.arange(20)
-    table = tabulate_matches(rows, case.teacher_image, case.teacher_image)
+    table = group_matches(rows, case.teacher_image, case.teacher_image)
     weight = torch.rand(20, dtype=torch.float64)
     loss, stats = matched_cross_entropy(tokens, case.prototypes, same, table, rows, weight, TEMP)
     assert float(loss.detach() - stats.matched_entropy) == pytest.approx(0, abs=1e-12)
@@ -161,7 +161,7 @@ def test_no_match_gives_a_zero_with_gradients():
     bottleneck, prototypes = torch.zeros(0, 6, requires_grad=True), torch.randn(31, 6, requires_grad=True)
     teacher = TeacherTokens(torch.zeros(0, 6), torch.randn(31, 6), torch.zeros(1, 31), TEACHER_TEMP)
     for source in (teacher, torch.zeros(0, 31)):
-        loss, stats = matched_cross_entropy(bottleneck, prototypes, source, tabulate_matches(none, none, none), none,
+        loss, stats = matched_cross_entropy(bottleneck, prototypes, source, group_matches(none, none, none), none,
                                             torch.zeros(0), TEMP)
         gradients = torch.autograd.grad(loss, (bottleneck, prototypes))
         assert loss == 0
@@ -175,7 +175,7 @@ def test_teacher_tokens_that_nobody_matches_count_in_its_entropy_only():
     probs = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     none = torch.zeros(0, dtype=torch.int64)
     loss, stats = matched_cross_entropy(torch.zeros(0, 2), torch.eye(2), probs,
-                                        tabulate_matches(none, none, teacher_image), none, torch.zeros(0), TEMP)
+                                        group_matches(none, none, teacher_image), none, torch.zeros(0), TEMP)
     assert loss == 0
     assert float(stats.teacher_entropy) == pytest.approx(0.6931472 / 2, rel=1e-6)
     assert stats.matched_entropy == 0
@@ -277,7 +277,7 @@ def test_nothing_waits_for_a_value(kind):
 
 def test_the_table_by_hand():
     """Four student tokens of images 1, 0, 1, 0; token 2 has two matches."""
-    table = tabulate_matches(torch.tensor([2, 0, 1, 2, 3]), torch.tensor([1, 0, 1, 0]), torch.tensor([0, 0, 1]))
+    table = group_matches(torch.tensor([2, 0, 1, 2, 3]), torch.tensor([1, 0, 1, 0]), torch.tensor([0, 0, 1]))
     assert table.order.tolist() == [1, 3, 0, 2]
     assert table.matches.tolist() == [[2, 2], [4, 4], [1, 1], [0, 3]]
     assert table.filled.tolist() == [[True, False]] * 3 + [[True, True]]
@@ -287,9 +287,9 @@ def test_the_table_by_hand():
 
 def test_what_cannot_be_tabulated_is_refused():
     with pytest.raises(ValueError, match="1 of 2 student rows have no match"):
-        tabulate_matches(torch.tensor([0]), torch.tensor([0, 0]), torch.tensor([0]))
+        group_matches(torch.tensor([0]), torch.tensor([0, 0]), torch.tensor([0]))
     with pytest.raises(ValueError, match="image by image"):
-        tabulate_matches(torch.tensor([0]), torch.tensor([0]), torch.tensor([1, 0]))
+        group_matches(torch.tensor([0]), torch.tensor([0]), torch.tensor([1, 0]))
 
 
 def test_a_table_of_other_tokens_is_refused():

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from patchssl.errors import PatchSSLError, UsageError
-from patchssl.pretrain.logbook import Logbook, read_rows, write_whole
+from patchssl.pretrain.logbook import MetricLog, read_rows, write_whole
 
 
 def row(step):
@@ -37,7 +37,7 @@ def assert_board_shows(folder, rows):
 
 
 def write(folder, steps, *, done=0, tensorboard=True, close=True):
-    book = Logbook(folder, done, tensorboard=tensorboard)
+    book = MetricLog(folder, done, tensorboard=tensorboard)
     for step in steps:
         book.append(row(step))
     if close:
@@ -99,7 +99,7 @@ def test_an_event_file_cut_short_costs_nothing_that_is_written_again(tmp_path):
 
 def test_the_last_row_can_be_completed(tmp_path):
     write(tmp_path, [1, 2])
-    book = Logbook(tmp_path, 2, tensorboard=True)
+    book = MetricLog(tmp_path, 2, tensorboard=True)
     assert book.complete_last("knn_top1", 0.5) == row(2) | {"knn_top1": 0.5}
     book.append(row(3))
     book.close()
@@ -110,14 +110,14 @@ def test_the_last_row_can_be_completed(tmp_path):
 def test_without_the_library_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UsageError, match=r"run\.tensorboard = true .* pip install 'patchssl\[tensorboard\]'"):
-        Logbook(tmp_path, 0, tensorboard=True)
-    assert Logbook(tmp_path, 0, tensorboard=False).board is None
+        MetricLog(tmp_path, 0, tensorboard=True)
+    assert MetricLog(tmp_path, 0, tensorboard=False).board is None
 
 
 def test_a_full_disk_is_a_sentence(tmp_path):
     """/dev/full answers as a full disk does."""
     write(tmp_path, [1], tensorboard=False)
-    book = Logbook(tmp_path, 1, tensorboard=False)
+    book = MetricLog(tmp_path, 1, tensorboard=False)
     (tmp_path / "log.jsonl").unlink()
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     with pytest.raises(PatchSSLError, match=r"log\.jsonl could not be written \(No space left on device\).*free some"):

@@ -141,7 +141,7 @@ def test_two_views_by_hand():
     teacher, student = plan.teacher_tokens[plan.teacher].tolist(), plan.student_tokens[plan.student].tolist()
     there, back = [(i, 16 + mirrored[i]) for i in range(16)], [(16 + mirrored[i], i) for i in range(16)]
     assert sorted(zip(teacher, student, strict=True)) == sorted(there + back)
-    assert (plan.weight / plan.pairs).tolist() == pytest.approx([1 / 32] * 32)
+    assert (plan.weight / plan.num_pairs).tolist() == pytest.approx([1 / 32] * 32)
     assert plan.class_weight.tolist() == [[[0, 0.5], [0.5, 0]]]
     assert plan.matched_share.tolist() == [1, 0]
 
@@ -201,7 +201,7 @@ def test_many_matches_are_summed_in_pieces_without_a_seam():
     logits = torch.randn(len(plan.student_tokens), K, generator=rng)
     probs = torch.randn(len(plan.teacher_tokens), K, generator=rng).softmax(-1)
     each = -(probs[plan.teacher] * torch.log_softmax(logits[plan.student] / TEMP, -1)).sum(-1)
-    torch.testing.assert_close(patch_loss(logits, probs, plan, TEMP), (plan.weight * each).sum() / plan.pairs)
+    torch.testing.assert_close(patch_loss(logits, probs, plan, TEMP), (plan.weight * each).sum() / plan.num_pairs)
 
 
 def test_dino_has_no_patch_term():

@@ -43,7 +43,7 @@ def test_the_patch_term_is_a_mean_of_means():
     expected = pytest.approx(slow_patch_term(student, teacher, masks, 0.1), rel=1e-5)
     assert patch_loss(rows, targets, plan, 0.1).item() == expected
     value, _ = matched_cross_entropy(rows, torch.eye(PROTOTYPES), targets, plan.table, plan.teacher, plan.weight, 0.1)
-    assert (value / plan.pairs).item() == expected
+    assert (value / plan.num_pairs).item() == expected
 
 
 def test_class_tokens_are_compared_between_all_different_views():

@@ -9,7 +9,7 @@ from small_runs import make_batch, make_recipe
 
 from patchssl.pretrain.engine import plan_batch
 from patchssl.pretrain.match_plan import plan_matches
-from patchssl.pretrain.methods import nearest_teacher, shared_pairs
+from patchssl.pretrain.methods import nearest_teacher, sync_num_pairs
 
 GLOBAL, LOCAL = 9, 4  # patches of a view of `make_recipe`
 VIEWS = 4
@@ -20,7 +20,7 @@ def matches_of(plan, num_images=6):
     found = {}
     for student, teacher, weight in zip(plan.student_tokens[plan.student].tolist(),
                                         plan.teacher_tokens[plan.teacher].tolist(),
-                                        (plan.weight / plan.pairs).tolist(), strict=True):
+                                        (plan.weight / plan.num_pairs).tolist(), strict=True):
         local = student >= num_images * 2 * GLOBAL
         number = student - num_images * 2 * GLOBAL if local else student
         image, s, patch = number // (2 * (LOCAL if local else GLOBAL)), *divmod(number, LOCAL if local else GLOBAL)
@@ -79,7 +79,7 @@ def test_sampling_is_unbiased():
 
     def total(plan):
         token = plan.student_tokens[plan.student]
-        return float((plan.weight / plan.pairs * value.flatten()[token % (2 * GLOBAL)]).sum())
+        return float((plan.weight / plan.num_pairs * value.flatten()[token % (2 * GLOBAL)]).sum())
 
     exact = total(plan_matches(boxes, mirrored, every))
     assert total(plan_matches(boxes, mirrored, recipe, draws)) == pytest.approx(exact, abs=0.02)
@@ -127,5 +127,5 @@ def test_similarity_takes_the_nearest_teacher_token_of_the_view(limit):
 def test_pairs_are_shared_over_parts():
     """Two parts with 3 and 5 pairs: each divides by 4, so that their mean is the sum over 8."""
     plan = plans(0)
-    parts = shared_pairs([plan._replace(pairs=torch.tensor(value)) for value in (3.0, 5.0)])
-    assert [float(part.pairs) for part in parts] == [4, 4]
+    parts = sync_num_pairs([plan._replace(num_pairs=torch.tensor(value)) for value in (3.0, 5.0)])
+    assert [float(part.num_pairs) for part in parts] == [4, 4]

@@ -222,7 +222,7 @@ def slow_terms(student, globals_, locals_, draws, targets, plan, recipe):
     for chosen in (slice(g), slice(g, None)):
         flat += [row[v][1:] for row in per_view for v in range(len(row))[chosen]]
     patches = torch.cat(flat)[plan.student_tokens]
-    weight = plan.weight / plan.pairs
+    weight = plan.weight / plan.num_pairs
     patch_term = -(weight * (patch_probs(targets)[plan.teacher] * patches[plan.student]).sum(-1)).sum()
     return class_term, patch_term, torch.stack([torch.stack([v[0] for v in row]) for row in per_view])
 
@@ -314,4 +314,4 @@ def test_a_masked_patch_is_compared_with_its_match_in_the_other_view():
     total = torch.zeros(())
     for row, target, weight in zip(plan.student, plan.teacher, plan.weight, strict=True):
         total -= weight * (said[plan.teacher_tokens[target]] * answers[plan.student_tokens[row]]).sum()
-    close(losses.patch_term, total / plan.pairs)
+    close(losses.patch_term, total / plan.num_pairs)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from patchssl.pretrain.stopping import SIGNALS, Stopped, StopSignals, children_unheard, signals_kept_from_children
+from patchssl.pretrain.stopping import SIGNALS, Stopped, StopSignals, ignore_sigchld, signals_kept_from_children
 
 
 def send(number):
@@ -130,7 +130,7 @@ def raising_for_children():
 
 def test_a_child_that_ends_does_not_break_in_where_none_is_heard():
     with raising_for_children() as handler:
-        with children_unheard():
+        with ignore_sigchld():
             subprocess.run([sys.executable, "-c", ""], check=True)
         assert signal.getsignal(signal.SIGCHLD) is handler
         with pytest.raises(RuntimeError, match="a worker was killed"):
@@ -141,7 +141,7 @@ def test_children_are_unheard_by_a_thread_that_may_not_set_handlers():
     heard = []
 
     def listen():
-        with children_unheard():
+        with ignore_sigchld():
             heard.append(signal.getsignal(signal.SIGCHLD))
 
     with raising_for_children() as handler:

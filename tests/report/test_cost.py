@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from patchssl.eval.results import read_results
-from patchssl.report.cost import Cost, Step, cost_frames, read_costs, write_costs
+from patchssl.report.cost import CostRecord, Step, cost_frames, read_costs, write_costs
 from patchssl.report.render import to_markdown
 
 
@@ -19,9 +19,9 @@ def step(method, way, seconds, peak):
 def cost(**changes):
     steps = [step("dino", "", [2.0, 1.0, 4.0], 400.0), step("pwself", "16 matches a pair", [3.0, 2.5, 3.5], 500.0),
              step("pwself", "all tokens", [6.0, 6.0, 6.0], 1000.0)]
-    return Cost(**{"arch": "vit_tiny_patch16_224", "num_prototypes": 65_536, "images": 2, "views": "2 x 224 px",
-                   "device": "Some CPU", "threads": 1, "clock": "processor", "memory": "resident", "steps": steps,
-                   "versions": {"torch": "2.14"}} | changes)
+    return CostRecord(**{"arch": "vit_tiny_patch16_224", "num_prototypes": 65_536, "images": 2, "views": "2 x 224 px",
+                         "device": "Some CPU", "threads": 1, "clock": "processor", "memory": "resident", "steps": steps,
+                         "versions": {"torch": "2.14"}} | changes)
 
 
 def test_times_are_medians_with_their_range_and_ratios_are_of_the_same_run():

@@ -15,7 +15,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch
 
-from patchssl.errors import UsageError, one_of
+from patchssl.errors import UsageError, unknown_choice
 from patchssl.report.plots.canvas import BLUE, GREEN, RED, STYLE, Pixels, bare, new_figure, padding_note, save
 from patchssl.report.plots.matches import Overlap, draw_crops, place_colors
 
@@ -47,7 +47,7 @@ def plot_token_matches(pairs: Sequence[MatchedPair], path: Path | str, *, names:
     known = all(pair.verdicts is not None for pair in pairs)
     coloring = color or ("right" if known else "similarity")
     if coloring not in COLORINGS:
-        raise UsageError(one_of("--color", coloring, COLORINGS))
+        raise UsageError(unknown_choice("--color", coloring, COLORINGS))
     if coloring == "right" and not known:
         raise UsageError("which matches are right is known for two views of one image only; choose --color similarity "
                          "or place")

@@ -22,7 +22,7 @@ LONG_SIDE = 320  # of a panel, in pixels
 TOP, GAP, BOTTOM = 46, 10, 56  # pixels
 
 
-class Sheet(NamedTuple):
+class FrameSheet(NamedTuple):
     """What stands still in a video, (H, W, 3) uint8 of even size, and where the three panels go."""
 
     canvas: Pixels
@@ -30,7 +30,7 @@ class Sheet(NamedTuple):
     size: tuple[int, int]  # rows and columns of a panel
 
 
-def make_sheet(image_shape: tuple[int, ...], title: str, mass: float) -> Sheet:
+def make_sheet(image_shape: tuple[int, ...], title: str, mass: float) -> FrameSheet:
     """Titles and the color scale around panels for frames of (height, width, ...)."""
     scale = LONG_SIDE / max(image_shape[:2])
     height, width = (max(1, round(side * scale)) for side in image_shape[:2])
@@ -53,10 +53,10 @@ def make_sheet(image_shape: tuple[int, ...], title: str, mass: float) -> Sheet:
         bar.ax.set_xlabel("× uniform attention", fontsize=7.5, labelpad=1)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    return Sheet(pixels, tuple((TOP, left) for left in lefts), (height, width))
+    return FrameSheet(pixels, tuple((TOP, left) for left in lefts), (height, width))
 
 
-def draw_frame(sheet: Sheet, image: Pixels, attention: np.ndarray, patch_size: int, mass: float) -> Pixels:
+def draw_frame(sheet: FrameSheet, image: Pixels, attention: np.ndarray, patch_size: int, mass: float) -> Pixels:
     """The frame for an image (H, W, 3) uint8 and its class attention (heads, rows, columns), padded at its end."""
     height, width = sheet.size
     mean = attention.mean(0)
