@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.data import open_images
+from patchssl.data.open import open_images
 from patchssl.eval.features import extract_features
 from patchssl.eval.protocols import knn_protocol
-from patchssl.loading import load_backbone
+from patchssl.models.load import load_backbone
 
 NEIGHBORS = 20
 

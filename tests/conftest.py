@@ -91,7 +91,7 @@ def photo(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(colors, tmp_path_factory):
     """The folder of a finished run of a tiny network on `colors`; do not write into it."""
-    from patchssl.pretrain.run import pretrain
+    from patchssl.pretrain.run.start import pretrain
 
     return pretrain("quickstart", colors, tmp_path_factory.mktemp("runs") / "tiny", overrides=TINY, device="cpu")
 

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from patchssl.bench_report import made_up_records, with_gallery
+from patchssl.bench.report import made_up_records, with_gallery
 
 
 def make_results(root, num_records=40, num_images=9):

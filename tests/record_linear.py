@@ -23,12 +23,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from patchssl.data import open_pair
-from patchssl.eval.linear import linear_protocol
-from patchssl.eval.linear_crops import ProbeTraining, RandomCrops
-from patchssl.eval.linear_dino import make_probe
+from patchssl.data.open import open_pair
+from patchssl.eval.linear.dino import ProbeTraining, RandomCrops, make_probe
+from patchssl.eval.linear.task import linear_protocol
 from patchssl.eval.protocols import Protocol
-from patchssl.loading import load_backbone
+from patchssl.models.load import load_backbone
 
 OUTPUTS = Path(__file__).parent / "data" / "linear_parity.npz"
 CASES = {"class tokens of four blocks": (["class:4"], 4, False),

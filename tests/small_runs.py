@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from patchssl.imageset import ArrayImages
+from patchssl.data.images import ArrayImages
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.engine import build_student
-from patchssl.pretrain.views import ViewDataset, collate_views
+from patchssl.pretrain.dataset import ViewDataset, collate_views
+from patchssl.pretrain.network import build_student
 
 BATCH, STEPS = 6, 5  # images an update, updates an epoch
 

@@ -14,44 +14,28 @@ import patchssl
 ROOT = Path(patchssl.__file__).parent
 TESTS = Path(__file__).parent
 
-# a module imports from its own layer and from those before it; a package stands for all its modules
-LAYERS = [
-    ["errors", "distributed", "hub", "wholefile", "progress"],
-    ["geometry", "data", "textures", "imageset", "imagefile", "imageends", "arrayfile", "plainpickle",
-     "listfile", "archive", "packed", "shards", "hubset", "timmset", "splits", "cachefolder", "unpack",
-     "holdout", "videofile", "unreadable"],
-    ["matching", "networks", "backbone", "weights", "layouts", "checkpoint", "loading", "timm_loading",
-     "soundness"],
-    ["pretrain", "eval"],
-    ["report", "catalog", "inspection", "inspection_report", "reproduce"],
-    ["export"],
-    ["workflows", "tabling", "quickstart", "study", "drawing", "seen", "token_pairs", "attention_video", "console",
-     "make_sets", "bench", "doctor", "suite", "scoring", "reporting", "bench_eval", "bench_step", "bench_training",
-     "bench_report", "bench_timing", "suite_cells", "slurm",
-     "photo_edits", "photo_intake", "strong_edits", "landmark_views",
-     "download", "fetch_sets", "check_sets", "check_imagenet", "imagenet100"],
-    ["commands", "cli", "__main__"],
-]
-LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+# the packages, floor by floor: each may import those of the floors before it
+FLOORS = [["runtime"], ["views"], ["data", "models"], ["sets", "pretrain"], ["eval"], ["report"],
+          ["export", "workflows", "bench"], ["study"], ["cli"], ["__main__"]]
+FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
 # what is named in few files only, nested imports included
 HOMES = {
-    "torch.distributed": {"distributed.py"},
-    "faiss": {"eval/faiss_index.py"},
+    "torch.distributed": {"runtime/distributed.py"},
+    "faiss": {"eval/faiss.py"},
     "matplotlib": {f"report/plots/{name}.py" for name in (
-        "canvas", "attention", "components", "curves", "differences", "matches", "robustness", "token_matches",
-        "video_frames", "views")},
-    "jinja2": {"report/page.py"},
-    "timm": {"networks.py", "data.py", "export/timm_folder.py"},
-    "onnx": {"export/onnx_file.py"},
-    "onnxruntime": {"export/onnx_file.py"},
-    "huggingface_hub": {"hub.py"},
-    "datasets": {"hubset.py"},
-    "pyarrow": {"hubset.py"},
-    "submitit": {"slurm.py"},
-    "tensorboard": {"pretrain/board.py"},
-    "av": {"videofile.py"},
-    "filelock": {"study/place.py"},
+        "canvas", "attention", "pca", "curves", "differences", "matches", "robustness", "tokens", "frames", "views")},
+    "jinja2": {"report/page/render.py"},
+    "timm": {"models/networks.py", "data/open.py", "export/timm.py"},
+    "onnx": {"export/onnx.py"},
+    "onnxruntime": {"export/onnx.py"},
+    "huggingface_hub": {"models/hub.py"},
+    "datasets": {"data/huggingface.py"},
+    "pyarrow": {"data/huggingface.py"},
+    "submitit": {"workflows/slurm.py"},
+    "tensorboard": {"pretrain/run/log.py"},
+    "av": {"report/figures/videofile.py"},
+    "filelock": {"study/folder.py"},
 }
 
 
@@ -76,35 +60,44 @@ def imported(tree):
 MODULES = sources(ROOT)
 
 
-def part_of(file):
-    """errors.py -> errors, eval/knn.py -> eval, __init__.py -> None."""
-    first = file.split("/")[0].removesuffix(".py")
-    return None if first == "__init__" else first
+def package_of(file):
+    """eval/knn.py -> eval, __main__.py -> __main__."""
+    return file.split("/")[0].removesuffix(".py")
 
 
-def own_parts(tree):
-    """The parts of this package that a module imports."""
-    names = (name.split(".") for name in imported(tree))
-    return {parts[1] for parts in names if parts[0] == "patchssl" and len(parts) > 1 and parts[1] in LAYER_OF}
+def test_packages_import_earlier_floors_only():
+    assert {package_of(file) for file in MODULES} == {"__init__", *FLOOR_OF}
+    for file, tree in MODULES.items():
+        package = package_of(file)
+        for other in {name.split(".")[1] for name in imported(tree) if name.startswith("patchssl.")} - {package}:
+            assert package != "__init__" or other == "runtime", f"{file} imports {other}: it is to stay light"
+            assert package == "__init__" or other == "__version__" or FLOOR_OF[other] < FLOOR_OF[package], (
+                f"{file} imports {other}, which does not stand on a floor below {package}")
 
 
-def test_every_module_has_a_layer():
-    assert {part for part in map(part_of, MODULES) if part} - set(LAYER_OF) == set()
-    assert {"errors", "matching", "pretrain", "eval", "cli"} <= {part_of(file) for file in MODULES}
+def test_the_house_stays_small():
+    entries = sorted(path.name for path in ROOT.iterdir() if path.name != "__pycache__")
+    assert len(entries) <= 16, entries
+    assert len(FLOORS) <= 10
+    long = {file: len((ROOT / file).read_text().splitlines()) for file in MODULES}
+    assert {file: lines for file, lines in long.items() if lines > 330} == {}
+    assert [f"{file}: {node.name}" for file, tree in MODULES.items() for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 40] == []
 
 
-@pytest.mark.parametrize("file", MODULES)
-def test_imports_point_to_earlier_layers(file):
-    part = part_of(file)
-    allowed = LAYER_OF[part] if part else -1
-    assert {name for name in own_parts(MODULES[file]) if LAYER_OF[name] > allowed} == set()
-
-
-@pytest.mark.parametrize(("package", "other"), [("eval", "pretrain"), ("pretrain", "eval")])
-def test_pretrain_and_eval_never_import_each_other(package, other):
-    files = [file for file in MODULES if part_of(file) == package]
-    assert len(files) > 3
-    assert [file for file in files if other in own_parts(MODULES[file])] == []
+def test_every_class_name_has_one_meaning():
+    homes = {}
+    for file, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.strip("_"), []).append(file)
+        for node in tree.body:  # Name = Callable[...], Name = Literal[...]
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id.strip("_")
+                if name != name.upper() and name[0].isupper():
+                    homes.setdefault(name, []).append(file)
+    assert len(homes) > 200
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
 @pytest.mark.parametrize("library", HOMES)

@@ -61,7 +61,7 @@ def batches(script, way, images, count):
     """Views of noise as the official loaders give them."""
     import torch
 
-    from patchssl.bench_training import noise_batch, step_recipe
+    from patchssl.bench.step import noise_batch, step_recipe
 
     views = [torch.randn(images, 3, size, size) for size in [224] * 2 + [96] * 8]
     if way == "official dino":
@@ -77,7 +77,7 @@ def official_updates(clone, way, arch, prototypes, images, updates):
     import torch
     import torch.distributed as dist
 
-    from patchssl.bench_step import peak_so_far
+    from patchssl.bench.patchterm import peak_so_far
 
     torch.set_num_threads(1)
     torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *args, **kwargs: self
@@ -104,7 +104,7 @@ def official_updates(clone, way, arch, prototypes, images, updates):
 
 def our_updates(way, arch, prototypes, images, updates):
     """As `patchssl bench step` measures them."""
-    from patchssl.bench_training import ARCHS, measure_step
+    from patchssl.bench.step import ARCHS, measure_step
 
     return measure_step(way, ARCHS[arch], prototypes, images, updates, "cpu")
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchssl.errors import UsageError, unknown_choice
-from patchssl.eval.faiss_index import (
+from patchssl.eval.faiss import (
     MAX_K_GPU,
     Added,
     IndexPlan,
@@ -24,6 +23,7 @@ from patchssl.eval.faiss_index import (
     open_on_cpu,
     open_on_gpus,
 )
+from patchssl.runtime.errors import UsageError, unknown_choice
 
 BACKENDS = ("auto", "faiss-gpu", "faiss-cpu", "torch")
 _QUERIES_PER_BLOCK, _DATABASE_PER_BLOCK = 128, 65536  # 32 MiB of similarities at a time

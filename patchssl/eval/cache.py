@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.cachefolder import default_folder, default_limit
-from patchssl.wholefile import replacing
+from patchssl.runtime.files import default_folder, default_limit, replacing
 
 _KEY_DIGITS = 40
 

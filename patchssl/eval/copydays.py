@@ -19,23 +19,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.backbone import Backbone
-from patchssl.data import ImageSet
-from patchssl.errors import DataError, UnreadableImage, UsageError
+from patchssl.data.images import ArrayImages, FileImages, ImageSet, Names
+from patchssl.data.unreadable import find_unreadable, raise_unreadable, require_readable
 from patchssl.eval.cache import FeatureCache
-from patchssl.eval.copies import CopyScores, score_neighbors
-from patchssl.eval.copydays_set import CopydaysSet, open_copydays
-from patchssl.eval.features import RawPixels, describe_device, extract_outputs
+from patchssl.eval.features import extract_outputs
 from patchssl.eval.galleries import DISTRACTOR, ERROR, NUM_SHOWN, POSITIVE, Picture, Shown, ends_of, gallery
-from patchssl.eval.protocols import Protocol, choose_protocol, native_resize
-from patchssl.eval.ranking import ranks_of
-from patchssl.eval.record import make_record
-from patchssl.eval.results import Result, plain_text
+from patchssl.eval.metrics import CopyScores, score_neighbors
+from patchssl.eval.protocols import Protocol, choose_protocol
+from patchssl.eval.records import Result, make_record, plain_text
+from patchssl.eval.revisited.ranking import ranks_of
 from patchssl.eval.search import search_topk
+from patchssl.eval.transforms import native_resize
 from patchssl.eval.whitening import Whitening
-from patchssl.imageset import ArrayImages, FileImages, Names
-from patchssl.progress import Progress, shifted
-from patchssl.unreadable import find_unreadable, raise_unreadable, require_readable
+from patchssl.models.backbone import Backbone
+from patchssl.models.pixels import RawPixels
+from patchssl.runtime.device import describe_device
+from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
+from patchssl.runtime.progress import Progress, shifted
+from patchssl.sets.copydays import CopydaysSet, open_copydays
 
 TASK = "copydays"
 PICTURED = "strong"  # the block whose queries a record shows

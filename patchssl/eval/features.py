@@ -14,43 +14,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import patchssl
-from patchssl.backbone import Backbone, Origin
-from patchssl.data import ImageSet
-from patchssl.distributed import all_gather_objects, rank, world_size
-from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError, unknown_choice
+from patchssl.data.images import ImageSet
+from patchssl.data.unreadable import raise_unreadable
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.pooling import gem, mean_patch
-from patchssl.eval.protocols import Protocol, knn_protocol, normalize_images
-from patchssl.progress import Progress, shifted
-from patchssl.unreadable import raise_unreadable
+from patchssl.eval.protocols import Protocol, knn_protocol
+from patchssl.eval.transforms import normalize_images
+from patchssl.models.backbone import Backbone
+from patchssl.models.pixels import RawPixels
+from patchssl.runtime.distributed import all_gather_objects, rank, world_size
+from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError, unknown_choice
+from patchssl.runtime.progress import Progress, shifted
 
 Transform = Callable[[np.ndarray], Tensor]  # (H, W, 3) uint8 -> (3, h, w)
 BLOCK = 1024  # images that are cached, and dealt to processes, together: what a kill can cost
 OUTPUTS = ("features", "class:N", "mean_patch", "gem:P")
-
-
-class RawPixels(Backbone):
-    """The images themselves as features, (B, 3 * size * size) in [0, 1]: what a network has to beat."""
-
-    def __init__(self, size: int) -> None:
-        origin = Origin(name=f"pixels-{size}", method="pixels")
-        no_mean, no_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        super().__init__(
-            nn.Identity(),
-            mean=no_mean,
-            std=no_std,
-            patch_size=1,
-            image_size=size,
-            arch="raw pixels",
-            origin=origin,
-        )
-
-    def features(self, images: Tensor) -> Tensor:
-        return images.flatten(1)
 
 
 def extract_features(
@@ -140,14 +122,6 @@ def iter_outputs(
 def pixel_features(images: ImageSet, size: int) -> Tensor:
     """Raw pixels (len(images), 3 * size * size) in [0, 1], cut as the `native` protocol does."""
     return extract_features(RawPixels(size), images, knn_protocol("native", size))
-
-
-def describe_device(device: torch.device) -> str:
-    """Where and how a network ran, for the record: what may move the last digit of a number."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, bfloat16 autocast"
-    threads = torch.get_num_threads()
-    return f"{device.type}, {threads} thread{'s' * (threads != 1)}"
 
 
 class _Work(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchssl.eval.ranking import ranks_of
-from patchssl.eval.results import plain_text
-from patchssl.imageset import FileImages
+from patchssl.data.images import FileImages
+from patchssl.eval.records import plain_text
+from patchssl.eval.revisited.ranking import ranks_of
 
 POSITIVE, JUNK, ERROR, DISTRACTOR = "positive", "junk", "error", "distractor"
 ROLES = (POSITIVE, JUNK, ERROR, DISTRACTOR)

@@ -17,24 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.backbone import Backbone
-from patchssl.data import ImageSet
-from patchssl.errors import DataError, UsageError
+from patchssl.data.images import ArrayImages, ImageSet
+from patchssl.data.unreadable import listing_unreadable, require_readable
 from patchssl.eval.cache import FeatureCache
-from patchssl.eval.faiss_index import IndexPlan
-from patchssl.eval.features import RawPixels, describe_device, extract_features
-from patchssl.eval.fewshot import FewShot
+from patchssl.eval.faiss import IndexPlan
+from patchssl.eval.features import extract_features
 from patchssl.eval.protocols import Protocol, knn_protocol
-from patchssl.eval.record import make_record
-from patchssl.eval.results import Result, pack_bits, plain_text
-from patchssl.eval.search import Neighbors, as_features, find_neighbors, require_index
-from patchssl.imageset import ArrayImages
-from patchssl.progress import Progress, shifted
-from patchssl.unreadable import listing_unreadable, require_readable
+from patchssl.eval.records import Result, make_record, pack_bits, plain_text
+from patchssl.eval.search import Features, Neighbors, as_features, find_neighbors, require_index
+from patchssl.models.backbone import Backbone
+from patchssl.models.pixels import RawPixels
+from patchssl.runtime.device import describe_device
+from patchssl.runtime.errors import DataError, UsageError
+from patchssl.runtime.progress import Progress, shifted
 
 _VOTES_AT_A_TIME = 2**22  # 32 MiB of float64
 
-Features = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence[int]
 
 
@@ -248,7 +246,7 @@ def _labels_of_both(train: ImageSet, val: ImageSet) -> tuple[np.ndarray, np.ndar
     if train.classes != val.classes:
         raise DataError(
             f"the {len(train.classes)} classes of {train.source} are not the {len(val.classes)} of "
-            f"{val.source}, so their labels mean different things; open both with patchssl.data.open_pair"
+            f"{val.source}, so their labels mean different things; open both with patchssl.data.open.open_pair"
         )
     return labels
 
@@ -322,3 +320,47 @@ def _detail(train: ImageSet, val: ImageSet, protocol: Protocol, scores: KnnScore
             "in_words": f"found {recall}",
         }
     return detail
+
+_NAMED = 5  # classes in a message
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """`shots` training images per class, for several numbers of them, drawn `draws` times each; UsageError names
+    what is out of range.
+    """
+
+    shots: tuple[int, ...] = ()
+    draws: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shots", tuple(sorted(set(self.shots))))
+        if min(self.shots, default=1) < 1 or self.draws < 1 or self.seed < 0:
+            raise UsageError(f"{self.draws} draws of {list(self.shots)} images per class with seed {self.seed}: images "
+                             "and draws are 1 or more, the seed 0 or more")
+
+    def settings(self) -> dict[str, Any]:
+        """What a protocol's record holds of it; nothing where nothing is drawn."""
+        return {"shots": list(self.shots), "draws": self.draws, "draw_seed": self.seed} if self.shots else {}
+
+    def require_images(self, train: ImageSet) -> None:
+        """DataError, naming the classes, where `train` has fewer images of a class than a draw takes."""
+        most = max(self.shots, default=0)
+        counts = np.bincount(train.require_labels(), minlength=len(train.classes))
+        few = [f"'{train.classes[label]}' {counts[label]}" for label in np.flatnonzero(counts < most)]
+        if few:
+            more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+            raise DataError(f"{most} training images per class are to be drawn, and {len(few)} of the "
+                            f"{len(train.classes)} classes of {train.source} have fewer: "
+                            f"{', '.join(few[:_NAMED])}{more}; ask for fewer shots, or add images")
+
+    def images(self, labels: Sequence[int] | np.ndarray, count: int, draw: int) -> np.ndarray:
+        """Ids, ascending, of `count` images of every class of `labels` (N,) in the draw number `draw`.
+
+        A draw of more images holds that of fewer.
+        """
+        labels = np.asarray(labels)
+        order = np.lexsort((np.random.default_rng((self.seed, draw)).random(len(labels)), labels))
+        place = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])  # within the class
+        return np.sort(order[place < count])

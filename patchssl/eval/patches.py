@@ -21,48 +21,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
-from patchssl.backbone import Backbone, Origin
-from patchssl.data import ImageSet
-from patchssl.distributed import all_gather_objects, rank, world_size
-from patchssl.errors import DataError, PatchSSLError, UnreadableImage, UsageError
-from patchssl.eval.features import RawPixels, describe_device
-from patchssl.eval.protocols import Protocol, choose_protocol, normalize_images
-from patchssl.eval.record import make_record
-from patchssl.eval.results import Result
-from patchssl.geometry import Crops, View, patches_per_side
-from patchssl.matching import match_crops
-from patchssl.progress import Progress
-from patchssl.unreadable import raise_unreadable, require_readable
+from patchssl.data.images import ImageSet
+from patchssl.data.unreadable import raise_unreadable, require_readable
+from patchssl.eval.protocols import Protocol, choose_protocol
+from patchssl.eval.records import Result, make_record
+from patchssl.eval.transforms import normalize_images
+from patchssl.models.backbone import Backbone
+from patchssl.models.pixels import PixelPatches, RawPixels, pixel_tokens
+from patchssl.runtime.device import describe_device
+from patchssl.runtime.distributed import all_gather_objects, rank, world_size
+from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
+from patchssl.runtime.progress import Progress
+from patchssl.views.geometry import Crops, View, patches_per_side
+from patchssl.views.matching import match_crops
 
 TASK = "patches"
 SOURCES = ("", "pixels/", "position/", "chance/")  # of an answer: prefixes of the metrics `exact` and `within1`
 _COLUMNS = tuple(f"{source}{name}" for source in SOURCES for name in ("exact", "within1"))
 _SIMILARITIES = 2**26  # in memory at a time: 256 MiB
 _DIGITS = 6
-
-
-class PixelPatches(RawPixels):
-    """Raw pixels whose patch tokens are the patches' own pixels (B, N, 3 * patch_size^2), in [0, 1].
-
-    Default patch: the largest power of two that leaves a grid of 8 x 8 or more. UsageError unless the size is a whole
-    number of patches.
-    """
-
-    def __init__(self, size: int, patch_size: int | None = None) -> None:
-        super().__init__(size)
-        fitting = (2**k for k in range(10, 0, -1) if size % 2**k == 0 and size // 2**k >= 8)
-        self.patch_size = patch_size or next(fitting, 1)
-        if size < self.patch_size or size % self.patch_size:
-            raise UsageError(f"{size} pixels are no whole number of patches of {self.patch_size}")
-        self.origin = Origin(name=f"pixels-{size}-{self.patch_size}", method="pixels")
-
-    def patch_tokens(self, images: Tensor) -> Tensor:
-        return pixel_tokens(images, self.patch_size)
-
-
-def pixel_tokens(images: Tensor, patch_size: int) -> Tensor:
-    """(B, 3, H, W) to the pixels (B, N, 3 * patch_size^2) of their patches, row-major."""
-    return F.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
 
 
 def patches_protocol(backbone: Backbone, name: str | None = None, *, pairs: int = 1, seed: int = 0) -> Protocol:

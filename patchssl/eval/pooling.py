@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchssl.errors import UsageError
+from patchssl.runtime.errors import UsageError
 
 
 def gem(patches: Tensor, p: float = 4.0, minimum: float = 1e-6) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from patchssl.errors import DataError
-from patchssl.wholefile import write_text
+from patchssl.runtime.errors import DataError
+from patchssl.runtime.files import write_text
 
 _PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}\"]*?)\n\s*\]")  # no string in it; a line break is never inside of one
 _LARGEST_BYTES = 64 * 2**20

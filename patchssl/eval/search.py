@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.errors import DataError, UsageError
 from patchssl.eval.backends import Opener, attempts_for, faiss_for
-from patchssl.eval.faiss_index import IndexPlan, import_faiss, make_index, num_gpus, require_plan
-from patchssl.progress import Progress
+from patchssl.eval.faiss import IndexPlan, import_faiss, make_index, num_gpus, require_plan
+from patchssl.runtime.errors import DataError, UsageError
+from patchssl.runtime.progress import Progress
 
 RECALL_QUERIES = 1000
 _LOW_RECALL = 0.9

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.eval.search import as_features
-from patchssl.progress import Progress
+from patchssl.runtime.errors import DataError, UsageError, unknown_choice
+from patchssl.runtime.progress import Progress
 
 RULES = ("dino", "pca")
 _ROWS = 1024  # of features in double precision at a time

@@ -13,20 +13,20 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from patchssl.errors import CheckpointError, UsageError, unknown_choice
-from patchssl.eval.results import Result, read_results
-from patchssl.export.dino_file import DINO, DINO_FILE
-from patchssl.export.modelcard import CARD_FILE, model_card
-from patchssl.export.onnx_file import ONNX, ONNX_FILE, ONNX_WEIGHTS
+from patchssl.eval.records import Result, read_results
+from patchssl.export.card import CARD_FILE, model_card
+from patchssl.export.dino import DINO, DINO_FILE
+from patchssl.export.onnx import ONNX, ONNX_FILE, ONNX_WEIGHTS
 from patchssl.export.source import ExportSource, Format, Written, open_source
-from patchssl.export.timm_folder import TIMM, network_config
-from patchssl.hub import upload_folder
-from patchssl.progress import Progress
-from patchssl.timm_loading import FOLDER_CONFIG, FOLDER_WEIGHTS, read_config
+from patchssl.export.timm import TIMM, network_config
+from patchssl.models.hub import upload_folder
+from patchssl.models.pretrained import FOLDER_CONFIG, FOLDER_WEIGHTS, read_config
+from patchssl.runtime.console import Console
+from patchssl.runtime.errors import CheckpointError, UsageError, unknown_choice
+from patchssl.runtime.progress import Progress, Steps
 
 FORMATS: Mapping[str, Format] = {"timm": TIMM, "dino": DINO, "onnx": ONNX}
 _FILES = {CARD_FILE, FOLDER_CONFIG, FOLDER_WEIGHTS, DINO_FILE, ONNX_FILE, ONNX_WEIGHTS}
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,8 @@ def export_model(uri: str, to: str | Path, *, formats: Sequence[str] = (), licen
             raise UsageError(unknown_choice("format", name, FORMATS))
     source = open_source(uri)
     chosen, left_out = _possible(source, formats)
-    steps = _Steps(len(chosen) + 2, progress)
-    steps.next()
+    steps = Steps(progress, len(chosen) + 2)
+    steps.one()
     with _beside(folder) as partial:
         config = network_config(source)
         (partial / FOLDER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -86,13 +86,13 @@ def export_model(uri: str, to: str | Path, *, formats: Sequence[str] = (), licen
         for name in chosen:
             with _explained(name):
                 written[name] = FORMATS[name].write(source, partial)
-            steps.next()
+            steps.one()
         records, problems = _records(source, results)
         card = model_card(source, config["num_features"], written, license, records)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         _move(partial, folder)
-    steps.next()
+    steps.one()
     notes = [*(f"when loading: {note}" for note in source.backbone.notes),
              *(note for result in written.values() for note in result.notes), *problems]
     return ExportReport(model=uri, name=source.backbone.name, arch=source.backbone.arch,
@@ -119,18 +119,6 @@ def is_export(folder: Path) -> bool:
         return isinstance(read_config(folder / FOLDER_CONFIG).get("patchssl"), dict)
     except CheckpointError:
         return False
-
-
-class _Steps:
-    """Counts steps for a `progress(done, total)` callback."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-
-    def next(self) -> None:
-        self.done += 1
-        if self.progress:
-            self.progress(self.done, self.total)
 
 
 def _possible(source: ExportSource, asked: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -212,3 +200,14 @@ def _move(partial: Path, folder: Path) -> None:
             old.replace(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def export_and_push(model: str, to: Path, formats: tuple[str, ...], *, license_name: str | None, results: Path,
+                    overwrite: bool, push: str | None, private: bool, console: Console) -> ExportReport:
+    """Export `model` to the folder `to` and, where `push` names a repository of the hub, upload the folder."""
+    report = export_model(model, to, formats=formats, license=license_name, results=results, overwrite=overwrite,
+                          progress=console.counter("export"))
+    if push is not None:
+        console.say(f"uploading {to} to {push}")
+        console.say(f"uploaded to {push_model(to, push, private=private)}")
+    return report

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchssl.backbone import Backbone, ConvolutionalBackbone, TransformerBackbone, VitBackbone
-from patchssl.checkpoint import FORMAT, load_checkpoint
-from patchssl.errors import CheckpointError
-from patchssl.loading import load_backbone, parse_location
-from patchssl.timm_loading import FOLDER_WEIGHTS
-from patchssl.weights import BARE, WeightsFile, read_weights, weights_in
+from patchssl.models.backbone import Backbone, ConvolutionalBackbone, TransformerBackbone, VitBackbone
+from patchssl.models.checkpoint import FORMAT, load_checkpoint
+from patchssl.models.load import load_backbone, parse_location
+from patchssl.models.pretrained import FOLDER_WEIGHTS
+from patchssl.models.weights import BARE, WeightsFile, read_weights, weights_in
+from patchssl.runtime.errors import CheckpointError
 
 _SCHEMES = ("timm:", "hf-hub:", "random:", "py:")  # of a MODEL that is no path
 

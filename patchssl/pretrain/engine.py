@@ -11,8 +11,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchssl.backbone import IMAGENET_MEAN, IMAGENET_STD, VitBackbone
-from patchssl.distributed import (
+from patchssl.models.backbone import IMAGENET_MEAN, IMAGENET_STD, VitBackbone
+from patchssl.pretrain.centering import Centers
+from patchssl.pretrain.config import LossConfig, Recipe
+from patchssl.pretrain.dataset import ViewBatch
+from patchssl.pretrain.distill import Batch, Losses, Targets, student_losses, sync_num_pairs, teacher_targets
+from patchssl.pretrain.health import class_health, effective_rank, feature_spread, patch_health
+from patchssl.pretrain.network import Network, build_student, compile_blocks, network_from_file, network_to_file
+from patchssl.pretrain.optim import clip_per_parameter, make_optimizer, set_step_values
+from patchssl.pretrain.pairs import MatchPlan, plan_batch
+from patchssl.pretrain.schedules import StepValues, values_at
+from patchssl.pretrain.teacher import make_teacher, update_teacher
+from patchssl.runtime.distributed import (
     all_reduce_mean,
     data_parallel,
     gradients_shared,
@@ -23,29 +33,7 @@ from patchssl.distributed import (
     whole_optimizer_state,
     whole_state,
 )
-from patchssl.networks import NetworkSpec, build_vit
-from patchssl.pretrain.config import LossConfig, Recipe
-from patchssl.pretrain.drop_path import use_sampled_drop_path
-from patchssl.pretrain.head import ProjectionHead
-from patchssl.pretrain.health import class_health, effective_rank, feature_spread, patch_health
-from patchssl.pretrain.masked_loss import plan_masked
-from patchssl.pretrain.match_plan import MatchPlan, plan_matches
-from patchssl.pretrain.methods import (
-    Batch,
-    Centers,
-    Losses,
-    Network,
-    Targets,
-    student_losses,
-    sync_num_pairs,
-    teacher_targets,
-)
-from patchssl.pretrain.optim import clip_per_parameter, make_optimizer, set_step_values
-from patchssl.pretrain.photometric import apply_colors, normalize
-from patchssl.pretrain.schedules import StepValues, values_at
-from patchssl.pretrain.start import take_weights
-from patchssl.pretrain.teacher import make_teacher, update_teacher
-from patchssl.pretrain.views import ViewBatch
+from patchssl.views.color import apply_colors, normalize
 
 
 class MicroBatch(NamedTuple):
@@ -152,7 +140,7 @@ class Engine:
     def prepare(self, batch: ViewBatch) -> list[MicroBatch]:
         """Plan the batch, part by part, on the CPU, and send it to the device; waits for nothing.
 
-        A GPU is meanwhile busy with the update before: see `patchssl.pretrain.match_plan`.
+        A GPU is meanwhile busy with the update before: see `patchssl.pretrain.pairs`.
         """
         parts = []
         for views in batch.split(self.recipe.optim.accumulate):
@@ -177,7 +165,7 @@ class Engine:
                 self.scaler.scale(losses.total / len(parts)).backward()
             said.append(targets)
             found.append(detach(losses))
-        self.centers.update(self.teacher, said)
+        self.centers.update(self.teacher, [part.class_mean for part in said], [part.patch_mean for part in said])
         reshard(self.teacher_pass)
         grad_norm = self._move(values)
         update_teacher(self.teacher, self.student, values.teacher_momentum)
@@ -229,42 +217,6 @@ def precision_of(recipe: Recipe, device: torch.device) -> torch.dtype:
     return names[recipe.optim.precision]
 
 
-def compile_blocks(network: Network) -> None:
-    """torch.compile of each transformer block, which all compile alike."""
-    for block in network.blocks:
-        block.compile()
-
-
-def plan_batch(views: ViewBatch, recipe: Recipe) -> MatchPlan:
-    """What the tokens of a batch are compared with, from geometry, masks and draws, on the CPU."""
-    if recipe.method == "ibot":
-        return plan_masked(views.masks, recipe)
-    return plan_matches(views.boxes, views.mirrored, recipe, views.match_draws)
-
-
-def network_spec(recipe: Recipe) -> NetworkSpec:
-    """The backbone that `recipe` asks for; its training size is that of the global views."""
-    model = recipe.model
-    return NetworkSpec(arch=model.arch, image_size=recipe.views.global_size, patch_size=model.patch_size,
-                       embed_dim=model.embed_dim, depth=model.depth, num_heads=model.num_heads)
-
-
-def build_student(recipe: Recipe, seed: int, start: VitBackbone | None = None) -> tuple[Network, int]:
-    """A student before its first update and how many places of drop path it has.
-
-    `seed` fixes its weights; with `start` those of the head only.
-    """
-    spec = network_spec(recipe)
-    backbone = VitBackbone(build_vit(spec, seed=seed), arch=spec.label())
-    if start is not None:
-        take_weights(backbone, start)
-    num_drop_path = use_sampled_drop_path(backbone.module, recipe.model.drop_path)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        head = ProjectionHead(backbone.embed_dim, recipe.head)
-    return Network(backbone, head, masked=recipe.masked), num_drop_path
-
-
 def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
     """Colored, normalized global (B, G, 3, S, S) and local (B, L, 3, s, s) views of a batch, on `device`.
 
@@ -304,14 +256,3 @@ def mean_losses(parts: Sequence[Losses]) -> Losses:
     means: dict[str, Any] = {name: torch.stack([getattr(part, name) for part in parts]).mean()
                              for name in ("total", "class_term", "patch_term")}
     return parts[-1]._replace(**means)
-
-
-def network_to_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State of a `Network` under a checkpoint's names: timm's names after `backbone.`, and `head.*`."""
-    return {name.replace("backbone.module.", "backbone.", 1): value for name, value in state.items()}
-
-
-def network_from_file(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `network_to_file`."""
-    return {name.replace("backbone.", "backbone.module.", 1) if name.startswith("backbone.") else name: value
-            for name, value in state.items()}

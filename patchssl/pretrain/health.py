@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchssl.pretrain.cross_entropy import MatchStats
-from patchssl.pretrain.match_plan import MatchPlan
+from patchssl.pretrain.crossentropy import MatchStats
+from patchssl.pretrain.pairs import MatchPlan
 
 FEW_TOKENS = 16  # fewer cannot span many dimensions
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from patchssl.distributed import own_shards, whole_norms
 from patchssl.pretrain.schedules import StepValues
+from patchssl.runtime.distributed import own_shards, whole_norms
 
 
 def make_optimizer(student: nn.Module, device: torch.device) -> torch.optim.AdamW:

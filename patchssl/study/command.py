@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchssl.console import Console
-from patchssl.data import open_pair
-from patchssl.errors import DataError
+from patchssl.data.open import open_pair
+from patchssl.runtime.console import Console
+from patchssl.runtime.errors import DataError
 from patchssl.study.config import LEAST_ORIGINALS, load_study
-from patchssl.study.place import StudyFolder, StudyRun, cells_of, place_of
+from patchssl.study.folder import StudyFolder, StudyRun, cells_of, place_of
 from patchssl.study.plan import StudyPlan, plan_study
 from patchssl.study.run import StudyProgress, run_cells
 from patchssl.study.summary import StudySummary, summarize

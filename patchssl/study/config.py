@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
-from patchssl.errors import UsageError, unknown_choice
-from patchssl.holdout import PREFIX as HOLDOUT
-from patchssl.pretrain.config import ConfigPart, Recipe
-from patchssl.pretrain.recipefile import load_recipe, shipped_or_own
+from patchssl.data.splits import PREFIX as HOLDOUT
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.recipe import load_recipe, shipped_or_own
+from patchssl.runtime.errors import UsageError, unknown_choice
+from patchssl.views.config import ConfigPart
 
 UNTRAINED = "untrained"  # the variant that every study may have beside its own: the network before its first update
 LEAST_ORIGINALS = 20  # as many ranks are scored
@@ -120,7 +121,7 @@ def load_study(source: str | Path) -> Study:
 
     Raises UsageError for an unknown name or key (with the nearest right one) and for a value out of range.
     """
-    shipped = resources.files("patchssl") / "studies"
+    shipped = resources.files("patchssl.study") / "studies"
     return parse_study(shipped_or_own("study", source, shipped), where=str(source), folder=Path(source).parent)
 
 

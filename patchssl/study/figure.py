@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from patchssl.errors import DataError, UsageError, unknown_choice
 from patchssl.report.plots.differences import Gap, GapPanel, plot_differences
+from patchssl.runtime.errors import DataError, UsageError, unknown_choice
 from patchssl.study.config import UNTRAINED
 from patchssl.study.summary import STEM
 

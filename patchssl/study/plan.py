@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from patchssl.console import clock
-from patchssl.imageset import ArrayImages
+from patchssl.data.images import ArrayImages
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.plan import plan_run
+from patchssl.pretrain.run.estimate import plan_run
+from patchssl.runtime.console import clock
+from patchssl.runtime.device import default_device
 from patchssl.study.config import StandIn
-from patchssl.study.place import RunOutcome, StudyFolder, StudyRun, cells_of
-from patchssl.workflows import default_device
+from patchssl.study.folder import RunOutcome, StudyFolder, StudyRun, cells_of
 
 _DIFFERENT = 8  # images of noise that stand for all others
 

@@ -13,19 +13,20 @@ from functools import partial
 
 import torch
 
-from patchssl.backbone import Backbone, Origin, VitBackbone
-from patchssl.console import Console
-from patchssl.errors import DataError, Interrupted, NotFiniteError, PatchSSLError
-from patchssl.eval.results import Result
-from patchssl.loading import load_backbone
-from patchssl.networks import build_vit
-from patchssl.pretrain.engine import network_spec
-from patchssl.pretrain.logbook import LOG
-from patchssl.scoring import make_options
-from patchssl.study.place import RunOutcome, StudyFolder, StudyRun
-from patchssl.study.sets import made_copydays
-from patchssl.suite import ComputeOptions, plan_suite, run_suite
-from patchssl.workflows import default_device, pretrain_with_probe, resume_with_probe
+from patchssl.eval.records import Result
+from patchssl.eval.score import make_options
+from patchssl.eval.suite import ComputeOptions, plan_suite, run_suite
+from patchssl.models.backbone import Backbone, Origin, VitBackbone
+from patchssl.models.load import load_backbone
+from patchssl.models.networks import build_vit
+from patchssl.pretrain.network import network_spec
+from patchssl.pretrain.run.log import LOG
+from patchssl.runtime.console import Console
+from patchssl.runtime.device import default_device
+from patchssl.runtime.errors import DataError, Interrupted, NotFiniteError, PatchSSLError
+from patchssl.study.copies import made_copydays
+from patchssl.study.folder import RunOutcome, StudyFolder, StudyRun
+from patchssl.workflows.probe import pretrain_with_probe, resume_with_probe
 
 
 @dataclass

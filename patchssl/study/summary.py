@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from patchssl.console import clock
-from patchssl.report.published import PAPER_DATASETS, plain_name
-from patchssl.report.render import to_csv, to_markdown
-from patchssl.report.scores import Column
-from patchssl.report.tables import NOT_RUN, make_frames, write_tables
-from patchssl.report.variants import (
+from patchssl.report.tables.build import NOT_RUN, make_frames, write_tables
+from patchssl.report.tables.published import PAPER_DATASETS, plain_name
+from patchssl.report.tables.render import to_csv, to_markdown
+from patchssl.report.tables.scores import Column
+from patchssl.report.tables.seeds import (
     EQUAL_TIME,
     SHOWN,
     Mean,
@@ -24,15 +23,16 @@ from patchssl.report.variants import (
     Pace,
     Paired,
     curve_measures,
-    holm,
     mean_over_seeds,
     measures_of,
     paces_of,
     paired_over_seeds,
 )
+from patchssl.report.tables.stats import holm
+from patchssl.runtime.console import clock
+from patchssl.runtime.files import write_text
 from patchssl.study.config import UNTRAINED
-from patchssl.study.place import RunOutcome, StudyFolder, StudyRun, configurations
-from patchssl.wholefile import write_text
+from patchssl.study.folder import RunOutcome, StudyFolder, StudyRun, configurations
 
 STEM = "study"
 Pair = tuple[str, str]  # two variants: the first minus the second

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from patchssl.errors import DataError, PatchSSLError, UnreadableImage
+from patchssl.data.images import ArrayImages
 from patchssl.eval import features
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import extract_outputs, iter_outputs
 from patchssl.eval.protocols import knn_protocol
-from patchssl.imageset import ArrayImages
-from patchssl.loading import load_backbone
+from patchssl.models.load import load_backbone
+from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage
 
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=48&depth=1&num_heads=3"
 

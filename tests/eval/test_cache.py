@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from patchssl.errors import DataError, UnreadableImage, UsageError
+from patchssl.data.images import ArrayImages
 from patchssl.eval import features
-from patchssl.eval.cache import FeatureCache, default_folder
+from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import compute_outputs, extract_features, extract_outputs
 from patchssl.eval.pooling import gem
-from patchssl.eval.protocols import ImageTransform, knn_protocol, normalize_images
-from patchssl.imageset import ArrayImages
-from patchssl.loading import load_backbone
+from patchssl.eval.protocols import knn_protocol
+from patchssl.eval.transforms import ImageTransform, normalize_images
+from patchssl.models.load import load_backbone
+from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
+from patchssl.runtime.files import default_folder
 
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=48&depth=3&num_heads=3"
 FACTS = {"weights": "ab", "block": [0, 3]}

@@ -7,10 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchssl.errors import DataError, UsageError
-from patchssl.eval import copies
-from patchssl.eval.copies import score_copies, score_neighbors
-from patchssl.eval.metrics import average_precision, micro_average_precision
+from patchssl.eval import metrics as copies
+from patchssl.eval.metrics import average_precision, micro_average_precision, score_copies, score_neighbors
+from patchssl.runtime.errors import DataError, UsageError
 
 OFFICIAL = json.loads((Path(__file__).parents[1] / "data" / "copydays_official.json").read_text())
 

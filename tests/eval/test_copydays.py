@@ -17,17 +17,18 @@ from sklearn.decomposition import PCA
 from torch import nn
 from torchvision import transforms
 
-from patchssl.backbone import Backbone
-from patchssl.errors import DataError, PatchSSLError, UsageError
+from patchssl.data.images import FileImages
 from patchssl.eval import features
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.copydays import copydays_protocol, dataset_name, evaluate_copydays
-from patchssl.eval.copydays_set import BLOCKS, open_copydays
-from patchssl.eval.features import RawPixels, extract_outputs
+from patchssl.eval.features import extract_outputs
 from patchssl.eval.metrics import average_precision
-from patchssl.eval.results import read_result
-from patchssl.imageset import FileImages
-from patchssl.loading import load_backbone
+from patchssl.eval.records import read_result
+from patchssl.models.backbone import Backbone
+from patchssl.models.load import load_backbone
+from patchssl.models.pixels import RawPixels
+from patchssl.runtime.errors import DataError, PatchSSLError, UsageError
+from patchssl.sets.copydays import BLOCKS, open_copydays
 
 recorder = runpy.run_path(str(Path(__file__).parents[1] / "record_copydays.py"))
 OFFICIAL = json.loads(recorder["OUTPUT"].read_text())

@@ -6,13 +6,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patchssl.backbone import Backbone
-from patchssl.data import open_images
-from patchssl.errors import DataError, PatchSSLError, UsageError
-from patchssl.eval.features import RawPixels, extract_features, pixel_features
-from patchssl.eval.protocols import knn_protocol, transform_image
-from patchssl.imageset import ArrayImages
-from patchssl.loading import load_backbone
+from patchssl.data.images import ArrayImages
+from patchssl.data.open import open_images
+from patchssl.eval.features import extract_features, pixel_features
+from patchssl.eval.protocols import knn_protocol
+from patchssl.eval.transforms import transform_image
+from patchssl.models.backbone import Backbone
+from patchssl.models.load import load_backbone
+from patchssl.models.pixels import RawPixels
+from patchssl.runtime.errors import DataError, PatchSSLError, UsageError
 
 
 def images_of(array):

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchssl.data import ArrayImages
-from patchssl.errors import DataError, UsageError
+from patchssl.data.images import ArrayImages
 from patchssl.eval import knn
-from patchssl.eval.features import RawPixels, pixel_features
-from patchssl.eval.fewshot import FewShot
-from patchssl.eval.knn import evaluate_knn
-from patchssl.loading import load_backbone
+from patchssl.eval.features import pixel_features
+from patchssl.eval.knn import FewShot, evaluate_knn
+from patchssl.models.load import load_backbone
+from patchssl.models.pixels import RawPixels
+from patchssl.runtime.errors import DataError, UsageError
 
 
 @settings(deadline=None, max_examples=80)

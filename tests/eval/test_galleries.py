@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from patchssl.data.images import FileImages, Names
 from patchssl.eval.galleries import Picture, Shown, ends_of, first_results, gallery, latest
-from patchssl.imageset import FileImages, Names
 
 
 @pytest.mark.parametrize("num", [1, 2, 7, 16, 40])

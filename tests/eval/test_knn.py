@@ -8,16 +8,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from patchssl.data import open_pair
-from patchssl.errors import DataError, UsageError
+from patchssl.data.open import open_pair
 from patchssl.eval import knn
-from patchssl.eval.faiss_index import IndexPlan
-from patchssl.eval.fewshot import FewShot
-from patchssl.eval.knn import evaluate_knn, evaluate_pixels, knn_accuracy, knn_scores
+from patchssl.eval.faiss import IndexPlan
+from patchssl.eval.knn import FewShot, evaluate_knn, evaluate_pixels, knn_accuracy, knn_scores
 from patchssl.eval.protocols import knn_protocol
-from patchssl.eval.results import read_results, unpack_bits
+from patchssl.eval.records import read_results, unpack_bits
 from patchssl.eval.search import Neighbors
-from patchssl.loading import load_backbone
+from patchssl.models.load import load_backbone
+from patchssl.runtime.errors import DataError, UsageError
 
 
 def clusters(num_train, num_test, num_classes, d=12, spread=1.3, seed=0):

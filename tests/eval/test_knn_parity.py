@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchssl.data import open_pair
+from patchssl.data.open import open_pair
 from patchssl.eval.features import extract_features
 from patchssl.eval.knn import evaluate_knn, knn_accuracy, knn_scores
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.search import find_neighbors
-from patchssl.loading import load_backbone
+from patchssl.models.load import load_backbone
 
 recorder = runpy.run_path(str(Path(__file__).parents[1] / "record_knn.py"))
 OFFICIAL = json.loads(recorder["OUTPUT"].read_text())

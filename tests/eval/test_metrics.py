@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from patchssl.errors import DataError, UsageError
 from patchssl.eval.metrics import average_precision, micro_average_precision, precision_at, wilson_interval
+from patchssl.runtime.errors import DataError, UsageError
 
 RELEVANCE = st.lists(st.booleans(), max_size=60)
 

@@ -11,13 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from patchssl.backbone import Backbone
-from patchssl.data import open_images
-from patchssl.errors import DataError, PatchSSLError, UsageError
+from patchssl.data.images import ArrayImages
+from patchssl.data.open import open_images
 from patchssl.eval import patches
-from patchssl.eval.features import RawPixels
 from patchssl.eval.patches import (
-    PixelPatches,
     count_hits,
     cut_view,
     draw_pair,
@@ -26,11 +23,13 @@ from patchssl.eval.patches import (
     nearest_tokens,
     patches_protocol,
 )
-from patchssl.eval.results import read_result
-from patchssl.geometry import Crops, View, patch_centers
-from patchssl.imageset import ArrayImages
-from patchssl.loading import load_backbone
-from patchssl.matching import match_crops
+from patchssl.eval.records import read_result
+from patchssl.models.backbone import Backbone
+from patchssl.models.load import load_backbone
+from patchssl.models.pixels import PixelPatches, RawPixels
+from patchssl.runtime.errors import DataError, PatchSSLError, UsageError
+from patchssl.views.geometry import Crops, View, patch_centers
+from patchssl.views.matching import match_crops
 
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=24&depth=2&num_heads=3"
 

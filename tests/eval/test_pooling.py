@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchssl.errors import UsageError
 from patchssl.eval.pooling import class_and_gem, class_and_mean, gem, mean_patch
+from patchssl.runtime.errors import UsageError
 
 
 def tokens(batch=3, count=7, dims=5):

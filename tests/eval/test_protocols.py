@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from patchssl.errors import UsageError
-from patchssl.eval.protocols import (
-    Protocol,
-    crop_image,
-    knn_protocol,
-    native_resize,
-    resolve,
-    transform_image,
-)
+from patchssl.eval.protocols import Protocol, knn_protocol, resolve
+from patchssl.eval.transforms import crop_image, native_resize, transform_image
+from patchssl.runtime.errors import UsageError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchssl.errors import DataError, UsageError
-from patchssl.eval import backends, faiss_index, search
+from patchssl.eval import backends, search
+from patchssl.eval import faiss as faiss_index
 from patchssl.eval.search import describe_backend, faiss_version, find_neighbors, search_topk
+from patchssl.runtime.errors import DataError, UsageError
 
 BACKENDS = ("faiss-cpu", "torch")
 

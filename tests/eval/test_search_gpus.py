@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchssl.errors import UsageError
-from patchssl.eval import backends, faiss_index
-from patchssl.eval.faiss_index import IndexPlan
+from patchssl.eval import backends
+from patchssl.eval import faiss as faiss_index
+from patchssl.eval.faiss import IndexPlan
 from patchssl.eval.search import describe_backend, find_neighbors, search_topk
+from patchssl.runtime.errors import UsageError
 
 MIB = 2**20
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchssl.errors import UsageError
-from patchssl.eval import faiss_index, search
-from patchssl.eval.faiss_index import IndexPlan
+from patchssl.eval import faiss as faiss_index
+from patchssl.eval import search
+from patchssl.eval.faiss import IndexPlan
 from patchssl.eval.search import Recall, find_neighbors, measure_recall, require_index, search_topk
+from patchssl.runtime.errors import UsageError
 
 
 def clustered(n, d=32, seed=0):

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from patchssl.errors import DataError, UsageError
 from patchssl.eval.whitening import Whitening
+from patchssl.runtime.errors import DataError, UsageError
 
 D = 24
 

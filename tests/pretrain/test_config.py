@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from patchssl.errors import UsageError
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.recipefile import dump_recipe, load_recipe, parse_recipe, recipe_keys, recipe_names
+from patchssl.pretrain.recipe import dump_recipe, load_recipe, parse_recipe, recipe_keys, recipe_names
+from patchssl.runtime.errors import UsageError
 
 SHIPPED = ["cifar10", "imagenet100", "imagenet1k", "quickstart"]
 

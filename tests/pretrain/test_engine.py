@@ -7,16 +7,11 @@ import torch
 from small_runs import BATCH, STEPS, make_batch, make_recipe
 from torch.optim import AdamW
 
-from patchssl.pretrain.engine import (
-    Engine,
-    build_student,
-    color_views,
-    network_from_file,
-    network_to_file,
-    training_batch,
-)
-from patchssl.pretrain.match_plan import plan_matches
-from patchssl.pretrain.methods import Centers, student_losses, teacher_targets
+from patchssl.pretrain.centering import Centers
+from patchssl.pretrain.distill import student_losses, teacher_targets
+from patchssl.pretrain.engine import Engine, color_views, training_batch
+from patchssl.pretrain.network import build_student, network_from_file, network_to_file
+from patchssl.pretrain.pairs import plan_matches
 from patchssl.pretrain.schedules import values_at
 
 CPU = torch.device("cpu")
@@ -69,7 +64,7 @@ class ByHand:
         views = training_batch(batch, recipe, CPU)
         targets = teacher_targets(self.teacher, self.centers, views.globals_, plan, values, recipe.loss)
         loss = student_losses(self.student, views, targets, plan, values.patch_weight, recipe.loss).total
-        self.centers.update(self.teacher, [targets])
+        self.centers.update(self.teacher, [targets.class_mean], [targets.patch_mean])
         self.optimizer.zero_grad()
         loss.backward()
         for name, p in self.student.named_parameters():

@@ -16,7 +16,7 @@ from patchssl.pretrain.health import (
     feature_spread,
     marginal_entropy,
 )
-from patchssl.pretrain.recipefile import recipe_keys
+from patchssl.pretrain.recipe import recipe_keys
 
 
 def test_entropy_of_uniform_of_one_hot_and_of_their_mix():

@@ -6,9 +6,9 @@ import torch
 from record_masking import MASKING, SIZES, SPEC, example
 from record_official import filled
 
-from patchssl.backbone import VitBackbone
-from patchssl.networks import NetworkSpec, build_vit
-from patchssl.pretrain.mask_token import masked_tokens, replace_patches
+from patchssl.models.backbone import VitBackbone
+from patchssl.models.networks import NetworkSpec, build_vit
+from patchssl.pretrain.network import masked_tokens, replace_patches
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ import torch
 from record_losses import BOXES, GLOBALS, IMAGES, LOCALS, LOSSES, MIRRORED, PATCH, PROTOTYPES, SEPARATE, SIDE, UPDATES
 from torch import nn
 
+from patchssl.pretrain.centering import EmaCenter
 from patchssl.pretrain.config import LossConfig, Recipe
-from patchssl.pretrain.cross_entropy import TeacherTokens, matched_cross_entropy
-from patchssl.pretrain.loss import class_loss, patch_loss
-from patchssl.pretrain.masked_loss import plan_masked
-from patchssl.pretrain.match_plan import class_only, even_class_weight, plan_matches
-from patchssl.pretrain.methods import _class_probs
-from patchssl.pretrain.teacher import EmaCenter
+from patchssl.pretrain.crossentropy import TeacherTokens, matched_cross_entropy
+from patchssl.pretrain.distill import _class_probs
+from patchssl.pretrain.losses import class_loss, patch_loss
+from patchssl.pretrain.pairs import class_only, even_class_weight, plan_masked, plan_matches
 
 LOGITS = nn.Identity()  # prototypes for logits: the centers' mean is that of logits
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from patchssl.pretrain.centering import EmaCenter, sinkhorn
 from patchssl.pretrain.config import HeadConfig
 from patchssl.pretrain.head import ProjectionHead
-from patchssl.pretrain.teacher import EmaCenter, make_teacher, sinkhorn, update_teacher
+from patchssl.pretrain.teacher import make_teacher, update_teacher
 
 HEAD = HeadConfig(num_prototypes=9, hidden=8, bottleneck=4)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from patchssl.eval.results import read_results
-from patchssl.report.cost import read_costs, write_costs
-from patchssl.report.paper import read_unavailable, write_paper
-from patchssl.report.tables import write_tables
+from patchssl.eval.records import read_results
+from patchssl.report.tables.build import write_tables
+from patchssl.report.tables.cost import read_costs, write_costs
+from patchssl.report.tables.paper import read_unavailable, write_paper
 from patchssl.study.config import load_study
-from patchssl.study.place import StudyFolder, cells_of
+from patchssl.study.folder import StudyFolder, cells_of
 from patchssl.study.summary import summarize
 
 RESULTS = Path(__file__).parents[2] / "results"

@@ -5,11 +5,11 @@ No figure outlives its function.
 
 from patchssl.report.plots.attention import plot_attention
 from patchssl.report.plots.canvas import Pixels, check_figure_path
-from patchssl.report.plots.components import plot_components
 from patchssl.report.plots.curves import plot_curves
 from patchssl.report.plots.matches import Overlap, plot_matches
+from patchssl.report.plots.pca import plot_components
 from patchssl.report.plots.robustness import plot_robustness
-from patchssl.report.plots.token_matches import MatchedPair, plot_token_matches
+from patchssl.report.plots.tokens import MatchedPair, plot_token_matches
 from patchssl.report.plots.views import Sheet, plot_views
 
 __all__ = ["MatchedPair", "Overlap", "Pixels", "Sheet", "check_figure_path", "plot_attention", "plot_components",

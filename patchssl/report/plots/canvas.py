@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from patchssl.errors import DataError, UsageError
-from patchssl.eval.results import plain_text
-from patchssl.wholefile import whole_file
+from patchssl.eval.records import plain_text
+from patchssl.runtime.errors import DataError, UsageError
+from patchssl.runtime.files import whole_file
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GRAY = "#CC79A7", "#56B4E9", "#6B6B6B"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from patchssl.errors import UsageError
 from patchssl.report.plots.canvas import (
     BLUE,
     GRAY,
@@ -25,8 +23,9 @@ from patchssl.report.plots.canvas import (
     save,
     shown_name,
 )
+from patchssl.runtime.errors import UsageError
+from patchssl.runtime.progress import LogRows
 
-LogRows = Sequence[Mapping[str, Any]]
 Runs = Mapping[str, LogRows]  # by name, the one the figure is about first
 
 

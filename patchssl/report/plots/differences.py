@@ -10,8 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from patchssl.errors import UsageError
 from patchssl.report.plots.canvas import BLUE, GRAY, STYLE, new_figure, save, shown_name
+from patchssl.runtime.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import ConnectionPatch, Rectangle
 
-from patchssl.geometry import View, patches_per_side
 from patchssl.report.plots.canvas import BLUE, ORANGE, STYLE, Pixels, bare, new_figure, save
+from patchssl.views.geometry import View, patches_per_side
 
 # corners of the square that gives a patch its color: top left, top right, bottom left, bottom right
 CORNERS = np.array([[[0.05, 0.55, 0.95], [1.00, 0.90, 0.10]], [[0.60, 0.10, 0.80], [0.95, 0.25, 0.05]]])

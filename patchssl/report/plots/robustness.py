@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from patchssl.errors import UsageError
 from patchssl.report.plots.canvas import LINES, STYLE, new_figure, save, shown_name
-from patchssl.report.robustness import INTERVALS, Curve, Robustness
-from patchssl.report.scores import NONE, Row, Score
+from patchssl.report.tables.robustness import INTERVALS, Curve, Robustness
+from patchssl.report.tables.scores import NONE, Row, Score
+from patchssl.runtime.errors import UsageError
 
 MOST_CURVES = 14  # more could not be told apart: seven colors, solid and dashed
 WIDEST_OF_TWO = 58  # characters of a label of which two fit side by side

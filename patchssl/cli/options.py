@@ -1,0 +1,107 @@
+"""Arguments and options that several commands share, and the printing of a record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from patchssl.runtime.errors import DataError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from patchssl.eval.records import Result
+    from patchssl.runtime.console import Console
+
+
+def not_empty(data: str | None) -> str | None:
+    """`--data "$UNSET"` must not fall back to the recipe's own data."""
+    if data == "":
+        raise UsageError("--data is empty; name a folder of images or a set, such as textures")
+    return data
+
+
+def _can_be_folder(results: Path) -> Path:
+    """A record that cannot be written is known before hours of work, not after."""
+    there = next(place for place in (results, *results.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise DataError(f"--results {results}: {there} is no folder")
+    return results
+
+
+def can_be_written(results: Path | None) -> Path | None:
+    """The same, for commands that write there."""
+    if results is None:
+        return None
+    there = next(place for place in (_can_be_folder(results), *results.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"--results {results}: nothing can be written in {there}; name another folder")
+    return results
+
+
+ModelArg = Annotated[str, typer.Argument(
+    metavar="MODEL", help="A run folder, a file of weights (PATH#student for the other network), timm:NAME, "
+                          "hf-hub:ORG/NAME, random:NAME?img_size=..., py:MODULE:FACTORY, or pixels?img_size=...; see "
+                          "'patchssl models'.")]
+WeightsArg = Annotated[str, typer.Argument(
+    metavar="MODEL", help="A run folder, a file of weights (PATH#student), an exported folder, timm:NAME or "
+                          "hf-hub:ORG/NAME.")]
+DATA = ("Images (see README, Data sets): a folder, {wanted}; a list (.txt); a .zip or .tar; shards-{{000..009}}.tar; "
+        ".parquet; hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64.")
+DataOpt = Annotated[str, typer.Option("--data", callback=not_empty,
+                                      help=DATA.format(wanted="train/ and val/ inside"))]
+ResultsOpt = Annotated[Path, typer.Option("--results", callback=can_be_written, help="Folder that gets the record.")]
+RecordsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder of the records.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
+BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+WorkersOpt = Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")]
+CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep features, see 'patchssl cache'.")]
+IndexOpt = Annotated[str, typer.Option("--index", help="FAISS index of k-NN, such as IVF256,PQ48 or HNSW32; what it "
+                                                       "misses is measured. Flat is exact.")]
+SearchParamsOpt = Annotated[str, typer.Option("--search-params", help="Of the index, such as nprobe=16.")]
+GpusOpt = Annotated[str, typer.Option("--gpus", help="k-NN searches on one GPU, or on all: shard or replicate.")]
+DistractorsOpt = Annotated[Path | None, typer.Option("--distractors", help="Folder of photographs that join the "
+                                                                             "database of Copydays; default: "
+                                                                             "distractors/ beside its blocks.")]
+WhiteningOpt = Annotated[Path | None, typer.Option("--whitening", help="Folder of photographs to fit Copydays' "
+                                                                         "whitening on; default: whitening/ beside its "
+                                                                         "blocks.")]
+FolderOpt = Annotated[Path, typer.Option("--data", help="Folder of the set.")]
+SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Fixes every random draw.")]
+OutFileOpt = Annotated[Path, typer.Option("--out", help="Figure to write: .png, .svg or .pdf.")]
+ImagesArg = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, or SET:INDEX as in textures:7.")]
+RecipeOpt = Annotated[str, typer.Option("--recipe", help="Recipe, YAML file or run folder whose views are drawn.")]
+PhotosArg = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of photographs, at any depth.")]
+MadeArg = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; it must not be there yet.")]
+SideOpt = Annotated[int, typer.Option("--size", min=128, help="Longest side of an image in pixels.")]
+OverridesArg = Annotated[list[str] | None, typer.Argument(
+    metavar="KEY=VALUE", help="Changes to the recipe, such as optim.epochs=20.")]
+ViewsOfOpt = Annotated[str | None, typer.Option("--model", help="Take patch and view size from this MODEL.")]
+
+
+@contextmanager
+def scoring_console() -> Iterator[Console]:
+    """The console of a benchmark, whose Ctrl-C ends with what there is to go on from."""
+    from patchssl.runtime.console import Console
+
+    with Console() as console:
+        try:
+            yield console
+        except KeyboardInterrupt:
+            raise Interrupted("stopped by Ctrl-C; records that were written stay, and the same command goes on from "
+                              "the features that are in the cache (patchssl cache)") from None
+
+
+def print_record(result: Result, results: Path, as_json: bool) -> None:
+    """Write the record and print it whole, or its main numbers."""
+    from patchssl.eval.score import headline
+    from patchssl.runtime.distributed import rank
+
+    if rank():
+        return  # all processes have the same record, the first one writes it
+    path = result.write(results)
+    typer.echo(path.read_text() if as_json else f"{headline(result)}\nwritten to {path}", nl=not as_json)

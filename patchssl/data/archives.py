@@ -1,0 +1,274 @@
+"""Archives of images read in place: what a zip or an uncompressed tar holds, and one member's bytes by its place.
+
+Nothing is unpacked and nothing is written but the index of a large archive, into this package's own cache. An archive
+may be crafted, so it is refused whole, by the name of the member, for names that lead elsewhere, links and devices,
+encryption, two members of one name, members that claim more than `MOST_BYTES`, and where it ends early. A .tar.gz is
+refused too: each image would cost unpacking everything before it.
+
+No file stays open: a read opens, reads and closes, which costs microseconds beside the milliseconds of decoding and
+is safe in threads and in processes, forked or spawned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from patchssl.data.images import Names
+from patchssl.runtime.errors import DataError, UnreadableImage
+from patchssl.runtime.files import index_folder, replacing
+
+MOST_BYTES = 2**28  # of one member: far more than a photograph has
+_LABEL_BYTES = 256  # of a .cls member, which holds a number or a word
+_MANY = 1000  # members from which on an index is kept: reading it is ten times as fast as making it
+_VERSION = 1  # of the kept index
+_PLAIN, _ZIPPED, _DEFLATED = 0, 1, 2  # content as it is, behind a zip's local header, and deflated as well
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+PLACE = np.dtype([("archive", "<i4"), ("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"),
+                  ("packing", "u1")])  # sizes in bytes, in the archive and unpacked
+
+log = logging.getLogger(__name__)
+
+
+class Members(NamedTuple):
+    """Plain files in archives, in their order; hidden ones are left out."""
+
+    names: Names  # "/" between the parts, no ./ in front
+    places: np.ndarray  # (len,) PLACE
+    labels: Names  # content of .cls members, "" for the others
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    stored: int
+    size: int
+    crc: int
+    packing: int
+    label: str
+
+
+def is_archive_name(name: str) -> bool:
+    """Whether a file of this name is taken for an archive."""
+    return name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
+
+
+def index_archive(archive: Path, *, keep_from: int = _MANY) -> Members:
+    """What `archive` holds. An index of `keep_from` members or more is kept in the cache folder.
+
+    DataError for an archive that is damaged, compressed as a whole, or that holds what is refused (see above).
+    """
+    status = archive.stat()
+    state = (str(archive.resolve()), status.st_size, status.st_mtime_ns)
+    kept = index_folder() / f"{hashlib.sha256(os.fsencode(state[0])).hexdigest()[:40]}.npz"
+    if (members := _load_index(kept, state)) is not None:
+        return members
+    members = _scan(archive)
+    if len(members.names) >= keep_from:
+        _store_index(kept, state, members)
+    return members
+
+
+def read_member(archive: Path, place: np.void, name: str) -> bytes:
+    """Content of one member; UnreadableImage, which calls it `name`, where the archive does not hold it any more."""
+    offset, stored, size, packing = (int(place[field]) for field in ("offset", "stored", "size", "packing"))
+    try:
+        with archive.open("rb", buffering=0) as file:
+            file.seek(offset)
+            if packing != _PLAIN:
+                header = _LOCAL_HEADER.unpack(_read_exactly(file, _LOCAL_HEADER.size))
+                if header[0] != b"PK\3\4":
+                    raise ValueError("its place in the archive holds something else")
+                file.seek(offset + _LOCAL_HEADER.size + header[-2] + header[-1])
+            content = _read_exactly(file, stored)
+        if packing == _DEFLATED:
+            unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+            content = unpacker.decompress(content, size + 1)  # no more, whatever it would unpack to
+        if len(content) != size:
+            raise ValueError(f"it does not unpack to the {size:,} bytes that the archive claims")
+        if packing != _PLAIN and zlib.crc32(content) != place["crc"]:
+            raise ValueError("its checksum is wrong")
+    except (OSError, ValueError, zlib.error, struct.error) as error:
+        raise UnreadableImage(name, f"the archive {archive} is damaged or has changed: {error}") from error
+    return content
+
+
+def _read_exactly(file: io.FileIO, size: int) -> bytes:
+    """`size` bytes of an unbuffered file, which may give them in parts."""
+    content = bytearray()
+    while len(content) < size:
+        block = file.read(size - len(content))
+        if not block:
+            raise ValueError("it ends early")
+        content += block
+    return bytes(content)
+
+
+def _scan(archive: Path) -> Members:
+    """The members of an archive, from its headers or its directory alone."""
+    names, labels, rows = [], [], []
+    seen: set[str] = set()
+    try:
+        for member in _zip_members(archive) if archive.suffix.lower() == ".zip" else _tar_members(archive):
+            if member.name in seen:
+                raise DataError(f"it holds two files called {member.name}")
+            seen.add(member.name)
+            if member.size > MOST_BYTES:
+                raise DataError(f"'{member.name}' claims {member.size:,} bytes, more than the {MOST_BYTES:,} that "
+                                "an image may have")
+            if not any(part.startswith(".") for part in member.name.split("/")):
+                names.append(member.name)
+                labels.append(member.label)
+                rows.append((0, *member[1:-1]))
+    except DataError as error:
+        raise DataError(f"the archive {archive} is refused: {error}") from None
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError,
+            OSError) as error:
+        raise DataError(f"the archive {archive} is damaged: {error or type(error).__name__}") from error
+    return Members(Names(names), np.array(rows, dtype=PLACE), Names(labels))
+
+
+def _tar_members(archive: Path) -> Iterator[_Member]:
+    with archive.open("rb") as file:
+        _refuse_compressed(file.read(6))
+        file.seek(0)
+        size = archive.stat().st_size
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedEntry) as tar:
+            for entry in tar:
+                tar.members = []  # type: ignore[attr-defined]  # else all of them stay in memory
+                if not (name := _checked(entry.name)) or entry.isdir():
+                    continue
+                if not entry.isreg() or entry.issparse():
+                    kind = "a link" if entry.issym() or entry.islnk() else "neither a file nor a folder"
+                    raise DataError(f"'{entry.name}' is {kind}; only plain files are read")
+                if entry.offset_data + entry.size > size:
+                    raise DataError(f"it ends within '{entry.name}': it was not copied whole")
+                label = ""
+                if name.endswith(".cls"):
+                    label = _label(_at(file, entry.offset_data, min(entry.size, _LABEL_BYTES + 1)), name)
+                yield _Member(name, entry.offset_data, entry.size, entry.size, 0, _PLAIN, label)
+            # tarfile takes a damaged header for the end
+            rest = _at(file, tar.offset, 2**20)
+            if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
+                raise DataError(f"no end mark lies after {tar.offset:,} of its {size:,} bytes: it was not copied "
+                                "whole, it is damaged, or several were joined")
+
+
+def _at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Up to `size` bytes at `offset`; the position in the file stays."""
+    before = file.tell()
+    file.seek(offset)
+    content = file.read(size)
+    file.seek(before)
+    return content
+
+
+def _label(content: bytes, name: str) -> str:
+    if len(content) > _LABEL_BYTES:
+        raise DataError(f"'{name}' is no label: it has more than {_LABEL_BYTES} bytes")
+    try:
+        return content.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise DataError(f"'{name}' is no label: it begins with {content[:12]!r}") from None
+
+
+def _refuse_compressed(start: bytes) -> None:
+    """DataError for what holds a tar that is compressed as a whole."""
+    packed = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+    for magic, command in packed.items():
+        if start.startswith(magic):
+            raise DataError("it is compressed as a whole, so that every image would cost unpacking all before it; "
+                            f"unpack it once to a plain .tar: {command} --keep FILE")
+
+
+def _zip_members(archive: Path) -> Iterator[_Member]:
+    size = archive.stat().st_size
+    with zipfile.ZipFile(archive) as packed:
+        for entry in packed.infolist():
+            if not (name := _checked(entry.orig_filename)) or entry.is_dir():
+                continue
+            if entry.create_system == 3 and (kind := stat.S_IFMT(entry.external_attr >> 16)) not in (0, stat.S_IFREG):
+                what = "a link" if kind == stat.S_IFLNK else "neither a file nor a folder"
+                raise DataError(f"'{name}' is {what}; only plain files are read")
+            if entry.flag_bits & 1:
+                raise DataError(f"'{name}' is encrypted")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(f"'{name}' is packed by method {entry.compress_type}; only stored and deflated "
+                                "members are read: zip -0 -r makes such an archive")
+            if not 0 <= entry.header_offset <= size - entry.compress_size:
+                raise DataError(f"'{name}' would lie outside of it: it was not copied whole")
+            packing = _DEFLATED if entry.compress_type else _ZIPPED
+            label = ""
+            if name.endswith(".cls"):
+                with packed.open(entry) as content:
+                    label = _label(content.read(_LABEL_BYTES + 1), name)
+            yield _Member(name, entry.header_offset, entry.compress_size, entry.file_size, entry.CRC, packing, label)
+
+
+def _checked(name: str) -> str:
+    """A member's name without ./ in front, "" for the root itself; DataError for one that leads elsewhere."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise DataError(f"'{name}' leads out of the archive")
+    return "/".join(parts)
+
+
+def _load_index(kept: Path, state: tuple[str, int, int]) -> Members | None:
+    """The kept index of an archive in this state."""
+    try:
+        with np.load(kept, allow_pickle=False) as stored:
+            if stored["state"].tolist() != _as_array(state).tolist():
+                return None  # the archive has changed
+            places = stored["places"]
+            names, labels = (Names.from_arrays(stored[f"{kind}_block"], stored[f"{kind}_ends"])
+                             for kind in ("names", "labels"))
+            end = (places["offset"] + places["stored"]).max(initial=0)
+            if places.dtype != PLACE or not len(names) == len(places) == len(labels) or end > state[1]:
+                raise ValueError("its parts do not fit")
+            return Members(names, places, labels)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        log.warning("the kept index %s is damaged (%s) and is made again", kept, error)
+        return None
+
+
+def _store_index(kept: Path, state: tuple[str, int, int], members: Members) -> None:
+    """Keep an index; where that is not possible, a warning says so and all goes on."""
+    blocks = {f"{kind}_{part}": array for kind, names in (("names", members.names), ("labels", members.labels))
+              for part, array in zip(("block", "ends"), names.as_arrays(), strict=True)}
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(kept) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, state=_as_array(state), places=members.places, **blocks)
+    except OSError as error:
+        log.warning("the index of %s is not kept: %s", state[0], error)
+
+
+def _as_array(state: tuple[str, int, int]) -> np.ndarray:
+    return np.frombuffer(os.fsencode(f"{_VERSION}\0{state[0]}\0{state[1]}\0{state[2]}"), dtype=np.uint8)
+
+_LONGEST_HEADER = 2**20  # bytes
+
+
+class BoundedEntry(tarfile.TarInfo):
+    """A member; long names and the like, which tarfile reads into memory, must be short."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: Any, errors: str) -> BoundedEntry:
+        entry = super().frombuf(buf, encoding, errors)
+        if not (entry.isreg() or entry.isdir()) and entry.size > _LONGEST_HEADER:
+            raise DataError(f"it holds a header of {entry.size:,} bytes")
+        return entry

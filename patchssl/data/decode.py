@@ -1,0 +1,222 @@
+"""Image files: which files are images, and their pixels as 8-bit RGB.
+
+What Pillow decides and we keep: alpha and palette transparency are dropped, not composited; CMYK is converted
+without a color profile; of several frames or pages the first one is read; color with 16 bits a channel keeps
+its high byte. What is decided here: EXIF orientation is applied, 16-bit gray is scaled (not clipped) to 8
+bits, and what has no agreed range (32-bit integers, floating point) is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage
+
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
+# named, so that a file that only pretends to be a picture cannot reach an interpreter such as PostScript's
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+
+# EXIF orientation -> from stored pixels to upright ones
+_UPRIGHT: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+class Listing(NamedTuple):
+    """What a folder tree holds: image files, and how many others by extension."""
+
+    names: list[str]  # relative to the root, "/" between the parts, sorted
+    others: Mapping[str, int]
+
+
+def list_images(root: Path) -> Listing:
+    """All image files below `root`, at any depth, known by their extensions in any case.
+
+    Names that begin with a dot are left out. Links are followed, except into a folder that holds the link
+    itself. A link that leads nowhere is listed if it is called like an image: reading it says what is wrong.
+    DataError when a folder cannot be entered: a part of a data set must not be missing unnoticed.
+    """
+    names: list[str] = []
+    others: Counter[str] = Counter()
+    status = root.stat()
+    pending = [(os.fspath(root), "", frozenset({(status.st_dev, status.st_ino)}))]
+    while pending:
+        folder, prefix, above = pending.pop()
+        for entry in list_folder(folder):
+            if is_folder(entry):
+                place = entry.stat()
+                if (place.st_dev, place.st_ino) not in above:
+                    below = above | {(place.st_dev, place.st_ino)}
+                    pending.append((entry.path, f"{prefix}{entry.name}/", below))
+            elif (extension := extension_of(entry.name)) in EXTENSIONS:
+                names.append(prefix + entry.name)
+            else:
+                others[extension] += 1
+    return Listing(sorted(names), dict(sorted(others.items())))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return extension_of(name) in EXTENSIONS
+
+
+def extension_of(name: str) -> str:
+    """Lower-case extension with its dot, or the words for a name without one."""
+    _, dot, extension = name.rpartition("/")[2].rpartition(".")
+    return dot + extension.lower() if dot else "no extension"
+
+
+def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, without hidden names; DataError when it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"the folder {folder} cannot be listed: {error.strerror}") from error
+
+
+def decode_image(path: str | Path, *, allow_truncated: bool = False, upright: bool = True) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 RGB of an image file, upright; UnreadableImage says why there are none.
+
+    With `allow_truncated` the missing part of a file that ends early is black or gray, as Pillow leaves it. Not
+    `upright`: as stored, whatever the EXIF orientation says, for boxes that were measured in stored pixels.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(str(path), error.strerror or str(error)) from error
+    return decode_bytes(data, str(path), allow_truncated=allow_truncated, upright=upright)
+
+
+def decode_bytes(data: bytes, name: str, *, allow_truncated: bool = False, upright: bool = True) -> np.ndarray:
+    """As `decode_image`, of a file's content; `name` is what an error calls it."""
+    if not data:
+        raise UnreadableImage(name, "the file is empty")
+    if allow_truncated and data.startswith(b"\xff\xd8"):
+        data += b"\xff\xd9"  # JPEG's end marker: the decoder gives out the rows it holds back
+    try:
+        with strict_pillow(), Image.open(BytesIO(data), formats=_FORMATS) as image:
+            _load(image, allow_truncated)
+            return _upright(_rgb(image), _orientation(image) if upright else 1)
+    except (PatchSSLError, MemoryError):
+        raise  # an interruption or an exhausted machine says nothing about the image
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(name, f"no known image format (the file begins with {data[:12]!r})") from error
+    except Exception as error:  # damaged files make decoders raise anything
+        raise UnreadableImage(name, str(error) or type(error).__name__) from error
+
+
+@contextmanager
+def strict_pillow() -> Iterator[None]:
+    """Truncated files are errors inside, even where other code of the process told Pillow to accept them."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _load(image: Image.Image, allow_truncated: bool) -> None:
+    """Decode the pixels in place."""
+    try:
+        image.load()
+    except OSError:
+        if not allow_truncated:
+            raise
+        # with nothing left to decode, what came so far is kept; Pillow's own switch is the whole process's
+        image.tile = []  # type: ignore[attr-defined]
+        image.load()
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of a loaded image, 1 (upright) when nothing readable says otherwise."""
+    try:
+        # asked after decoding: a TIFF is turned by then, a PNG may carry its EXIF behind the pixels
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata do not spoil the pixels
+        return 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels turned as the EXIF orientation says, contiguous."""
+    return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of a loaded image of any mode; ValueError for a mode without an agreed range."""
+    # Pillow holds gray PGM with 16 bits (older versions PNG too) in its 32-bit mode
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        white = 4095 if _bits_per_sample(image) == (12,) else 65535
+        gray = (np.asarray(image).astype(np.uint32) * 255 + white // 2) // white
+        return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        kind = {"I": "32-bit integers", "F": "floating-point numbers"}[image.mode]
+        raise ValueError(f"its pixels are {kind}, which have no agreed range; save it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about every such file
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _bits_per_sample(image: Image.Image) -> tuple[int, ...] | None:
+    """What a TIFF says about its samples, None for other formats."""
+    tags = getattr(image, "tag_v2", None)
+    return None if tags is None else tags.get(ExifTags.Base.BitsPerSample)
+
+START, END = 16, 12  # bytes of a file that are looked at
+_ENDS = (
+    (b"\xff\xd8\xff", b"\xff\xd9"),  # JPEG: the marker EOI
+    (b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"),
+    (b"GIF8", b"\x00\x3b"),  # the end of the last block, and the trailer
+)
+
+
+def file_looks_whole(path: Path) -> bool:
+    """`quick_check` of a file; False for one that cannot be read."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(START)
+            file.seek(max(0, size - END))
+            return quick_check(start, file.read(END), size)
+    except OSError:
+        return False
+
+
+def quick_check(start: bytes, end: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes begins like a JPEG, PNG, GIF, WebP or BMP image and ends like one.
+
+    >>> [quick_check(b"GIF89a", end, size=500) for end in (b"\\x00;", b"\\x1b\\x07")]
+    [True, False]
+    """
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return 8 + int.from_bytes(start[4:8], "little") <= size
+    if start[:2] == b"BM":
+        return 0 < int.from_bytes(start[2:6], "little") <= size
+    return any(start.startswith(beginning) and end.endswith(ending) for beginning, ending in _ENDS)

@@ -1,0 +1,290 @@
+"""Kinds of image sets: files below a folder, and arrays in memory. `data.open_images` makes them."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from patchssl.data.decode import decode_image, file_looks_whole
+from patchssl.runtime.errors import DataError
+from patchssl.runtime.text import counted, shortened
+
+_NEGATIVE = re.compile(r"-\d+")
+_MOST_CLASSES = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ImageSet(ABC):
+    """Images by index; safe to hand to DataLoader workers.
+
+    `split` is "train", "val", or "all" where nothing is split. `labels` (len,) int64 are ids into `classes`;
+    unlabeled sets have None and (). `fingerprint` depends on the content alone: not on where it lies, nor on
+    the order of listing.
+    """
+
+    name: str
+    split: str
+    source: str  # in words, with the place
+    classes: tuple[str, ...] = ()
+    labels: np.ndarray | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def pixels(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, the caller's own; UnreadableImage when image `index` cannot be decoded."""
+
+    def quick_check(self, index: int) -> bool:
+        """Whether a look that costs no decoding finds image `index` whole; False: decoding it tells (`imageends`).
+
+        Sets without a cheap look say True.
+        """
+        return True
+
+    @abstractmethod
+    def item_name(self, index: int) -> str:
+        """The name of image `index` within the set."""
+
+    @abstractmethod
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
+        """The images at `indices` (0 to len - 1), in this order, with the same classes."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 in hex, computed when first asked for."""
+
+    @abstractmethod
+    def with_classes(self, classes: tuple[str, ...]) -> ImageSet:
+        """The same images, labels being ids into `classes`; DataError for a class that is not there."""
+
+    def require_labels(self) -> np.ndarray:
+        """`labels`; DataError where there are none."""
+        if self.labels is None:
+            raise DataError(
+                f"{self.describe()}; this needs labels: put every image into a folder named after its class"
+            )
+        return self.labels
+
+    def describe(self) -> str:
+        """One line: what it is, where it lies, how many images and classes."""
+        kind = "" if self.split == "all" else f"{self.split} "
+        labels = f"in {len(self.classes):,} classes" if self.classes else "without labels"
+        return f"{self.source}: {len(self):,} {kind}image{'s' * (len(self) != 1)} {labels}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.describe()}>"
+
+    def _labels_at(self, indices: np.ndarray) -> np.ndarray | None:
+        return None if self.labels is None else self.labels[indices]
+
+    def _chosen(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """`indices` as an array; IndexError for one that is outside."""
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"indices from {chosen.min()} to {chosen.max()} of a set of {len(self)} images")
+        return chosen
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ArrayImages(ImageSet):
+    """Images of one size that are held in memory; subsets share the array."""
+
+    array: np.ndarray  # (N, H, W) gray or (N, H, W, 3) RGB, uint8
+    ids: np.ndarray  # (len,) int64: which of the N
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pixels(self, index: int) -> np.ndarray:
+        image = self.array[self.ids[inside(index, len(self))]]
+        return image.copy() if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+
+    def item_name(self, index: int) -> str:
+        return f"{self.split}/{self.ids[inside(index, len(self))]:05d}"
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ArrayImages:
+        chosen = self._chosen(indices)
+        return replace(self, ids=self.ids[chosen], labels=self._labels_at(chosen), source=part_of(self.source))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        order = np.argsort(self.ids, kind="stable")
+        digest = hashlib.sha256(f"arrays {self.array.shape[1:]} {len(self)}\n".encode())
+        for numbers in (self.ids, self.labels):
+            if numbers is not None:
+                digest.update(numbers[order].astype("<i8").tobytes())
+        for start in range(0, len(order), 1024):  # in parts, so that a large set is not copied whole
+            digest.update(self.array[self.ids[order[start : start + 1024]]].tobytes())
+        return digest.hexdigest()
+
+    def with_classes(self, classes: tuple[str, ...]) -> ArrayImages:
+        if self.labels is None or classes == self.classes:
+            return self
+        return replace(self, classes=classes, labels=translated(self, self.classes, self.labels, classes))
+
+
+class Names(Sequence[str]):
+    """Strings in one block of bytes: workers share a million of them, where each string of a list is copied
+    as soon as its reference count changes."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._block = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    @classmethod
+    def from_arrays(cls, block: np.ndarray, ends: np.ndarray) -> Names:
+        """From what `as_arrays` gave; ValueError for arrays that do not fit."""
+        if ends.ndim != 1 or ends[:1].tolist() != [0] or ends[-1] != block.size or (np.diff(ends) < 0).any():
+            raise ValueError("the ends of names do not fit their bytes")
+        names = cls([])
+        names._block, names._ends = block.tobytes(), ends
+        return names
+
+    def as_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All bytes (uint8), and where the names end in them, after a 0 (len + 1,) int64."""
+        return np.frombuffer(self._block, dtype=np.uint8), self._ends
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        at = inside(index, len(self))
+        return os.fsdecode(self._block[self._ends[at] : self._ends[at + 1]])
+
+
+Openers = dict[str, Callable[[], ImageSet]]  # by split, train first
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class FileImages(ImageSet):
+    """Image files below a folder, decoded when asked for."""
+
+    root: Path
+    names: Names  # relative to `root`
+    allow_truncated: bool = False
+    others: Mapping[str, int] = field(default_factory=dict)  # files left out, by extension
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, index: int) -> Path:
+        """Where image `index` lies."""
+        return self.root / self.names[index]
+
+    def pixels(self, index: int) -> np.ndarray:
+        return decode_image(self.path(index), allow_truncated=self.allow_truncated)
+
+    def quick_check(self, index: int) -> bool:
+        return file_looks_whole(self.path(index))
+
+    def item_name(self, index: int) -> str:
+        return self.names[index]
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> FileImages:
+        chosen = self._chosen(indices)
+        names = Names(self.names[index] for index in chosen)
+        return replace(
+            self, names=names, labels=self._labels_at(chosen), others={}, source=part_of(self.source)
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """From count, relative names and sizes in bytes; -1 is the size of what cannot be found."""
+        return files_fingerprint(len(self), self.allow_truncated, self._entries())
+
+    def _entries(self) -> Iterator[tuple[str, int]]:
+        for name in sorted(self.names):
+            try:
+                yield name, (self.root / name).stat().st_size
+            except OSError:
+                yield name, -1
+
+    def with_classes(self, classes: tuple[str, ...]) -> FileImages:
+        if (found := class_folders(self.names)) is None:
+            return self
+        return replace(self, classes=classes, labels=translated(self, *found, classes))
+
+    def describe(self) -> str:
+        left_out = f"; left out {counted(self.others)}" if self.others else ""
+        return super().describe() + left_out
+
+
+def files_fingerprint(count: int, allow_truncated: bool, entries: Iterable[tuple[str, int]]) -> str:
+    """sha256 in hex of `count` files by names, in sorted order, and sizes in bytes: the same wherever they lie."""
+    digest = hashlib.sha256(f"files {count} truncated={allow_truncated}\n".encode())
+    for name, size in entries:
+        digest.update(os.fsencode(name) + f"\0{size}\n".encode())
+    return digest.hexdigest()
+
+
+def labeled_fingerprint(fingerprint: str, order: Iterable[int], images: ImageSet) -> str:
+    """`fingerprint`, made to depend on the class of each image too, in this order, where there are classes."""
+    if images.labels is None:
+        return fingerprint
+    digest = hashlib.sha256(fingerprint.encode())
+    for index in order:
+        digest.update(f"\n{images.classes[images.labels[index]]}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def written_labels(words: Sequence[str], where: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Classes and labels that are written down: numbers from 0 on, all of them, or names.
+
+    Numbers name the classes "0" to the largest; names are sorted. DataError for a label that is empty or negative.
+    """
+    distinct = set(words)
+    if wrong := sorted(word for word in distinct if not word or _NEGATIVE.fullmatch(word)):
+        raise DataError(f"{where} holds the label '{wrong[0]}'; labels are numbers from 0 on, or names of classes")
+    if all(word.isascii() and word.isdecimal() for word in distinct):
+        largest = max((int(word) for word in distinct if len(word) < 20), default=-1)
+        if largest >= _MOST_CLASSES or any(len(word) >= 20 for word in distinct):
+            raise DataError(f"{where} holds labels of {_MOST_CLASSES:,} or more: those are no numbers of classes")
+        return tuple(map(str, range(largest + 1))), np.array([int(word) for word in words], dtype=np.int64)
+    classes = tuple(sorted(distinct))
+    ids = {name: i for i, name in enumerate(classes)}
+    return classes, np.array([ids[word] for word in words], dtype=np.int64)
+
+
+def translated(
+    images: ImageSet, names: tuple[str, ...], labels: np.ndarray, classes: tuple[str, ...]
+) -> np.ndarray:
+    """Labels, ids into `names`, as ids into `classes`; DataError for names that `classes` lacks."""
+    ids = {name: i for i, name in enumerate(classes)}
+    if unknown := [name for name in names if name not in ids]:
+        raise DataError(
+            f"{len(unknown):,} of the {len(names):,} classes in {images.source} are unknown to the training "
+            f"images: {shortened(unknown, 10)}; give both the same classes"
+        )
+    return np.array([ids[name] for name in names], dtype=np.int64)[labels]
+
+
+def inside(index: int, length: int) -> int:
+    if not 0 <= (at := operator.index(index)) < length:
+        raise IndexError(f"index {at} of {length}")
+    return at
+
+
+def part_of(source: str) -> str:
+    return source if source.startswith("part of ") else f"part of {source}"
+
+
+def class_folders(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray] | None:
+    """Folders right below the root, sorted, and the one of each image; None if an image lies in none."""
+    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    classes = tuple(sorted(set(folders)))
+    if "" in classes:
+        return None
+    ids = {name: i for i, name in enumerate(classes)}
+    return classes, np.array([ids[folder] for folder in folders], dtype=np.int64)

@@ -1,0 +1,269 @@
+"""Image sets: what the user names becomes images by index, with labels where there are any.
+
+`open_images` recognizes what is named and hands it on: folders and arrays are opened here, text lists by `listfile`,
+archives and WebDataset shards by `packed`, sets of Hugging Face's library and Parquet files by `hubset`, sets of
+timm's factory by `timmset`, a train split without a part of it by `holdout`. `open_pair` gives train and val with the
+same id for the same class.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from patchssl.data.archives import is_archive_name
+from patchssl.data.arrays import Arrays, ArraySplits, cifar_splits, idx_splits
+from patchssl.data.decode import EXTENSIONS, Listing, is_folder, is_image_name, list_folder, list_images
+from patchssl.data.huggingface import PREFIX as HUB
+from patchssl.data.huggingface import hub_splits, is_saved, open_parquet, parquet_splits, saved_splits
+from patchssl.data.images import ArrayImages, FileImages, ImageSet, Names, Openers, class_folders
+from patchssl.data.lists import is_list_name, open_list
+from patchssl.data.packed import open_packed, packed_splits
+from patchssl.data.splits import PREFIX as HOLDOUT
+from patchssl.data.splits import (
+    SPLIT_FOLDERS,
+    choose_splits,
+    expand_braces,
+    holdout_splits,
+    parse_holdout,
+    require_files,
+    split_files,
+)
+from patchssl.data.torchvision import PREFIX as TIMM
+from patchssl.data.torchvision import lasting_uri, timm_splits
+from patchssl.runtime.errors import DataError, UsageError, unknown_choice
+from patchssl.runtime.text import counted
+
+__all__ = [
+    "NAMED_SETS",
+    "ImageSet",
+    "Split",
+    "absolute_name",
+    "open_images",
+    "open_pair",
+    "split_names",
+]
+
+Split = Literal["train", "val"]
+NAMED_SETS: Mapping[str, int] = {"textures": 32, "textures-64": 64}  # name -> side in pixels
+
+
+def open_images(data: str | Path, split: Split | None = None, *, allow_truncated: bool = False) -> ImageSet:
+    """The images that `data` names: a path, a set's name (`textures`), hf:..., timm:... or holdout:SHARE:DATA.
+
+    A path is a folder with train/ and val/ (or valid/, test/), a folder of class folders, any tree of unlabeled
+    images, IDX files, CIFAR's official layout, a text list, a zip or tar, Parquet files, what `save_to_disk` wrote, or
+    a folder of such files; braces name several files, as in shards-{000..009}.tar or {train,val}.txt. A path that
+    looks like a name or a pattern is written with ./ in front. Without `split`: train where images are split, else all.
+    With `allow_truncated`, files that end early count as readable; this is part of the fingerprint.
+    UsageError for an unknown name, DataError for what is missing on the disk, an absent split included.
+    """
+    return _opened(_splits(data, allow_truncated), data, split)
+
+
+def split_names(data: str | Path) -> tuple[str, ...]:
+    """The splits of `data`: those of "train" and "val" that are there, or "all" where nothing is split."""
+    return tuple(_splits(data, allow_truncated=False))
+
+
+def open_pair(data: str | Path, *, allow_truncated: bool = False) -> tuple[ImageSet, ImageSet]:
+    """Train and val, labels of both being ids into train's classes.
+
+    DataError names the classes of val that train does not have; the other way round does no harm.
+    """
+    openers = _splits(data, allow_truncated)
+    train, val = _opened(openers, data, "train"), _opened(openers, data, "val")
+    return train, (val if train.labels is None else val.with_classes(train.classes))
+
+
+def absolute_name(data: str | Path) -> str:
+    """What names `data` from any working folder: names as they are, paths in full."""
+    if isinstance(data, str) and (data in NAMED_SETS or data.startswith(HUB)):
+        return data
+    if isinstance(data, str) and data.startswith(TIMM):
+        return lasting_uri(data)
+    if isinstance(data, str) and data.startswith(HOLDOUT):
+        share, inner = parse_holdout(data)
+        return f"{HOLDOUT}{share:g}:{absolute_name(inner)}"
+    return str(Path(data).expanduser().absolute())
+
+
+
+
+def _opened(openers: Openers, data: str | Path, split: Split | None) -> ImageSet:
+    if split is None:
+        return next(iter(openers.values()))()
+    if split not in openers:
+        there = (
+            "it is not split: that would be a train/ and a val/ folder, side by side"
+            if "all" in openers
+            else f"it has only {', '.join(openers)}"
+        )
+        raise DataError(f"{data} has no {split} images: {there}")
+    return openers[split]()
+
+
+def _splits(data: str | Path, allow_truncated: bool) -> Openers:
+    """What `data` names, by split; of images and labels nothing is read yet."""
+    if isinstance(data, str):
+        if data in NAMED_SETS:
+            return {split: partial(_open_textures, data, split) for split in ("train", "val")}
+        if data.startswith(HUB):
+            return hub_splits(data, allow_truncated)
+        if data.startswith(HOLDOUT):
+            share, inner = parse_holdout(data)
+            return holdout_splits(_splits(inner, allow_truncated), share)
+        if data.startswith(TIMM):
+            from timm.data import create_dataset
+
+            return timm_splits(data, create_dataset, allow_truncated)
+        if "{" in data and not os.access(data, os.F_OK):
+            files = [Path(name).expanduser() for name in expand_braces(data)]
+            require_files(files, data)
+            return _file_splits(files, allow_truncated)
+    root = _existing(data)
+    if splits := cifar_splits(root) or idx_splits(root):
+        return {split: partial(_open_arrays, root, splits, split) for split in splits.readers}
+    if not root.is_dir():
+        return _file_splits([root], allow_truncated)
+    if is_saved(root):
+        return saved_splits(root, allow_truncated)
+    if folders := _split_folders(root):
+        return {split: partial(_open_folder, folder, split, allow_truncated) for split, folder in folders.items()}
+    if found := _set_files(root):
+        return _file_splits(found, allow_truncated)
+    return {"all": partial(_open_folder, root, "all", allow_truncated)}
+
+
+def _file_splits(files: Sequence[Path], allow_truncated: bool) -> Openers:
+    """The splits of files that hold or name images: lists, archives or Parquet files."""
+    kinds = {_kind(path.name) for path in files}
+    if kinds == {"archive"}:
+        return packed_splits(files, allow_truncated)
+    if kinds == {"parquet"}:
+        return parquet_splits(files, allow_truncated)
+    if kinds != {"list"}:
+        raise DataError(
+            f"{files[0]} is a file; images are read from a folder, from an archive (.zip, .tar), from what a list "
+            "names (.txt, .lst, .list, .tsv), or from .parquet"
+            if len(kinds) == 1
+            else f"{files[0]} and {len(files) - 1:,} more are of several kinds; name files of one kind"
+        )
+    lists = split_files(files) if len(files) > 1 else {"all": list(files)}
+    if more := next((paths for paths in lists.values() if len(paths) > 1), None):
+        raise DataError(f"{more[0]} and {more[1]} name images of one split; join them")
+    return {split: partial(open_list, paths[0], split, allow_truncated) for split, paths in lists.items()}
+
+
+def _kind(name: str) -> str | None:
+    """What a file holds by its name, None for anything but sets of images."""
+    if is_list_name(name):
+        return "list"
+    if is_archive_name(name):
+        return "archive"
+    return "parquet" if name.lower().endswith(".parquet") else None
+
+
+def _set_files(root: Path) -> list[Path]:
+    """The files in `root` that are the set: lists called train and val, or archives where no images lie beside."""
+    entries = list_folder(root)
+    lists = {path.stem: path for path in sorted(Path(entry.path) for entry in entries if is_list_name(entry.name))}
+    val = next((lists[name] for name in ("val", "valid", "validation", "test") if name in lists), None)
+    if "train" in lists and val is not None:
+        return [lists["train"], val]
+    folders = [entry for entry in entries if is_folder(entry)]
+    if any(is_image_name(entry.name) for entry in entries):
+        return []
+    if [entry.name for entry in folders] == ["data"]:  # where the hub keeps a set's Parquet files
+        return sorted(Path(entry.path) for entry in list_folder(root / "data") if _kind(entry.name) == "parquet")
+    return [] if folders else _packed_files(root)
+
+
+def _packed_files(root: Path) -> list[Path]:
+    """Archives and Parquet files in a folder."""
+    return sorted(Path(entry.path) for entry in list_folder(root) if _kind(entry.name) in ("archive", "parquet"))
+
+
+def _existing(data: str | Path) -> Path:
+    """`data` as a path that is there."""
+    path = Path(data)
+    if path.parts[:1] == ("~",):
+        path = path.expanduser()
+    if str(data) and os.access(path, os.F_OK):
+        if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+            raise DataError(f"the folder {path} is there, but you may not read it")
+        return path
+    if isinstance(data, str) and "/" not in data:
+        raise UsageError(f"no file or folder is called '{data}', and {unknown_choice('the set', data, NAMED_SETS)}")
+    raise DataError(f"{data} does not exist, and is not the name of a set: {', '.join(NAMED_SETS)}")
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """train/ and val/ (or what val is called) below `root`; nothing if `root` holds classes or images."""
+    entries = list_folder(root)
+    found = choose_splits(
+        str(root),
+        [entry.name for entry in entries if is_folder(entry)],
+        any(is_image_name(entry.name) for entry in entries),
+        lambda name: any(is_folder(entry) for entry in list_folder(root / name)),
+    )
+    return {split: root / name for split, name in found.items()}
+
+
+def _open_folder(root: Path, split: str, allow_truncated: bool) -> ImageSet:
+    """All images below `root`, labeled if they lie in two or more class folders; without any, those in archives."""
+    listing = list_images(root)
+    if not listing.names and (files := _packed_files(root)):
+        opener = open_parquet if _kind(files[0].name) == "parquet" else open_packed
+        return opener(files, split, allow_truncated)
+    if not listing.names:
+        raise DataError(_no_images(root, listing))
+    found = class_folders(listing.names)
+    classes, labels = found if found is not None and len(found[0]) > 1 else ((), None)
+    place = root.resolve()
+    above = any(place.name in names for names in SPLIT_FOLDERS.values())
+    return FileImages(
+        name=place.parent.name if above else place.name,
+        split=split,
+        source=f"folder {root}",
+        classes=classes,
+        labels=labels,
+        root=root,
+        names=Names(listing.names),
+        allow_truncated=allow_truncated,
+        others=listing.others,
+    )
+
+
+def _no_images(root: Path, listing: Listing) -> str:
+    held = f"it holds {counted(listing.others)}" if listing.others else "it holds no files at all"
+    return f"0 images in {root}; {held}. Images are: {', '.join(sorted(EXTENSIONS))}"
+
+
+def _open_arrays(root: Path, splits: ArraySplits, split: str) -> ArrayImages:
+    return _array_images(splits.readers[split](), splits.name, split, f"{splits.kind} in {root}")
+
+
+def _open_textures(name: str, split: str) -> ArrayImages:
+    from patchssl.data.textures import CLASSES, textures
+
+    pixels, labels = textures(split, NAMED_SETS[name])
+    return _array_images(Arrays(pixels, labels, CLASSES), name, split, f"the embedded set {name}")
+
+
+def _array_images(arrays: Arrays, name: str, split: str, source: str) -> ArrayImages:
+    high, wide = arrays.pixels.shape[1:3]
+    return ArrayImages(
+        name=name,
+        split=split,
+        source=f"{source} ({high} x {wide} px)",
+        classes=arrays.classes,
+        labels=arrays.labels,
+        array=arrays.pixels,
+        ids=np.arange(len(arrays.pixels)),
+    )

@@ -1,0 +1,292 @@
+"""Images in zip and tar archives and in WebDataset shards, by index, without unpacking.
+
+An archive of files is understood as the same files in a folder: train/ and val/, class folders, or neither, with the
+same names, order and fingerprint; a folder that holds all the rest is looked through. Shards: see `shards`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from patchssl.data.archives import index_archive, read_member
+from patchssl.data.decode import END, EXTENSIONS, START, decode_bytes, extension_of, is_image_name, quick_check
+from patchssl.data.images import (
+    ImageSet,
+    Names,
+    Openers,
+    class_folders,
+    files_fingerprint,
+    inside,
+    labeled_fingerprint,
+    part_of,
+    translated,
+    written_labels,
+)
+from patchssl.data.splits import SPLIT_FOLDERS, choose_splits, split_files
+from patchssl.runtime.errors import DataError, UnreadableImage
+from patchssl.runtime.text import counted, shortened
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class PackedImages(ImageSet):
+    """Images in archives, read and decoded when asked for."""
+
+    archives: tuple[Path, ...]
+    names: Names  # of the members, relative to the set
+    places: np.ndarray  # (len,) archive.PLACE
+    by_folder: bool  # classes are folders, if there are any
+    allow_truncated: bool = False
+    others: Mapping[str, int] = field(default_factory=dict)  # members left out, by extension
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pixels(self, index: int) -> np.ndarray:
+        name, content = self._content(index)
+        return decode_bytes(content, name, allow_truncated=self.allow_truncated)
+
+    def quick_check(self, index: int) -> bool:
+        try:
+            _, content = self._content(index)
+        except UnreadableImage:
+            return False
+        return quick_check(content[:START], content[-END:], len(content))
+
+    def _content(self, index: int) -> tuple[str, bytes]:
+        """What errors call image `index`, and the bytes of its file."""
+        place = self.places[inside(index, len(self))]
+        archive = self.archives[place["archive"]]
+        name = f"{archive}: {self.names[index]}"
+        return name, read_member(archive, place, name)
+
+    def item_name(self, index: int) -> str:
+        """The member's name, after that of its archive where there are several."""
+        name = self.names[index]
+        return name if len(self.archives) == 1 else f"{self.archives[self.places[index]['archive']].name}/{name}"
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> PackedImages:
+        chosen = self._chosen(indices)
+        return replace(self, names=Names(self.names[index] for index in chosen), places=self.places[chosen],
+                       labels=self._labels_at(chosen), others={}, source=part_of(self.source))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """From count, names and sizes in bytes, as of the unpacked files; of shards from the labels too."""
+        sizes = self.places["size"].tolist()
+        order = sorted(range(len(self)), key=lambda index: (self.names[index], sizes[index]))
+        found = files_fingerprint(len(self), self.allow_truncated, ((self.names[i], sizes[i]) for i in order))
+        return found if self.by_folder else labeled_fingerprint(found, order, self)
+
+    def with_classes(self, classes: tuple[str, ...]) -> PackedImages:
+        names, labels = self.classes, self.labels
+        if self.by_folder and (found := class_folders(self.names)) is not None:
+            names, labels = found
+        if labels is None:
+            return self
+        return replace(self, classes=classes, labels=translated(self, names, labels, classes))
+
+    def describe(self) -> str:
+        return super().describe() + (f"; left out {counted(self.others)}" if self.others else "")
+
+
+class _Contents(NamedTuple):
+    """The images in archives."""
+
+    archives: tuple[Path, ...]
+    names: list[str]
+    places: np.ndarray
+    words: list[str] | None  # labels of shards
+    are_shards: bool
+    others: Mapping[str, int]
+
+
+def packed_splits(archives: Sequence[Path], allow_truncated: bool) -> Openers:
+    """The splits of archives: by their names where there are several, else by the folders in them.
+
+    Reads the index of what is not told apart by name. DataError as from `index_archive`, and for no image at all.
+    """
+    by_name = split_files(archives) if len(archives) > 1 else {"all": list(archives)}
+    if "all" not in by_name:
+        return {split: partial(open_packed, paths, split, allow_truncated) for split, paths in by_name.items()}
+    contents = _read(archives)
+    folders = _split_folders(contents)
+    return {split: partial(_images, contents, folder, split, allow_truncated) for split, folder in folders.items()}
+
+
+def open_packed(archives: Sequence[Path], split: str, allow_truncated: bool) -> PackedImages:
+    """All images of `archives` as one split."""
+    contents = _read(archives)
+    folders = _split_folders(contents)
+    if len(folders) > 1:
+        raise DataError(f"{_described(contents)} is named as {split} and holds {' and '.join(folders)} images")
+    return replace(_images(contents, next(iter(folders.values())), split, allow_truncated),
+                   name=_home_name(contents.archives))
+
+
+def _read(archives: Sequence[Path]) -> _Contents:
+    names: list[str] = []
+    labels: list[str] = []
+    parts = []
+    for number, archive in enumerate(archives):
+        members = index_archive(archive)
+        names += members.names
+        labels += members.labels
+        parts.append(members.places.copy())
+        parts[-1]["archive"] = number
+    places = np.concatenate(parts)
+    where = str(archives[0]) if len(archives) == 1 else str(_home(archives))
+    if sharded := are_samples(names):
+        chosen, words, others = find_samples(names, places["archive"], labels, where)
+    else:
+        kept = [index for index, name in enumerate(names) if is_image_name(name)]
+        chosen = np.array(sorted(kept, key=names.__getitem__), dtype=np.int64)
+        words, others = None, Counter(extension_of(name) for name in names if not is_image_name(name))
+    if not len(chosen):
+        held = f"holds {counted(others)}" if others else "holds no files at all"
+        raise DataError(f"0 images in {where}; it {held}. Images are: {', '.join(sorted(EXTENSIONS))}")
+    return _Contents(tuple(archives), [names[i] for i in chosen], places[chosen], words, sharded, others)
+
+
+def _split_folders(contents: _Contents) -> dict[str, str]:
+    """The folder of each split in archives, "" or with a "/" at its end; "all" where nothing is split."""
+    if contents.are_shards:
+        return {"all": ""}
+    prefix, names = "", contents.names
+    while True:
+        tops = {name.partition("/")[0] for name in names if "/" in name}
+        has_images = any("/" not in name for name in names)
+        deep = {name.partition("/")[0] for name in names if name.count("/") > 1}
+        if found := choose_splits(_described(contents), tops, has_images, deep.__contains__):
+            return {split: f"{prefix}{folder}/" for split, folder in found.items()}
+        only = next(iter(tops), "") + "/"
+        if has_images or len(tops) != 1 or not all(name.count("/") > 1 for name in names):
+            return {"all": prefix}
+        prefix, names = prefix + only, [name.removeprefix(only) for name in names]
+
+
+def _images(contents: _Contents, folder: str, split: str, allow_truncated: bool) -> PackedImages:
+    chosen = [index for index, name in enumerate(contents.names) if name.startswith(folder)]
+    names = [contents.names[index].removeprefix(folder) for index in chosen]
+    classes: tuple[str, ...] = ()
+    labels = None
+    source = _described(contents)
+    if contents.words is not None:
+        classes, labels = written_labels(contents.words, source)
+    elif not contents.are_shards and (found := class_folders(names)) is not None and len(found[0]) > 1:
+        classes, labels = found
+    return PackedImages(name=_name(contents.archives), split=split, source=source, classes=classes, labels=labels,
+                        archives=contents.archives, names=Names(names), places=contents.places[chosen],
+                        by_folder=not contents.are_shards, allow_truncated=allow_truncated, others=contents.others)
+
+
+def _described(contents: _Contents) -> str:
+    kind = "shard" if contents.are_shards else "archive"
+    if len(contents.archives) == 1:
+        return f"{kind} {contents.archives[0]}"
+    return f"{len(contents.archives):,} {kind}s in {_home(contents.archives)}"
+
+
+def _home(archives: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([path.parent for path in archives]))
+
+
+def _name(archives: Sequence[Path]) -> str:
+    """What the set is called: as its only archive, unless that is called train or val, else as its folder."""
+    only = archives[0].name.partition(".")[0] if len(archives) == 1 else "train"
+    return _home_name(archives) if _is_split(only) else only
+
+
+def _home_name(archives: Sequence[Path]) -> str:
+    """The name of the folder that holds the archives, or of the one above if it is called train or val."""
+    home = _home(archives).resolve()
+    return home.parent.name if _is_split(home.name) else home.name
+
+
+def _is_split(name: str) -> bool:
+    return any(name in names for names in SPLIT_FOLDERS.values())
+
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_ABOUT_THE_SHARD = re.compile(r"__[^/]*__($|/)")  # names that the library skips
+_FIRST_CHOICE = ("jpg", "jpeg", "png", "webp")  # of several images in a sample
+_LABEL = "cls"
+
+
+class Samples(NamedTuple):
+    """Images of shards, in the shards' order, each with its label."""
+
+    images: np.ndarray  # (len,) int64, which members are the images
+    words: list[str] | None  # what the .cls members say, None without any
+    others: Mapping[str, int]  # members left out, by extension
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """Key and lower-case extension, as WebDataset takes a name apart; two empty strings where it skips it.
+
+    >>> split_key("a.b/0001.seg.PNG")
+    ('a.b/0001', 'seg.png')
+    """
+    match = None if _ABOUT_THE_SHARD.match(name) else _NAME.fullmatch(name)
+    return (match[1], match[2].lower()) if match else ("", "")
+
+
+def are_samples(names: Sequence[str]) -> bool:
+    """Whether members are WebDataset's samples rather than files in folders of classes.
+
+    They are where an image has a label (.cls) beside it, or anything else unless the images lie in folders.
+    """
+    images = [name for name in names if is_image_name(name)]
+    keys = {split_key(name)[0] for name in images} - {""}
+    beside = {extension for name in names if not is_image_name(name)
+              for key, extension in [split_key(name)] if key in keys}
+    return _LABEL in beside or (bool(beside) and not any("/" in name for name in images))
+
+
+def find_samples(names: Sequence[str], archives: np.ndarray, labels: Sequence[str], where: str) -> Samples:
+    """Samples among the members `names` of shards; `archives` (len,) tells the shard, `labels` what .cls members hold.
+
+    DataError where some samples have a label and others none, for a label without an image, and two of one kind.
+    """
+    parts: dict[tuple[int, str], dict[str, int]] = {}
+    others: Counter[str] = Counter()
+    for index, (name, archive) in enumerate(zip(names, archives.tolist(), strict=True)):
+        key, extension = split_key(name)
+        if not key:
+            others[extension_of(name)] += 1
+            continue
+        sample = parts.setdefault((archive, key), {})
+        if extension in sample:
+            raise DataError(f"{where}: sample {key} has two members .{extension}")
+        sample[extension] = index
+    chosen, words, incomplete = [], [], []
+    for (_, key), sample in parts.items():
+        found = sorted((extension for extension in sample if f".{extension}" in EXTENSIONS), key=_preference)
+        others.update(f".{extension}" for extension in sample if extension != _LABEL and extension not in found[:1])
+        if found:
+            chosen.append(sample[found[0]])
+            words.append(labels[sample[_LABEL]] if _LABEL in sample else None)
+        elif _LABEL in sample:
+            incomplete.append(key)
+    if incomplete:
+        raise DataError(f"{where}: {len(incomplete):,} samples have a .cls and no image: {shortened(incomplete, 5)}; "
+                        f"images are: {', '.join(sorted(EXTENSIONS))}")
+    return Samples(np.array(chosen, dtype=np.int64), _all_or_none(words, [names[i] for i in chosen], where), others)
+
+
+def _preference(extension: str) -> tuple[int, str]:
+    return (_FIRST_CHOICE.index(extension) if extension in _FIRST_CHOICE else len(_FIRST_CHOICE), extension)
+
+
+def _all_or_none(words: Sequence[str | None], names: Sequence[str], where: str) -> list[str] | None:
+    without = [name for name, word in zip(names, words, strict=True) if word is None]
+    if without and len(without) < len(words):
+        raise DataError(f"{where}: {len(without):,} of {len(words):,} samples have no .cls: {shortened(without, 5)}")
+    return None if without else [word for word in words if word is not None]

@@ -1,0 +1,138 @@
+"""Images that cannot be decoded: how they are found, listed, and how many of them training bears.
+
+Training skips them within `UnreadableBudget`; evaluation reads no number past one: it lists them all and fails
+(`require_readable`, `raise_unreadable`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from patchssl.data.decode import strict_pillow
+from patchssl.data.images import ArrayImages, ImageSet
+from patchssl.runtime.errors import DataError, UnreadableImage
+from patchssl.runtime.progress import Progress, shifted
+
+_MOST_LISTED = 20
+_BLOCK = 256  # images a worker checks before it reports
+
+
+def find_unreadable(
+    images: ImageSet, workers: int = 0, progress: Progress | None = None
+) -> list[tuple[str, str]]:
+    """(name, reason) of every image that cannot be decoded, in the set's order.
+
+    Decodes all files, in `workers` threads; arrays are readable as they are. `progress` is called with the
+    number of images looked at and of all.
+    """
+    return _unreadable(images, workers, progress, all_of_them=True)
+
+
+def require_readable(sets: Sequence[ImageSet], workers: int = 0, progress: Progress | None = None) -> None:
+    """DataError, before anything is computed, that lists the images of `sets` that cannot be decoded.
+
+    Every file is looked at, begin and end, and what does not look whole is decoded; if that finds one that cannot be
+    decoded, all are, so that the list is complete. Damage within a file shows when a pass decodes it
+    (`listing_unreadable`). `progress` counts the images of all sets, and starts again where all are decoded.
+    """
+    ends = np.cumsum([len(images) for images in sets]).tolist()
+
+    def found(all_of_them: bool) -> Iterator[tuple[str, str]]:
+        for images, end in zip(sets, ends, strict=True):
+            shown = None if progress is None else shifted(progress, end - len(images), ends[-1])
+            yield from _unreadable(images, workers, shown, all_of_them)
+
+    if any(found(all_of_them=False)):
+        bad = [UnreadableImage(*each) for each in found(all_of_them=True)]
+        raise_unreadable(sorted(bad, key=lambda error: error.name), ends[-1])
+
+
+def _unreadable(images: ImageSet, workers: int, progress: Progress | None, all_of_them: bool) -> list[tuple[str, str]]:
+    """`find_unreadable`; not `all_of_them`: among those that do not look whole."""
+    if isinstance(images, ArrayImages):
+        return []
+    blocks = [range(at, min(at + _BLOCK, len(images))) for at in range(0, len(images), _BLOCK)]
+    bad: list[tuple[str, str]] = []
+    check = partial(_unreadable_among, images, all_of_them)
+    with strict_pillow(), ThreadPoolExecutor(max(workers, 1)) as pool:
+        found = pool.map(check, blocks) if workers else map(check, blocks)
+        try:
+            for block in blocks:
+                bad += next(found)
+                if progress:
+                    progress(block.stop, len(images))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C, the rest is not worth waiting for
+    return bad
+
+
+def _unreadable_among(images: ImageSet, all_of_them: bool, indices: range) -> list[tuple[str, str]]:
+    bad = []
+    for index in indices:
+        if not all_of_them and images.quick_check(index):
+            continue
+        try:
+            images.pixels(index)
+        except UnreadableImage as error:
+            bad.append((error.name, error.reason))
+    return bad
+
+
+def raise_unreadable(bad: Sequence[UnreadableImage], total: int) -> None:
+    """DataError that lists `bad` out of `total` images; nothing happens when `bad` is empty.
+
+    For a pass over the images that decodes them once and collects what it met.
+    """
+    if bad:
+        raise DataError(
+            f"{len(bad):,} of {total:,} images cannot be read, so no number is given; repair or remove them "
+            f"(eval revisited can allow truncated ones):\n{_listed({error.name: error.reason for error in bad})}"
+        )
+
+
+@contextlib.contextmanager
+def listing_unreadable(sets: Sequence[ImageSet], workers: int = 0) -> Iterator[None]:
+    """A pass over some of `sets` that fails for its data names the images of all that cannot be decoded."""
+    try:
+        yield
+    except DataError:
+        bad = [UnreadableImage(*found) for images in sets for found in find_unreadable(images, workers)]
+        raise_unreadable(bad, sum(len(images) for images in sets))
+        raise
+
+
+class UnreadableBudget:
+    """Counts the images that training has to skip, and ends it when they are more than 1 % of all.
+
+    An image counts once, however often it is met.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.bad: dict[str, str] = {}  # name -> reason
+
+    @property
+    def count(self) -> int:
+        """How many images were unreadable so far."""
+        return len(self.bad)
+
+    def add(self, name: str, reason: str = "") -> None:
+        """Count the image `name`; DataError with the list when that is too many."""
+        self.bad[name] = reason
+        if 100 * self.count > self.total:
+            raise DataError(
+                f"training stopped: {self.count:,} of {self.total:,} images cannot be read, more than 1 %; "
+                f"repair or remove them:\n{_listed(self.bad)}"
+            )
+
+
+def _listed(bad: Mapping[str, str]) -> str:
+    """One line for each bad image, up to a limit."""
+    lines = [f"  {name}: {reason}" if reason else f"  {name}" for name, reason in bad.items()]
+    more = [f"  and {len(lines) - _MOST_LISTED:,} more"] if len(lines) > _MOST_LISTED else []
+    return "\n".join(lines[:_MOST_LISTED] + more)

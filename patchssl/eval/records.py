@@ -1,0 +1,183 @@
+"""Result records: one model on one task and data set, with everything needed to trust and repeat the number.
+
+A record is a small JSON file, `<root>/<model>-<sha8>/<task>-<dataset>@<protocol>.json` (sha8: the first 8 hex
+digits of the sha256 of the weights), never half written. Reading a folder survives whatever else lies there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+import patchssl
+from patchssl.eval.protocols import Protocol
+from patchssl.eval.recordfile import files_below, read_record, write_record
+from patchssl.eval.search import faiss_version
+from patchssl.models.backbone import Backbone
+from patchssl.runtime.errors import DataError
+
+SCHEMA = 1
+KIND = "result"
+OTHER_KINDS = (".cost.json",)  # how the names of other records end
+_LONGEST_NAME = 60  # characters, so that a file name stays below 255 bytes
+
+Word = Annotated[str, Field(min_length=1)]
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class Result:
+    """One cell of the comparison tables, with its provenance; ValueError names a wrong field."""
+
+    model: Word
+    method: Word  # pwself, dino, ibot, random, pixels, supervised, other
+    arch: str
+    weights_sha256: Hex
+    pretrain_data: str | None = None
+    pretrain_epochs: Amount | None = None
+    task: Word  # knn, linear, copydays, roxford5k, rparis6k, patches
+    dataset: Word
+    dataset_fingerprint: Hex
+    protocol: Word
+    protocol_version: int
+    protocol_settings: dict[str, Any]
+    protocol_fingerprint: Hex
+    metrics: Annotated[dict[str, Fraction], Field(min_length=1)]
+    detail: dict[str, Any] = Field(default_factory=dict)  # per query or per class, by task
+    seed: int | None = None  # of the pretraining
+    variant: Word | None = None  # of a method, as a study names it: its records share a row of the tables
+    versions: dict[str, str | None]
+    device: str
+    duration: Amount  # seconds
+
+    def path(self, root: Path) -> Path:
+        """Where the record lies below `root`: one file per model, task, data set and protocol."""
+        folder = f"{safe_name(self.model)}-{self.weights_sha256[:8]}"
+        parts = (safe_name(part) for part in (self.task, self.dataset, self.protocol))
+        return Path(root) / folder / "{}-{}@{}.json".format(*parts)
+
+    def write(self, root: Path) -> Path:
+        """Save below `root`, replacing an earlier run of the same cell; at every moment the file is whole."""
+        return write_record(self.as_dict(), self.path(root))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the record's format and schema version."""
+        return {"format": f"patchssl {KIND}", "schema": SCHEMA, **asdict(self)}
+
+
+def read_results(root: Path) -> tuple[list[Result], list[str]]:
+    """All records below `root`, in the order of their paths, and a sentence for every JSON file left out.
+
+    Records of another kind (`*.cost.json`) are passed over.
+    """
+    found, problems = read_result_files(root)
+    return list(found.values()), problems
+
+
+def read_result_files(root: Path) -> tuple[dict[Path, Result], list[str]]:
+    """As `read_results`, by the files that the records are in."""
+    results, problems = {}, []
+    for path in files_below(Path(root), ".json"):
+        if path.name.endswith(OTHER_KINDS):
+            continue
+        try:
+            results[path] = read_result(path)
+        except DataError as error:
+            problems.append(str(error))
+    return results, problems
+
+
+def read_result(path: Path) -> Result:
+    """The record in the file `path`; DataError says what is wrong with one that cannot be used."""
+    return read_record(path, Result, KIND, SCHEMA)
+
+
+def safe_name(name: str) -> str:
+    """`name` as one component of a path: no separators, not hidden, not '..', no longer than 60 characters.
+
+    >>> safe_name("../runs/my net"), safe_name("timm:vit_small_patch16_224.dino")
+    ('runs_my_net', 'timm_vit_small_patch16_224.dino')
+    """
+    plain = re.sub(r"[^\w.+-]+", "_", name)
+    plain = re.sub(r"\.{2,}", ".", plain).strip("._-") or "unnamed"
+    if len(plain) <= _LONGEST_NAME:
+        return plain
+    digest = hashlib.sha256(plain_text(name).encode()).hexdigest()
+    return f"{plain[: _LONGEST_NAME - 9]}-{digest[:8]}"
+
+
+def plain_text(name: str) -> str:
+    """`name` as text that JSON can hold: bytes of a file name that are no UTF-8 become escapes.
+
+    >>> plain_text("caf\\udce9")
+    'caf\\\\udce9'
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def library_versions() -> dict[str, str | None]:
+    """Versions of what moves a number; None for what is not installed. Imports none of it."""
+    versions: dict[str, str | None] = {"patchssl": patchssl.__version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "timm", "numpy", "pillow"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def pack_bits(bits: np.ndarray) -> str:
+    """Booleans (N,) as hex digits, four per digit: the first is the highest bit of the first digit.
+
+    >>> pack_bits(np.array([True, False, False, True, True]))
+    '98'
+    """
+    return np.packbits(np.asarray(bits, dtype=bool)).tobytes().hex()
+
+
+def unpack_bits(text: str, count: int) -> np.ndarray:
+    """The `count` booleans that `pack_bits` wrote; ValueError when the text is not theirs.
+
+    >>> unpack_bits("98", 5).tolist()
+    [True, False, False, True, True]
+    """
+    packed = np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
+    if len(packed) != -(-count // 8):
+        raise ValueError(f"{len(text)} hex digits do not hold {count} bits")
+    return np.unpackbits(packed, count=count).astype(bool)
+
+
+def make_record(backbone: Backbone, plan: Protocol, *, dataset: str, fingerprints: Iterable[str],
+                metrics: Mapping[str, float], detail: Mapping[str, Any], device: str, duration: float,
+                task: str | None = None) -> Result:
+    """The record of `backbone` under the protocol `plan`; `task` (default: the protocol's) names the cell.
+
+    `fingerprints` are those of the image sets that the numbers depend on, in a fixed order; `metrics` fractions,
+    `detail` plain JSON values, `device` from `features.describe_device`, `duration` in seconds.
+    """
+    return Result(
+        model=plain_text(backbone.name), method=backbone.method, arch=backbone.arch,
+        weights_sha256=backbone.weights_sha256, pretrain_data=backbone.pretrain_data,
+        pretrain_epochs=backbone.pretrain_epochs, seed=backbone.seed,
+        task=task or plan.task, dataset=plain_text(dataset), dataset_fingerprint=joined(fingerprints),
+        protocol=plan.name, protocol_version=plan.version, protocol_settings=plan.plain_settings(),
+        protocol_fingerprint=plan.fingerprint, metrics=dict(metrics), detail=dict(detail),
+        versions={**library_versions(), "faiss": faiss_version()}, device=device, duration=duration,
+    )
+
+
+def joined(fingerprints: Iterable[str]) -> str:
+    """One fingerprint of several, in their order."""
+    return hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()

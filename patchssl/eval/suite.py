@@ -1,0 +1,209 @@
+"""All benchmarks at once: what can be run with the data that is there, what is done already, one table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchssl.data.open import open_images, open_pair
+from patchssl.data.unreadable import listing_unreadable, require_readable
+from patchssl.eval.cache import FeatureCache
+from patchssl.eval.cells import Cell, TaskOptions, find_cells
+from patchssl.eval.copydays import evaluate_copydays
+from patchssl.eval.features import compute_outputs, extract_outputs
+from patchssl.eval.knn import evaluate_knn
+from patchssl.eval.linear.task import evaluate_linear
+from patchssl.eval.patches import evaluate_patches
+from patchssl.eval.records import Result, read_results
+from patchssl.eval.revisited.task import evaluate_revisited
+from patchssl.models.backbone import Backbone
+from patchssl.models.pixels import RawPixels
+from patchssl.runtime.console import LOOK, Console
+from patchssl.runtime.errors import DataError, PatchSSLError, UsageError, unknown_choice
+
+TASKS = ("knn", "linear", "copydays", "revisited")  # by default
+ON_REQUEST = ("patches",)  # any images would do for it, so it would run on sets made for another task
+_CLASSIFYING = ("knn", "linear")  # on train and val images
+_TIMED_BATCH = 8  # images
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """How features are computed; nothing of it moves a number beyond rounding."""
+
+    device: torch.device
+    batch_size: int = 64
+    workers: int = 2
+    cache: FeatureCache | None = None
+
+
+@dataclass(frozen=True)
+class SuitePlan:
+    """What `eval all` would do: cells still to run, cells that have a record, and what cannot be run."""
+
+    run: tuple[Cell, ...]
+    done: tuple[Cell, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)  # what -> why
+    seconds_per_image: float = 0.0
+
+    @property
+    def passes(self) -> list[Cell]:
+        """The largest cell of each pass over images; cells of one data set and one transform share a pass."""
+        return list({(cell.data, cell.set_name, json.dumps(dict(cell.protocol.transform().settings), sort_keys=True)):
+                     cell for cell in sorted(self.run, key=lambda cell: cell.images)}.values())
+
+    @property
+    def images(self) -> int:
+        """Images whose features are computed."""
+        return sum(cell.images for cell in self.passes)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of the feature passes; probes that are trained come on top."""
+        return sum(cell.images * (self.seconds_per_image + cell.decode_seconds) for cell in self.passes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        cells = {name: [_plain(cell) for cell in cells] for name, cells in (("run", self.run), ("done", self.done))}
+        return {**cells, "left_out": dict(self.left_out), "images": self.images, "estimated_seconds": self.seconds}
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"to run: {cell.label()}, {cell.images:,} images" for cell in self.run]
+        lines += [f"done:   {cell.label()}" for cell in self.done]
+        lines += [f"left out: {what}: {why}" for what, why in self.left_out.items()]
+        estimate = timedelta(seconds=round(self.seconds))
+        return "\n".join([*lines, f"{self.images:,} images to compute features of, about {estimate}, training of "
+                                   "linear probes not counted"])
+
+
+def _plain(cell: Cell) -> dict[str, Any]:
+    return {"task": cell.task, "data": cell.data, "dataset": cell.dataset, "set": cell.set_name,
+            "protocol": cell.protocol.name, "protocol_fingerprint": cell.protocol.fingerprint, "images": cell.images,
+            "options": {name: str(value) for name, value in cell.options.items()}}
+
+
+def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Path | None, options: ComputeOptions, *,
+               choices: TaskOptions | None = None, overwrite: bool = False) -> SuitePlan:
+    """What can be run for `backbone` with what lies at `data`: a set, or a folder of sets.
+
+    A cell with a record of these weights, this protocol and these images, distractors and whitening images included,
+    is done, unless `overwrite`. UsageError for an unknown task, for an index that cannot search a set and for
+    `choices` without use, DataError where nothing at all can be run.
+    """
+    for task in tasks:
+        if task not in TASKS + ON_REQUEST:
+            raise UsageError(unknown_choice("task", task, TASKS + ON_REQUEST))
+    choices = choices or TaskOptions()
+    choices.require_use(tasks)
+    cells, left_out = find_cells(backbone, data, tasks, choices)
+    if not cells:
+        reasons = "; ".join(f"{what}: {why}" for what, why in left_out.items())
+        raise DataError(f"{data} holds nothing that {', '.join(tasks)} can be run on ({reasons}); it takes folders "
+                        "with train/ and val/, Copydays' blocks, or gnd_NAME.pkl beside jpg/, each alone or side by "
+                        "side")
+    known = {} if overwrite or results is None else _finished(results, backbone.weights_sha256)
+    done = tuple(cell for cell in cells if (key := cell.key()) in known and cell.fingerprint() in known[key])
+    run = tuple(cell for cell in cells if cell not in done)
+    pace = _seconds_per_image(backbone, options.device) if run else 0.0
+    return SuitePlan(run, done, left_out, pace)
+
+
+def run_suite(backbone: Backbone, plan: SuitePlan, options: ComputeOptions, *, console: Console | None = None,
+              keep: Callable[[Result], Any] = lambda result: None,
+              stop_at_errors: bool = False) -> tuple[list[Result], dict[str, str]]:
+    """Run what `plan` says and hand every record to `keep` as soon as it is there.
+
+    A cell that fails does not stop the others, unless `stop_at_errors`: its reason is in the second value.
+    """
+    results, failed = [], {}
+    looked_at: set[str] = set()  # data whose train and val files were looked at: once is enough
+    for number, cell in enumerate(plan.run, 1):
+        if console is not None:
+            console.say(f"{number} of {len(plan.run)}: {cell.label()}")
+        try:
+            if share_pass(backbone, cell, plan.run[number:], options, console, looked_at=cell.data in looked_at):
+                looked_at.add(cell.data)
+            result = run_cell(backbone, cell, options, console, looked_at=cell.data in looked_at)
+        except PatchSSLError as error:
+            if stop_at_errors:
+                raise
+            failed[cell.label()] = str(error)
+            continue
+        if cell.task in _CLASSIFYING:
+            looked_at.add(cell.data)
+        keep(result)
+        results.append(result)
+    return results, failed
+
+
+def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: ComputeOptions,
+               console: Console | None, *, looked_at: bool = False) -> bool:
+    """Put into the cache by one pass what `cell` and later cells with its images and transform need.
+
+    False: without a cache, or where nobody shares, there is nothing to do. `looked_at`: all files were before.
+    """
+    settings = cell.protocol.transform().settings
+    alike = [other for other in (cell, *later) if other.task in _CLASSIFYING and other.data == cell.data
+             and other.protocol.transform().settings == settings]
+    outputs = sorted({output for other in alike for output in other.protocol.settings.get("outputs", ["features"])})
+    if options.cache is None or cell.task not in _CLASSIFYING or len(alike) < 2 or isinstance(backbone, RawPixels):
+        return False
+    pair = open_pair(cell.data)
+    if not looked_at:
+        require_readable(pair, options.workers, console.counter(LOOK) if console else None)
+    with listing_unreadable(pair, options.workers):
+        for images in pair:
+            progress = console.counter(f"{images.split} features") if console else None
+            extract_outputs(backbone, images, cell.protocol, outputs, batch_size=options.batch_size,
+                            workers=options.workers, device=options.device, progress=progress, cache=options.cache)
+    return True
+
+
+def run_cell(backbone: Backbone, cell: Cell, options: ComputeOptions, console: Console | None = None, *,
+             looked_at: bool = False) -> Result:
+    """The record of one benchmark; `looked_at`: the train and val files of its data were, and all can be read."""
+    shown = {"progress": console.counter(cell.task), "check_progress": console.counter(LOOK)} if console else {}
+    how: dict[str, Any] = {"device": options.device, "workers": options.workers, "cache": options.cache, **shown}
+    name = cell.protocol.name
+    if cell.task == "copydays":
+        return evaluate_copydays(backbone, cell.data, name, batch_size=options.batch_size, **cell.options, **how)
+    if cell.task == "revisited":
+        return evaluate_revisited(backbone, cell.data, cell.set_name or "", name, **cell.options, **how)
+    if cell.task == "patches":
+        return evaluate_patches(backbone, open_images(cell.data, "val"), name, batch_size=options.batch_size,
+                                device=options.device, workers=options.workers, looked_at=looked_at, **shown)
+    train, val = open_pair(cell.data)
+    if cell.task == "knn":  # a variant's name is not that of the protocol it varies
+        return evaluate_knn(backbone, train, val, None, batch_size=options.batch_size, looked_at=looked_at,
+                            **cell.options, **how)
+    return evaluate_linear(backbone, train, val, name, batch_size=options.batch_size, looked_at=looked_at, **how)
+
+
+def _finished(results: Path, weights: str) -> dict[tuple[str, str, str], set[str]]:
+    """The data sets, by fingerprint, that every benchmark has records of."""
+    records, _ = read_results(results) if results.is_dir() else ([], [])
+    found: dict[tuple[str, str, str], set[str]] = {}
+    for record in records:
+        if record.weights_sha256 == weights:
+            key = (record.dataset, record.protocol_fingerprint, record.task)
+            found.setdefault(key, set()).add(record.dataset_fingerprint)
+    return found
+
+
+def _seconds_per_image(backbone: Backbone, device: torch.device) -> float:
+    """Time of a forward pass, per image, from two small batches."""
+    side = backbone.image_size
+    images = torch.zeros(_TIMED_BATCH, 3, side, side, device=device)
+    with torch.inference_mode():
+        compute_outputs(backbone, images, ["features"])
+        began = time.perf_counter()
+        compute_outputs(backbone, images, ["features"])["features"].sum().item()
+    return (time.perf_counter() - began) / _TIMED_BATCH

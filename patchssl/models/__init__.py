@@ -1,0 +1,1 @@
+"""One string becomes a Backbone."""

@@ -1,0 +1,91 @@
+"""Raw pixels as features: the baseline that any network has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchssl.models.backbone import Backbone, Origin
+from patchssl.models.load import open_model
+from patchssl.runtime.errors import UsageError
+
+
+class RawPixels(Backbone):
+    """The images themselves as features, (B, 3 * size * size) in [0, 1]: what a network has to beat."""
+
+    def __init__(self, size: int) -> None:
+        origin = Origin(name=f"pixels-{size}", method="pixels")
+        no_mean, no_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        super().__init__(
+            nn.Identity(),
+            mean=no_mean,
+            std=no_std,
+            patch_size=1,
+            image_size=size,
+            arch="raw pixels",
+            origin=origin,
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+class PixelPatches(RawPixels):
+    """Raw pixels whose patch tokens are the patches' own pixels (B, N, 3 * patch_size^2), in [0, 1].
+
+    Default patch: the largest power of two that leaves a grid of 8 x 8 or more. UsageError unless the size is a whole
+    number of patches.
+    """
+
+    def __init__(self, size: int, patch_size: int | None = None) -> None:
+        super().__init__(size)
+        fitting = (2**k for k in range(10, 0, -1) if size % 2**k == 0 and size // 2**k >= 8)
+        self.patch_size = patch_size or next(fitting, 1)
+        if size < self.patch_size or size % self.patch_size:
+            raise UsageError(f"{size} pixels are no whole number of patches of {self.patch_size}")
+        self.origin = Origin(name=f"pixels-{size}-{self.patch_size}", method="pixels")
+
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        return pixel_tokens(images, self.patch_size)
+
+
+def pixel_tokens(images: Tensor, patch_size: int) -> Tensor:
+    """(B, 3, H, W) to the pixels (B, N, 3 * patch_size^2) of their patches, row-major."""
+    return F.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
+
+PIXEL_SIDE = 32  # of raw pixels whose size was not said
+_PATCH_OPTIONS = ("img_size", "patch_size")
+
+
+def open_matched(model: str, device: torch.device, say: Callable[[str], None]) -> Backbone:
+    """The backbone that `model` names, or raw pixels in patches."""
+    return _pixel_patches(model) if is_pixels(model) else open_model(model, device, say)
+
+
+def _pixel_patches(model: str) -> PixelPatches:
+    given = dict(part.partition("=")[::2] for part in model.partition("?")[2].split("&") if part)
+    if set(given) - set(_PATCH_OPTIONS) or not all(value.isdecimal() and int(value) for value in given.values()):
+        raise UsageError(f"model '{model}' is not understood; write pixels, or with the sizes of the model to compare "
+                         "with pixels?img_size=64&patch_size=8")
+    sizes = {name: int(value) for name, value in given.items()}
+    return PixelPatches(sizes.get("img_size", PIXEL_SIDE), sizes.get("patch_size"))
+
+PIXELS = "pixels"
+
+
+def is_pixels(model: str | Backbone) -> bool:
+    """Does `model` mean raw pixels: `pixels`, or `pixels?img_size=32`?"""
+    return isinstance(model, str) and model.partition("?")[0] == PIXELS
+
+
+def pixels_size(model: str) -> int | None:
+    """The 32 of `pixels?img_size=32`; None for `pixels`."""
+    if model == PIXELS:
+        return None
+    option, _, value = model.partition("?")[2].partition("=")
+    if option != "img_size" or not value.isdecimal() or not int(value):
+        raise UsageError(f"model '{model}' is not understood; write pixels, or with a size pixels?img_size=32")
+    return int(value)

@@ -1,0 +1,199 @@
+"""Which patch tokens of a batch are compared, and what each comparison weighs, from geometry and draws alone.
+
+Views are ordered globals first; a pair is (teacher view t, student view s) with t != s. The plan is made on the CPU,
+for a whole batch at once, while an accelerator still computes the update before. How many tokens match depends on the
+draws: made on the device, the host would have to wait for these counts in every update before it knew a single shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.crossentropy import GroupedMatches, group_matches
+from patchssl.pretrain.dataset import ViewBatch
+from patchssl.views.geometry import Crops, patches_per_side
+from patchssl.views.matching import match_crops
+
+
+class MatchPlan(NamedTuple):
+    """Which tokens of a batch are projected, which are compared, and what each comparison weighs.
+
+    Student tokens are numbered over (B, G, N_global) and then (B, L, N_local), teacher tokens over (B, G, N_global).
+    A match's weight in the loss is `weight / num_pairs`.
+    """
+
+    student_tokens: Tensor  # (S,) int64, ascending: every student token with a match, once
+    teacher_tokens: Tensor  # (T,) int64, ascending: every teacher token with a match, once
+    student: Tensor  # (M,) int64: of each match, its row in student_tokens
+    teacher: Tensor  # (M,) int64: and its row in teacher_tokens; for rule similarity, the first row of its view
+    weight: Tensor  # (M,) float32
+    num_pairs: Tensor  # () float32: how many (image, pair) the patch term is a mean over; 1 where weights say it all
+    class_weight: Tensor  # (B, G, V) float32: weight of each (image, teacher view, student view), 0 for t == s
+    matched_share: Tensor  # (2,) float32: share of student patches with a match, in global and in local views
+    table: GroupedMatches  # of each student token its matches, image by image
+
+    def to(self, device: torch.device) -> MatchPlan:
+        """The plan on `device`, copied without waiting."""
+        pinned = device.type == "cuda"
+        sent: dict[str, Any] = {name: (value.pin_memory() if pinned else value).to(device, non_blocking=True)
+                                for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        return self._replace(table=self.table.to(device), **sent)
+
+
+class _Matches(NamedTuple):
+    """M matches of one group of student views."""
+
+    student: Tensor  # (M,) token number
+    teacher: Tensor  # (M,) token number
+    pair: Tensor  # (M,) flat number of (image, t, s)
+    scale: Tensor  # (M,) float32: matches of the pair that this one stands for
+    share: float  # of the student patches that have a match
+
+
+def plan_matches(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor | None = None) -> MatchPlan:
+    """Plan the comparisons of a batch from its geometry: `boxes` (B, V, 4) and `mirrored` (B, V), globals first.
+
+    `draws` (B, 2, G, V, N), uniform in [0, 1), order the matches of a pair where `loss.matches_per_pair` takes
+    some of them, and choose the teacher's patch under the rule `random`; N is the larger of N_global and N_local.
+    """
+    num_images, num_views = mirrored.shape
+    num_global = recipe.views.num_global
+    class_weight = even_class_weight(num_images, num_global, num_views)
+    if recipe.method != "pwself":
+        return class_only(class_weight)
+    groups = [_match_group(boxes, mirrored, recipe, draws, local)
+              for local in (False, True)[: 1 + (num_views > num_global)]]
+    student, teacher, pair, scale = (torch.cat(parts) for parts in zip(*(group[:4] for group in groups), strict=True))
+    counts = torch.zeros(class_weight.numel()).index_add_(0, pair, scale)  # matches M of each (image, t, s)
+    if recipe.loss.weighting == "paper":
+        class_weight = class_weight / (1 + counts.view_as(class_weight))
+        weight, pairs = class_weight.flatten()[pair] * scale, torch.ones(())
+    else:
+        weight, pairs = scale / counts[pair], (counts > 0).sum().float()
+    share = torch.tensor([group.share for group in groups] + [0.0] * (2 - len(groups)))
+    if recipe.loss.rule == "similarity":  # any teacher token may turn out to be the nearest
+        teacher_tokens = torch.arange(num_images * num_global * _patches(recipe.views.global_size, recipe))
+    else:
+        teacher_tokens, teacher = teacher.unique(return_inverse=True)
+    student_tokens, student = student.unique(return_inverse=True)
+    table = _tabulate(student, student_tokens, teacher_tokens, num_images, recipe)
+    return MatchPlan(student_tokens, teacher_tokens, student, teacher, weight, pairs, class_weight, share, table)
+
+
+def _tabulate(student: Tensor, student_tokens: Tensor, teacher_tokens: Tensor, num_images: int,
+              recipe: Recipe) -> GroupedMatches:
+    """The matches by student token; tokens are numbered as `MatchPlan` says."""
+    views = recipe.views
+    of_globals = views.num_global * _patches(views.global_size, recipe)
+    of_locals = views.num_local * _patches(views.local_size, recipe) if views.num_local else 1
+    first_local = num_images * of_globals
+    student_image = torch.where(student_tokens < first_local, student_tokens // of_globals,
+                                (student_tokens - first_local) // of_locals)
+    return group_matches(student, student_image, teacher_tokens // of_globals)
+
+
+def even_class_weight(num_images: int, num_global: int, num_views: int) -> Tensor:
+    """(B, G, V): every pair of different views weighs the same, all of them 1."""
+    weight = torch.ones(num_images, num_global, num_views)
+    weight[:, torch.arange(num_global), torch.arange(num_global)] = 0
+    return weight / (num_images * num_global * (num_views - 1))
+
+
+def class_only(class_weight: Tensor) -> MatchPlan:
+    """A plan without any match."""
+    none, empty = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    return MatchPlan(none, none, none, none, empty, torch.ones(()), class_weight, torch.zeros(2),
+                     group_matches(none, none, none))
+
+
+def _patches(size: int, recipe: Recipe) -> int:
+    return patches_per_side(size, recipe.model.patch_size) ** 2
+
+
+def _match_group(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor | None, local: bool) -> _Matches:
+    """Matches between all global views and the global or local student views of every image."""
+    num_images, num_views = mirrored.shape
+    num_global = recipe.views.num_global
+    ids = _teacher_ids(boxes, mirrored, recipe, draws, local)
+    found = ids >= 0
+    pairs = num_images * (num_global * ids.shape[2] - (0 if local else num_global))
+    share = found.sum().item() / max(1, pairs * ids.shape[3])
+    counts = found.sum(-1)
+    if limit := recipe.loss.matches_per_pair:
+        found = _some(found, _of_views(draws, ids.shape, num_global, local, which=0), limit)
+    image, t, s, patch_id = found.nonzero(as_tuple=True)
+    kept = found.sum(-1)
+    per_teacher = _patches(recipe.views.global_size, recipe)
+    teacher = (image * num_global + t) * per_teacher + ids[image, t, s, patch_id]
+    student = (image * ids.shape[2] + s) * ids.shape[3] + patch_id
+    student += num_images * num_global * per_teacher if local else 0
+    pair = (image * num_global + t) * num_views + s + (num_global if local else 0)
+    scale = (counts / kept.clamp(min=1))[image, t, s]
+    return _Matches(student, teacher, pair, scale, share)
+
+
+def _teacher_ids(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor | None, local: bool) -> Tensor:
+    """Teacher patch (B, G, S, N) of each student patch, -1 where none; similarity knows none yet and says 0."""
+    views, patch, rule = recipe.views, recipe.model.patch_size, recipe.loss.rule
+    num_global = views.num_global
+    chosen = slice(num_global, None) if local else slice(num_global)
+    size = views.local_size if local else views.global_size
+    shape = (len(mirrored), num_global, mirrored[0, chosen].numel(), _patches(size, recipe))
+    if rule == "similarity":
+        ids = torch.zeros(shape, dtype=torch.int64)
+    else:
+        teacher_crops = Crops(boxes[:, :num_global, None], mirrored[:, :num_global, None], views.global_size)
+        student_crops = Crops(boxes[:, None, chosen], mirrored[:, None, chosen], size)
+        ids = match_crops(teacher_crops, student_crops, patch, "center" if rule == "random" else rule)
+        if rule == "random":  # as many matches as by geometry, each with some patch of the teacher's view
+            last = _patches(views.global_size, recipe) - 1
+            some = (_of_views(draws, ids.shape, num_global, local, which=1) * (last + 1)).long().clamp(max=last)
+            ids = torch.where(ids >= 0, some, ids)
+    if not local:
+        ids[:, torch.arange(num_global), torch.arange(num_global)] = -1
+    return ids
+
+
+def _of_views(draws: Tensor | None, shape: torch.Size, num_global: int, local: bool, which: int) -> Tensor:
+    """The (B, G, S, N) draws of one group of student views."""
+    if draws is None or not draws.numel():
+        raise ValueError("loss.matches_per_pair and the rule random need draws")
+    return draws[:, which, :, num_global if local else 0:, : shape[3]][:, :, : shape[2]]
+
+
+def _some(found: Tensor, draws: Tensor, limit: int) -> Tensor:
+    """Of the true places (B, G, S, N) of each pair the `limit` with the smallest draws, all where they are fewer."""
+    if limit >= found.shape[-1]:
+        return found
+    order = torch.where(found, draws, 2.0)
+    smallest = order.topk(limit, dim=-1, largest=False).indices
+    return found & torch.zeros_like(found).scatter_(-1, smallest, True)
+
+
+def plan_masked(masks: Tensor, recipe: Recipe) -> MatchPlan:
+    """Plan the comparisons of a batch from its `masks` (B, G, N) of global views, on the CPU.
+
+    The patch term is the mean over images and global views of a view's mean over masked patches; a view without any
+    counts as 0, as in bytedance/ibot's main_ibot.py. Class tokens are compared between all different views.
+    """
+    num_images, num_global, positions = masks.shape
+    tokens = masks.flatten().nonzero()[:, 0]
+    rows = torch.arange(len(tokens))
+    counts = masks.sum(-1)  # (B, G)
+    weight = (1 / (counts.clamp(min=1) * counts.numel())).flatten()[tokens // positions]
+    image = tokens // (num_global * positions)
+    share = torch.stack([masks.float().mean(), torch.zeros(())])
+    return MatchPlan(tokens, tokens, rows, rows, weight, torch.ones(()),
+                     even_class_weight(num_images, num_global, recipe.views.num_views), share,
+                     group_matches(rows, image, image))
+
+
+def plan_batch(views: ViewBatch, recipe: Recipe) -> MatchPlan:
+    """What the tokens of a batch are compared with, from geometry, masks and draws, on the CPU."""
+    if recipe.method == "ibot":
+        return plan_masked(views.masks, recipe)
+    return plan_matches(views.boxes, views.mirrored, recipe, views.match_draws)

@@ -1,0 +1,145 @@
+"""Recipes as YAML: read by name or path, changed by `key=value`, written with every value spelled out.
+
+A wrong key or value is refused by its dotted name before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from patchssl.pretrain.config import Recipe
+from patchssl.runtime.errors import UsageError, unknown_choice
+from patchssl.views.config import ConfigPart
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return shipped_names(_recipes())
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe named `source` (or the YAML file at that path), with `key=value` overrides such as `optim.lr=1e-3`.
+
+    Raises UsageError for an unknown name or key (with the nearest right one) and for a value out of range.
+    """
+    return parse_recipe(shipped_or_own("recipe", source, _recipes()), overrides, where=str(source))
+
+
+def shipped_names(folder: Traversable) -> list[str]:
+    """Names of the YAML files in `folder` of the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def shipped_or_own(kind: str, source: str | Path, folder: Traversable) -> str:
+    """The text of the YAML file that `source` names: of one in `folder` of the package, or the path of the user's own.
+
+    UsageError, which calls it `kind`, for an unknown name, a missing file, and one that is no text.
+    """
+    path, names = Path(source), shipped_names(folder)
+    if str(source) in names:
+        return (folder / f"{source}.yaml").read_text("utf-8")
+    if path.suffix not in {".yaml", ".yml"}:
+        raise UsageError(unknown_choice(kind, str(source), names) + ", or name a .yaml file")
+    if not path.is_file():
+        raise UsageError(f"{kind} {source} is not a file; shipped are {', '.join(names)}")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{kind} {source} is no text in UTF-8: {error}") from None
+
+
+def _recipes() -> Traversable:
+    return resources.files("patchssl.pretrain") / "recipes"
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+    """A recipe from YAML `text`; see `load_recipe`."""
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} holds a {type(values).__name__}, a recipe is a table of keys and values")
+    values = {key: value for key, value in values.items() if value is not None}  # an empty part
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: " + "; ".join(_sentences(error))) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The effective recipe as YAML, every value spelled out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def recipe_keys() -> list[str]:
+    """Dotted names of every setting of a recipe."""
+    return sorted(_keys(Recipe))
+
+
+def _keys(part: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for name, field in part.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, ConfigPart):
+            yield from _keys(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UsageError(f"override '{override}' is not key=value, for example optim.epochs=20")
+    if key not in recipe_keys():
+        raise UsageError(_unknown_key(key))
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"{parent} in the recipe is a {type(values).__name__}, not a table of keys and values")
+    values[last] = _scalar(value)
+
+
+def _unknown_key(key: str) -> str:
+    """Sentence for a wrong key: the same word in another part comes first, then the keys beside it."""
+    part, _, word = key.rpartition(".")
+    keys = recipe_keys()
+    within = [name for name in keys if name.startswith(f"{key}.")]
+    if within:
+        return f"recipe key '{key}' is a part, not a value; set one of: {', '.join(within)}"
+    elsewhere = [name for name in keys if name.rpartition(".")[2] == word]
+    if elsewhere:
+        return f"recipe key '{key}' is unknown; did you mean '{elsewhere[0]}'?"
+    start = f"{part}." if part else ""
+    beside = {start + name.removeprefix(start).partition(".")[0] for name in keys if name.startswith(start)}
+    return unknown_choice("recipe key", key, beside or keys)
+
+
+def _scalar(value: str) -> Any:
+    """YAML's reading of `value`; 1e-4, text to YAML 1.1, becomes a number in pydantic."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"'{value}' is not a YAML value: {error}") from None
+
+
+def _sentences(error: ValidationError) -> Iterable[str]:
+    for found in error.errors():
+        key = ".".join(str(part) for part in found["loc"])
+        if found["type"] == "extra_forbidden":
+            yield _unknown_key(key)
+        elif found["type"] == "value_error":
+            yield str(found["ctx"]["error"])
+        else:
+            yield f"{key} = {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"

@@ -1,0 +1,1 @@
+"""The life of a pretraining run: start, loop, checkpoints, resume, log."""

@@ -1,0 +1,76 @@
+"""What a run would cost, measured on a few of its updates: the answer of `--dry-run`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from patchssl.data.images import ImageSet
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.dataset import make_loader
+from patchssl.pretrain.network import starting_backbone
+from patchssl.pretrain.run.setup import make_engine, require_shares, training_images
+from patchssl.runtime.device import peak_memory
+
+_SLOW = 10.0  # seconds of an update
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run would cost: the answer of `--dry-run`."""
+
+    images: int
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    parameters: int
+    seconds_per_step: float
+    estimated_seconds: float
+    peak_memory_bytes: int
+    measured_batch: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people."""
+        whole, memory = timedelta(seconds=round(self.estimated_seconds)), self.peak_memory_bytes / 2**30
+        return (f"{self.images:,} images, {self.epochs} epochs of {self.steps_per_epoch:,} updates: "
+                f"{self.total_steps:,} in all\n"
+                f"{self.parameters:,} parameters in the student, head included\n"
+                f"{self.seconds_per_step:.2f} s an update, about {whole} in all, {memory:.1f} GiB of memory "
+                f"(measured on batches of {self.measured_batch} images, scaled)")
+
+
+def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None, *,
+             images: ImageSet | None = None) -> RunEstimate:
+    """What the run would cost, from a few updates on a few of its images; nothing is written.
+
+    `images`, where there are any, stand for those of `data`. Measured is a part of a batch, or as many of its images
+    as take little time: parts that are accumulated share their memory and add their times.
+    """
+    require_shares(recipe)
+    images = training_images(recipe, data, seed) if images is None else images
+    part = recipe.optim.batch_size // recipe.optim.accumulate
+    batch_size = min(part, 64 if recipe.views.global_size <= 64 else 8)
+    whole, small = (recipe.model_copy(update={"optim": recipe.optim.model_copy(update=values)})
+                    for values in ({"accumulate": 1}, {"batch_size": batch_size}))
+    full = make_engine(whole, images, seed, device, starting_backbone(recipe))
+    weights = peak_memory(full.device)
+    batches = iter(make_loader(small, images, seed, full.num_drop_path, workers=0))
+    times = []
+    for _ in range(min(3, full.total_steps)):
+        began = time.perf_counter()
+        full.train_step(next(batches))
+        times.append(time.perf_counter() - began)
+        if times[-1] > _SLOW:  # one is enough
+            break
+    seconds = min(times) * recipe.optim.batch_size / batch_size
+    memory = int(weights + max(0, peak_memory(full.device) - weights) * part / batch_size)
+    parameters = sum(p.numel() for p in full.student.parameters())
+    return RunEstimate(len(images), recipe.optim.epochs, full.steps_per_epoch, full.total_steps, parameters, seconds,
+                       seconds * full.total_steps, memory, batch_size)

@@ -1,0 +1,213 @@
+"""A pretraining run from its first word to its last: begun in a new folder, or gone on with in an old one.
+
+A run folder holds `recipe.yaml` (the effective recipe), `run.json` (data, seed, versions, and the recipe the run was
+begun with), `log.jsonl` (a row every few seconds) and the checkpoints, see `patchssl.pretrain.run.loop`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchssl import __version__
+from patchssl.data.images import ImageSet
+from patchssl.data.open import absolute_name
+from patchssl.models.backbone import VitBackbone
+from patchssl.models.checkpoint import load_checkpoint, recover_checkpoint
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.network import describe_start, starting_backbone
+from patchssl.pretrain.recipe import load_recipe
+from patchssl.pretrain.run.log import require_tensorboard
+from patchssl.pretrain.run.loop import KnnProbe, Run, train
+from patchssl.pretrain.run.resume import (
+    FACTS,
+    RECIPE,
+    begun_with,
+    changed_recipe,
+    read_run,
+    require_own_checkpoint,
+    restore,
+    settle_recipe,
+    write_run,
+)
+from patchssl.pretrain.run.setup import make_engine, require_shares, training_images
+from patchssl.runtime.device import training_device
+from patchssl.runtime.distributed import joined, rank, wait_for_all
+from patchssl.runtime.errors import Interrupted, UsageError
+from patchssl.runtime.progress import RunProgress, Silent
+from patchssl.runtime.signals import Stopped, StopSignals
+
+
+def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: str | Path | None = None,
+             seed: int = 0, *, name: str | None = None, overrides: tuple[str, ...] = (), device: str | None = None,
+             progress: RunProgress | None = None, knn: KnnProbe | None = None,
+             stops: StopSignals | None = None) -> Path:
+    """Pretrain as `recipe` says and return the run folder.
+
+    `recipe` is a Recipe, the name of a shipped one or a YAML file; `data` a folder or a set's name (default: the
+    recipe's); `out` defaults to runs/<recipe>-<seed> and must not hold a checkpoint yet; `name` (default: the run
+    folder's) is what records call the network; `stops` are entered already by who listens from earlier on. Raises
+    UsageError, DataError, NotFiniteError, CheckpointError, and Interrupted after saving when a signal came.
+    """
+    folder = Path(out) if out else run_folder(recipe, seed)
+    with joined(training_device(device).type), interruptible(folder, stops) as stops:
+        recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+        if data is not None:
+            recipe = recipe.model_copy(update={"data": absolute_name(data)})
+        require_new(folder)
+        return train(_begin(folder, recipe, seed, name, device, progress or Silent(), knn, stops))
+
+
+def run_folder(recipe: Recipe | str | Path, seed: int) -> Path:
+    """Where a run goes that is not told."""
+    source = recipe.method if isinstance(recipe, Recipe) else Path(recipe).stem
+    return Path("runs") / f"{source}-{seed}"
+
+
+def require_new(folder: Path) -> None:
+    """UsageError for a folder with a run that can be resumed."""
+    if any(folder.glob("checkpoint*.pth")):
+        raise UsageError(f"{folder} already holds a run; go on with --resume {folder}, or choose another --out")
+
+
+def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: str | None, progress: RunProgress,
+           knn: KnnProbe | None, stops: StopSignals) -> Run:
+    """A run before its first update, in a folder that tells how it is made."""
+    if recipe.run.tensorboard:
+        require_tensorboard()
+    require_shares(recipe)
+    images = training_images(recipe, None, seed)
+    progress.say(images.describe())
+    start = starting_backbone(recipe)
+    if start is not None:
+        progress.say(describe_start(start, recipe.views.global_size))
+    if recipe.optim.accumulate > 1 and recipe.loss.centering == "sinkhorn":
+        progress.say(f"loss.centering = sinkhorn balances each of the {recipe.optim.accumulate} parts of a batch "
+                     "(optim.accumulate) by itself: smaller parts are balanced more coarsely")
+    engine = make_engine(recipe, images, seed, device, start)
+    facts = {"data": absolute_name(recipe.data or ""), "dataset": images.name,
+             "fingerprint": images.fingerprint, "seed": seed, "name": name or folder.name, "versions": versions(),
+             "device": str(engine.device), "threads": torch.get_num_threads(),
+             "init": start.weights_sha256 if start else None,
+             "pretrain_data": f"{start.pretrain_data or start.name} + {images.name}" if start else images.name}
+    with stops.held():
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in (RECIPE, FACTS):  # of a run that ended before its first checkpoint
+                (folder / leftover).unlink(missing_ok=True)
+            write_run(folder, recipe, facts)
+        return Run(folder, recipe, images, facts, engine, progress, stops, knn)
+
+
+def resume(folder: str | Path, overrides: tuple[str, ...] = (), *, allow_changes: bool = False,
+           device: str | None = None, progress: RunProgress | None = None, knn: KnnProbe | None = None,
+           stops: StopSignals | None = None) -> Path:
+    """Go on with the run in `folder` from its newest whole checkpoint; a run killed before its first one starts anew.
+
+    On a CPU the weights at the end are those of an uninterrupted run, bit by bit. `overrides` are key=value changes
+    of the recipe: those of run.* and data at any time, others with `allow_changes`. Raises as `pretrain` does.
+    """
+    folder = Path(folder)
+    with joined(training_device(device).type), interruptible(folder, stops) as stops:
+        return train(_reopen(folder, overrides, allow_changes, device, progress or Silent(), knn, stops))
+
+
+def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, device: str | None, progress: RunProgress,
+            knn: KnnProbe | None, stops: StopSignals) -> Run:
+    """The run in `folder` where its newest whole checkpoint was saved, all that would spoil it refused by name."""
+    _, facts = read_run(folder)
+    checkpoint = _newest_checkpoint(folder)
+    recipe, changes = changed_recipe(folder, begun_with(facts, checkpoint), overrides, allow_changes)
+    if "data" in changes:
+        recipe = recipe.model_copy(update={"data": absolute_name(recipe.data or "")})
+    if checkpoint:
+        require_own_checkpoint(checkpoint, folder, recipe, facts["seed"])
+    if recipe.run.tensorboard:
+        require_tensorboard()
+    require_shares(recipe)
+    images = _same_images(folder, recipe, facts, moved="data" in changes)
+    start = None if checkpoint else _same_start(folder, recipe, facts)
+    engine = make_engine(recipe, images, facts["seed"], device, start)
+    _keep_threads(recipe, facts, engine.device, progress)
+    if checkpoint:
+        restore(engine, checkpoint, folder)
+    with stops.held():
+        if rank() == 0:
+            settle_recipe(folder, recipe, facts, changes, engine.steps_done)
+        run = Run(folder, recipe, images, facts, engine, progress, stops, knn)
+    if checkpoint:
+        run.seconds = checkpoint["seconds"]
+        run.budget.bad.update(checkpoint.get("unreadable", {}))
+    progress.say(f"going on with {folder} at update {engine.steps_done} of {engine.total_steps}")
+    return run
+
+
+def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint in `folder`; rank 0 puts a damaged one aside before the others look."""
+    if not any(folder.glob("checkpoint*.pth")):
+        return None
+    if rank():
+        wait_for_all()
+        return load_checkpoint(folder)
+    checkpoint = recover_checkpoint(folder)
+    wait_for_all()
+    return checkpoint
+
+
+def _same_images(folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, moved: bool) -> ImageSet:
+    """The images that the run in `folder` began with, or UsageError."""
+    data = recipe.data if moved else facts["data"]
+    images = training_images(recipe, data, facts["seed"])
+    if images.fingerprint != facts["fingerprint"]:
+        raise UsageError(f"{data} has changed since {folder} began (fingerprint {images.fingerprint[:12]}, "
+                         f"then {facts['fingerprint'][:12]}); bring the old images back or start a new run")
+    return images
+
+
+def _same_start(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> VitBackbone | None:
+    """The weights that the run in `folder` began with, None for random ones, or UsageError."""
+    start = starting_backbone(recipe)
+    if start is not None and start.weights_sha256 != facts["init"]:
+        raise UsageError(f"init = {recipe.init} holds other weights ({start.weights_sha256[:8]}) than when {folder} "
+                         f"began ({facts['init'][:8]}); bring those back or start a new run")
+    return start
+
+
+def _keep_threads(recipe: Recipe, facts: Mapping[str, Any], device: torch.device, progress: RunProgress) -> None:
+    """On a CPU the last bits of a sum depend on how many threads share it: go on with as many as at first."""
+    threads = facts.get("threads", torch.get_num_threads())
+    if device.type == "cpu" and not recipe.run.threads and threads != torch.get_num_threads():
+        progress.say(f"torch uses {threads} threads, as when the run began, for the same numbers to the last bit; "
+                     "run.threads=N changes that")
+        torch.set_num_threads(threads)
+    if facts["versions"]["torch"] != torch.__version__ or facts["device"] != str(device):
+        progress.say(f"the run began with torch {facts['versions']['torch']} on {facts['device']} and goes on with "
+                     f"torch {torch.__version__} on {device}: the last bits may differ")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what moves a number."""
+    return {"patchssl": __version__, "torch": torch.__version__, "numpy": np.__version__,
+            "python": platform.python_version()}
+
+
+@contextmanager
+def interruptible(folder: Path, stops: StopSignals | None = None) -> Iterator[StopSignals]:
+    """Listen to signals, if nobody does, and turn one that comes before the first update into Interrupted."""
+    try:
+        if stops is not None:
+            stops.listen()
+            yield stops
+        else:
+            with StopSignals() as stops:
+                yield stops
+    except Stopped as stop:
+        go_on = f"go on with: patchssl pretrain --resume {folder}" if (folder / FACTS).exists() else "start it again"
+        raise Interrupted(f"stopped by {stop} before the first update, nothing is lost; {go_on}",
+                          stop.exit_code, stop.number) from None

@@ -1,0 +1,1 @@
+"""From a MODEL and images to a figure."""

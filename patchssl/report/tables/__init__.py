@@ -1,0 +1,1 @@
+"""Tables made of result records, and their statistics."""

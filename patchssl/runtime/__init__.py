@@ -1,0 +1,1 @@
+"""Processes, devices, console, signals, files: knows no image and no network."""

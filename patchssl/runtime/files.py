@@ -1,0 +1,89 @@
+"""Files that are whole at every moment: written beside their place and moved there at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from patchssl.runtime.errors import DataError, UsageError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, this process's own, which becomes `path` when all went well, and is gone otherwise."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(path: Path, what: str) -> Iterator[Path]:
+    """As `replacing`, in folders made for it.
+
+    After an error or Ctrl-C an earlier file stays as it was. DataError, that calls the file `what`, where the disk
+    does not take it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            yield partial
+    except OSError as error:
+        raise DataError(f"the {what} could not be written to {path}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str, what: str) -> None:
+    """Write or replace `path` so that even a power cut leaves the old text or the new; DataError as of `whole_file`."""
+    with whole_file(path, what) as partial:
+        write_through(partial, text)
+
+
+def write_through(path: Path, text: str) -> None:
+    """Write `text` in UTF-8, and wait until it is on the disk."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+_USUAL_GIB = 20.0
+
+
+def default_folder() -> Path:
+    """PATCHSSL_CACHE, or patchssl in the user's cache folder."""
+    if named := os.environ.get("PATCHSSL_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patchssl"
+
+
+def default_limit() -> int:
+    """How many bytes of features are kept: PATCHSSL_CACHE_GIB, or 20 GiB; UsageError for what is no such number."""
+    asked = os.environ.get("PATCHSSL_CACHE_GIB")
+    try:
+        gib = float(asked) if asked else _USUAL_GIB
+        limit = round(gib * 2**30)
+    except (ValueError, OverflowError):
+        limit = -1
+    if limit < 0:
+        raise UsageError(f"PATCHSSL_CACHE_GIB is '{asked}': give the GiB of features to keep, such as 100 or 0.5")
+    return limit
+
+
+def index_folder() -> Path:
+    """Where indexes of large archives lie."""
+    return default_folder() / "archives"
+
+
+def index_bytes() -> int:
+    """How large the kept indexes are together."""
+    folder = index_folder()
+    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+
+
+def clear_indexes() -> None:
+    """Remove the kept indexes; they are made again when needed."""
+    shutil.rmtree(index_folder(), ignore_errors=True)

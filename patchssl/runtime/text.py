@@ -1,0 +1,25 @@
+"""Sentences about many things: counts, and lists cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def counted(others: Mapping[str, int]) -> str:
+    """
+    >>> counted({".heic": 12, ".txt": 1})
+    '13 files with other extensions (.heic 12, .txt 1)'
+    """
+    common = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    listed = shortened([f"{extension} {count:,}" for extension, count in common], 5)
+    total = sum(others.values())
+    return f"{total:,} file{'s' * (total != 1)} with other extensions ({listed})"
+
+
+def shortened(items: Sequence[str], most: int) -> str:
+    """
+    >>> shortened(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -1,0 +1,1 @@
+"""The public sets on the disk: get, check, make."""

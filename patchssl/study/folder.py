@@ -1,0 +1,217 @@
+"""A study's folder: its cells, what is known of each, and who works on it.
+
+    runs/<variant>-<seed>/          the run folder, as `patchssl pretrain` leaves it
+    records/<variant>/              result records, each with its variant
+    cells/<variant>-<seed>.json     how a finished cell was made, or why it failed
+    locks/                          one file for each cell; the system drops the lock of a process that ends, or is
+                                    killed, so that nobody waits for the dead
+    copydays/                       the made set
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from patchssl.data.open import absolute_name
+from patchssl.eval.records import Result, read_results
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.run.log import LOG, read_rows
+from patchssl.pretrain.run.resume import FACTS, FREE, changes_between, read_run, sentence
+from patchssl.runtime.errors import DataError, UsageError, unknown_choice
+from patchssl.runtime.files import write_text
+from patchssl.study.config import UNTRAINED, Study
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Of its folder, its records and its lock."""
+        return f"{self.variant}-{self.seed}"
+
+    @property
+    def trained(self) -> bool:
+        """Is there anything to pretrain?"""
+        return self.variant != UNTRAINED
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a cell ended; seconds are those of the process that did it."""
+
+    variant: str
+    seed: int
+    data: str
+    recipe: dict[str, Any]
+    evaluations: list[str]
+    weights: str = ""  # sha256 of the network that was scored
+    train_seconds: float = 0.0
+    score_seconds: float = 0.0
+    images: int = 0  # seen in pretraining, all epochs
+    updates: int = 0
+    device: str = ""
+    threads: int = 0
+    failed: str = ""  # why there is no result
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.train_seconds + self.score_seconds
+
+
+def cells_of(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = (), *,
+             ablations: bool = False) -> list[StudyRun]:
+    """The cells asked for, seed after seed, so that what is finished early can be compared in pairs; ablations last.
+
+    UsageError for a variant in `only` or a seed that the study does not have.
+    """
+    known = {**study.all_variants(), **({UNTRAINED: {}} if study.untrained else {})}
+    for name in only:
+        if name not in known:
+            raise UsageError(unknown_choice("variant", name, known))
+    for seed in seeds:
+        if seed not in study.seeds:
+            raise UsageError(f"seed {seed} is none of study {study.name}: {', '.join(map(str, study.seeds))}")
+    chosen = [name for name in known if not only or name in only]
+    recipes = {name: study.recipe_of(name) for name in chosen}
+    first = [name for name in chosen if name not in study.ablations]
+    later = [name for name in chosen if name in study.ablations and (only or ablations)]
+    return [StudyRun(name, seed, recipes[name]) for group in (first, later) for seed in study.seeds
+            if not seeds or seed in seeds for name in group]
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder of a study and the images it works on."""
+
+    root: Path
+    study: Study
+    data: str  # lasting, the part held out of it included; "" where a plan does without
+
+    @property
+    def records(self) -> Path:
+        return self.root / "records"
+
+    @property
+    def copydays(self) -> Path:
+        return self.root / "copydays"
+
+    def run(self, cell: StudyRun) -> Path:
+        """The run folder of `cell`."""
+        return self.root / "runs" / cell.name
+
+    def records_of(self, cell: StudyRun) -> Path:
+        """Where the records of the cell's variant lie: two variants may well end with the same weights."""
+        return self.records / cell.variant
+
+    def results(self, cells: Sequence[StudyRun]) -> list[Result]:
+        """The records of those `cells` that have ended well, and of the weights they ended with."""
+        ended = {cell.name: found.weights for cell in cells if (found := self.outcome(cell)) and not found.failed}
+        records, _ = read_results(self.records) if self.records.is_dir() else ([], [])
+        return [record for record in records if ended.get(record.model) == record.weights_sha256]
+
+    def log(self, cell: StudyRun) -> list[dict[str, Any]]:
+        """The rows of the run's log, [] where there is none."""
+        return read_rows(self.run(cell) / LOG)
+
+    def begun(self, cell: StudyRun) -> bool:
+        """Is there a run that can be gone on with? UsageError for one of another recipe or other images."""
+        if not (self.run(cell) / FACTS).is_file():
+            return False
+        _, facts = read_run(self.run(cell))
+        self._require_same(cell, facts["recipe"], facts["data"])
+        return True
+
+    def outcome(self, cell: StudyRun) -> RunOutcome | None:
+        """How `cell` ended, None while it has not; UsageError where that was another recipe or other images."""
+        path = self._outcome(cell)
+        if not path.is_file():
+            return None
+        try:
+            found = RunOutcome(**json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error}); remove it, and the cell is scored again") from None
+        self._require_same(cell, found.recipe, found.data)
+        return found
+
+    def finished(self, cell: StudyRun) -> bool:
+        """Is there nothing left to do: failed for good, or scored by all that the study asks for?"""
+        found = self.outcome(cell)
+        return found is not None and bool(found.failed or {*self.study.evaluations} <= {*found.evaluations})
+
+    def keep(self, cell: StudyRun, **facts: Any) -> RunOutcome:
+        """Write down how `cell` ended."""
+        outcome = RunOutcome(cell.variant, cell.seed, self.data, cell.recipe.model_dump(mode="json"),
+                             list(self.study.evaluations), **facts)
+        write_text(self._outcome(cell), json.dumps(asdict(outcome), indent=2, sort_keys=True) + "\n", "outcome")
+        return outcome
+
+    def known(self, asked: Sequence[StudyRun]) -> list[StudyRun]:
+        """The cells `asked` for, and all others of the study that have ended."""
+        names = {cell.name for cell in asked}
+        return [cell for cell in cells_of(self.study, ablations=True) if cell.name in names or self.outcome(cell)]
+
+    @contextmanager
+    def claimed(self, name: str, *, wait: bool = False) -> Iterator[bool]:
+        """Have `name` for this process alone; False, unless told to wait, where another process has it."""
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{name}.lock")
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _outcome(self, cell: StudyRun) -> Path:
+        return self.root / "cells" / f"{cell.name}.json"
+
+    def _require_same(self, cell: StudyRun, recipe: dict[str, Any], data: str) -> None:
+        """UsageError unless `recipe` and `data` are those of `cell`, settings that move no number aside."""
+        changes = {key: values for key, values in changes_between(recipe, cell.recipe).items()
+                   if not key.startswith(FREE)}
+        if self.data and data != self.data:
+            changes["data"] = data, self.data
+        if changes:
+            raise UsageError(f"{self.root} holds another study's cell {cell.name} ({sentence(changes)}); choose "
+                             f"another --out, or remove {self.run(cell)} and {self._outcome(cell)}")
+
+
+def configurations(*roots: Path) -> int:
+    """How many recipes, whatever their seeds, were begun in the study folders `roots`; DataError for damaged facts."""
+    return len({_settings_of(facts) for root in roots for facts in root.glob(f"runs/*/{FACTS}")})
+
+
+def _settings_of(path: Path) -> str:
+    """What a number may depend on in a run.json; what an older version did not know yet is at its default."""
+    try:
+        recipe = json.loads(path.read_text("utf-8")).get("recipe") or {}
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error}); put it back, or remove the run and its cell") from None
+    with suppress(ValidationError):  # of another version: told apart as it stands
+        recipe = Recipe.model_validate(recipe).model_dump(mode="json")
+    return json.dumps({key: value for key, value in recipe.items() if key not in ("run", "data")}, sort_keys=True)
+
+
+def place_of(study: Study, out: Path | None, data: str | None, *, planning: bool = False) -> StudyFolder:
+    """Where the study goes, by default studies/<name>, and what it works on, which a plan can do without."""
+    unnamed = planning and data is None and study.data is None and study.stand_in is not None
+    return StudyFolder(out or Path("studies") / study.name, study, "" if unnamed else absolute_name(study.images(data)))

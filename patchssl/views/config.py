@@ -1,0 +1,80 @@
+"""Settings of views, color and masks: sizes in pixels, scales as a share of the image area."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[NonNegativeFloat, NonNegativeFloat]
+
+
+class ConfigPart(BaseModel):
+    """Base of every part of a recipe: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ViewConfig(ConfigPart):
+    """Multi-crop views: sizes in pixels, scales as a share of the image area."""
+
+    num_global: Annotated[int, Field(ge=1)] = 2
+    num_local: NonNegativeInt = 8
+    global_size: PositiveInt = 224
+    local_size: PositiveInt = 96
+    global_scale: Range = (0.4, 1.0)
+    local_scale: Range = (0.05, 0.4)
+    aspect: Range = (3 / 4, 4 / 3)  # width / height of a crop, drawn log-uniformly
+    mirror: Share = 0.5  # probability
+
+    @property
+    def num_views(self) -> int:
+        return self.num_global + self.num_local
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> ViewConfig:
+        for name in ("global_scale", "local_scale", "aspect"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"views.{name} = [{low}, {high}] must be positive and ascending")
+            if name != "aspect" and high > 1:
+                raise ValueError(f"views.{name} = [{low}, {high}] are shares of the image area, at most 1")
+        if self.num_views < 2:
+            raise ValueError(f"views.num_global = {self.num_global} and views.num_local = {self.num_local}: "
+                             "self-distillation compares two different views, ask for at least two")
+        return self
+
+
+class PhotometricConfig(ConfigPart):
+    """Color augmentation; triples are (first global, second global, local) views, probabilities."""
+
+    patch_share: Share = 1.0  # share of views whose color is drawn anew for every patch
+    jitter: Share = 0.8
+    brightness: NonNegativeFloat = 0.4  # factors are drawn from [max(0, 1 - value), 1 + value]
+    contrast: NonNegativeFloat = 0.4
+    saturation: NonNegativeFloat = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # shift in turns, drawn from [-value, value]
+    grayscale: Share = 0.2
+    blur: tuple[Share, Share, Share] = (1.0, 0.1, 0.5)
+    blur_radius: Range = (0.1, 2.0)  # standard deviation in pixels of the view
+    solarize: tuple[Share, Share, Share] = (0.0, 0.2, 0.0)
+
+
+class MaskConfig(ConfigPart):
+    """What the student of iBOT, and on request that of PW-Self, does not see of its global views."""
+
+    matched: bool = False  # mask PW-Self's student too: a masked patch is compared with its match in another view
+    probability: Share = 0.5  # of a view to be masked at all
+    ratio: tuple[Share, Share] = (0.1, 0.5)  # share of a masked view's patches, drawn from this range
+    shape: Literal["block", "random"] = "block"
+    aspect: Range = (0.3, 1 / 0.3)  # width / height of a block, drawn log-uniformly
+    start_epoch: NonNegativeInt = 0  # no masks, and so no patch term, before
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> MaskConfig:
+        for name in ("ratio", "aspect"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high or (name == "aspect" and not low):
+                raise ValueError(f"masks.{name} = [{low}, {high}] must be ascending, and positive for an aspect")
+        return self

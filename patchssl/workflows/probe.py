@@ -1,0 +1,89 @@
+"""What joins pretraining, evaluation and report: the functions behind the command line.
+
+This is the composition root: nothing below it knows both pretraining and evaluation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from patchssl.eval.features import extract_features
+from patchssl.eval.knn import knn_accuracy
+from patchssl.eval.protocols import knn_protocol
+from patchssl.models.backbone import VitBackbone
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.recipe import load_recipe
+from patchssl.pretrain.run.estimate import RunEstimate, plan_run
+from patchssl.pretrain.run.loop import KnnProbe
+from patchssl.pretrain.run.resume import changed_recipe, read_run
+from patchssl.pretrain.run.setup import training_images
+from patchssl.pretrain.run.start import interruptible, pretrain, require_new, resume, run_folder
+from patchssl.runtime.console import Console
+from patchssl.runtime.device import default_device
+from patchssl.runtime.signals import StopSignals
+
+PROBE_QUERIES, PROBE_BANK = 1000, 5000
+
+
+def pretrain_with_probe(recipe: str | Recipe, data: str | None, out: Path | None, seed: int,
+                        overrides: tuple[str, ...] = (), *, device: str | None, console: Console,
+                        name: str | None = None, stops: StopSignals | None = None) -> Path:
+    """`pretrain` with an in-training k-NN where the recipe asks for one."""
+    effective = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    folder = out or run_folder(recipe, seed)
+    require_new(folder)
+    chosen = str(default_device(device))
+    with interruptible(folder, stops) as stops:
+        probe = make_probe(effective, data, seed)
+        return pretrain(effective, data, folder, seed, name=name, device=chosen, progress=console, knn=probe,
+                        stops=stops)
+
+
+def resume_with_probe(folder: Path, overrides: tuple[str, ...] = (), *, allow_changes: bool = False,
+                      device: str | None, console: Console, stops: StopSignals | None = None) -> Path:
+    """`resume` with the in-training k-NN the run had."""
+    chosen = str(default_device(device))
+    with interruptible(folder, stops) as stops:
+        _, facts = read_run(folder)
+        recipe, changes = changed_recipe(folder, facts.get("recipe", {}), overrides, allow_changes)
+        data = recipe.data if "data" in changes else facts["data"]
+        return resume(folder, overrides, allow_changes=allow_changes, device=chosen, progress=console,
+                      knn=make_probe(recipe, data, facts["seed"]), stops=stops)
+
+
+def make_probe(recipe: Recipe, data: str | None, seed: int) -> KnnProbe | None:
+    """20-NN top-1 of a backbone on images held out of the train split; None where the recipe wants none.
+
+    A seeded choice of at most 1,000 labeled training images is classified by at most 5,000 others; the test split
+    is not looked at.
+    """
+    if not recipe.run.knn_every_epochs:
+        return None
+    images = training_images(recipe, data, seed)
+    if images.labels is None:
+        return None
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
+    queries = images.subset(order[: min(PROBE_QUERIES, len(images) // 5)])
+    bank = images.subset(order[len(queries) : len(queries) + PROBE_BANK])
+
+    def probe(backbone: VitBackbone) -> float:
+        protocol = knn_protocol("native", backbone.image_size)
+        features = [extract_features(backbone, part, protocol, workers=0) for part in (bank, queries)]
+        labels = [part.require_labels() for part in (bank, queries)]
+        return knn_accuracy(features[0], labels[0], features[1], labels[1], num_neighbors=20)["top1"]
+
+    return probe
+
+
+def run_facts(folder: Path) -> tuple[Recipe, str, int]:
+    """Recipe, data and seed of the run in `folder`."""
+    recipe, facts = read_run(folder)
+    return recipe, facts["data"], facts["seed"]
+
+
+def plan_pretraining(recipe: str, data: str | None, seed: int, overrides: tuple[str, ...], *,
+                     device: str | None) -> RunEstimate:
+    """What a run would cost; see `patchssl.pretrain.run.estimate.plan_run`."""
+    return plan_run(load_recipe(recipe, overrides), data, seed, str(default_device(device)))

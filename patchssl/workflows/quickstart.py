@@ -1,0 +1,118 @@
+"""The quickstart: from nothing to a pretrained network, its score beside a random one's, a table and figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchssl.data.open import open_pair
+from patchssl.eval.knn import evaluate_knn, evaluate_pixels
+from patchssl.models.backbone import Backbone, Origin, VitBackbone
+from patchssl.models.checkpoint import load_checkpoint
+from patchssl.models.load import load_backbone
+from patchssl.models.networks import NetworkSpec, build_vit
+from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.recipe import load_recipe
+from patchssl.report.figures.draw import draw_attention, draw_curves, draw_matches, draw_views
+from patchssl.report.tables.make import make_tables
+from patchssl.runtime.console import Console
+from patchssl.runtime.device import default_device
+from patchssl.runtime.errors import UsageError
+from patchssl.workflows.probe import pretrain_with_probe, resume_with_probe, run_facts
+
+PROTOCOL = "native"
+FIGURE_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class QuickstartSummary:
+    """What the quickstart made."""
+
+    run: str
+    table: str  # Markdown
+    files: list[str]
+    top1: dict[str, float]  # 20-NN top-1 as a fraction, by row
+    gain: float  # pretrained over random, as a fraction
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people: the table, and where everything is."""
+        listed = "\n".join(f"  {path}" for path in self.files)
+        return (f"{self.table}\n\nPretraining gained {100 * self.gain:+.1f} points of 20-NN top-1 over the random "
+                f"network.\n\nWritten:\n  {self.run}\n{listed}")
+
+
+def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...], *, device: str | None,
+                   console: Console) -> QuickstartSummary:
+    """Pretrain (or go on with an interrupted quickstart in `out`), score, tabulate and draw."""
+    effective = load_recipe(recipe, overrides)
+    if effective.data is None:
+        raise UsageError(f"recipe {recipe} names no data: add data=FOLDER (with train/ and val/ of class folders)")
+    chosen = default_device(device)
+    train, val = open_pair(effective.data)
+    for images in (train, val):
+        images.require_labels()  # said before the pretraining, not after it
+    run = pretrain_or_go_on(out / "run", recipe, effective, seed, overrides, device, console)
+    backbone = load_backbone(str(run), chosen)
+    pixels = evaluate_pixels(train, val, effective.views.global_size, progress=console.counter("raw pixels"))
+    results = {"raw pixels": pixels}
+    for name, network in (("random network", untrained_copy(run, chosen)), ("pretrained", backbone)):
+        results[name] = evaluate_knn(network, train, val, PROTOCOL, progress=console.counter(f"{name}, features"))
+    files = [result.write(out / "results") for result in results.values()]
+    table, table_files, _ = make_tables(out / "results", out)
+    top1 = {name: result.metrics["top1@20"] for name, result in results.items()}
+    figures = draw_all(out / "figures", run, effective, backbone, top1, seed)
+    return QuickstartSummary(str(run), table, [str(path) for path in [*files, *table_files, *figures]], top1,
+                             top1["pretrained"] - top1["random network"])
+
+
+def pretrain_or_go_on(folder: Path, name: str, recipe: Recipe, seed: int, overrides: tuple[str, ...],
+                      device: str | None, console: Console) -> Path:
+    """A finished run in `folder`: the one that is there, that one resumed, or a new one."""
+    if not (folder / "recipe.yaml").exists():
+        return pretrain_with_probe(name, None, folder, seed, overrides, device=device, console=console,
+                                   name=f"{Path(name).stem}-{seed}")
+    there, _, its_seed = run_facts(folder)
+    if changes := _changes(there.model_dump() | {"seed": its_seed}, recipe.model_dump() | {"seed": seed}):
+        raise UsageError(f"{folder} holds a quickstart of another recipe or seed ({'; '.join(changes)}); choose "
+                         "another --out, or ask for what it was made with")
+    return resume_with_probe(folder, device=device, console=console)
+
+
+def _changes(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two recipes, by dotted name."""
+    found = []
+    for key, value in there.items():
+        if isinstance(value, dict):
+            found += _changes(value, asked[key], f"{prefix}{key}.")
+        elif value != asked[key]:
+            found.append(f"{prefix}{key} was {value}, now {asked[key]}")
+    return found
+
+
+def untrained_copy(run: Path, device: torch.device) -> Backbone:
+    """The untrained network that the run in `run` began with."""
+    checkpoint = load_checkpoint(run)
+    spec, seed = NetworkSpec(**checkpoint["network"]), checkpoint["origin"]["seed"]
+    origin = Origin(name="random", method="random", pretrain_epochs=0, seed=seed)
+    backbone = VitBackbone(build_vit(spec, seed=seed), arch=spec.label(), origin=origin)
+    return backbone.to(device).eval().requires_grad_(False)
+
+
+def draw_all(folder: Path, run: Path, recipe: Recipe, backbone: Backbone, top1: dict[str, float],
+             seed: int) -> list[Path]:
+    """The figures: curves with the other rows as lines, attention, matches between two views, a sheet of views."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [f"{recipe.data}:{index}" for index in range(FIGURE_IMAGES)]
+    # the curve's own points classify training images: say that these lines do not
+    references = {f"{name}, test set": value for name, value in top1.items()}
+    return [draw_curves(run, folder / "curves.png", references),
+            draw_attention(backbone, images, folder / "attention.png", size=2 * backbone.image_size),
+            draw_matches(images[0], recipe, folder / "matches.png", seed=seed),
+            draw_views(images, recipe, folder / "views.png", seed=seed)]

@@ -1,0 +1,264 @@
+"""Indexes of archives, and what a crafted or damaged one is answered with."""
+
+import io
+import os
+import stat
+import struct
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patchssl.data import archives as archive
+from patchssl.data.archives import index_archive, read_member
+from patchssl.runtime.errors import DataError, UnreadableImage
+
+FILES = {"./a/1.jpg": b"one" * 100, "a/2.jpg": b"two" * 500, "b/é.jpg": b"", f"b/{'long' * 60}.jpg": b"4",
+         ".hidden/5.jpg": b"no", "a/._1.jpg": b"no"}
+
+
+def tar_of(path: Path, files, *, format=tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def zip_of(path: Path, files, method=zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    members = index_archive(path)
+    return {name: read_member(path, place, name) for name, place in zip(members.names, members.places, strict=True)}
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: tar_of(path / "x.tar", FILES),
+    lambda path: tar_of(path / "x.tar", FILES, format=tarfile.GNU_FORMAT),
+    lambda path: zip_of(path / "x.zip", FILES),
+    lambda path: zip_of(path / "x.ZIP", FILES, zipfile.ZIP_STORED),
+], ids=["pax", "gnu", "deflated", "stored"])
+def test_members_are_read_in_place(make, tmp_path):
+    made = make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert contents(made) == {name.removeprefix("./"): content for name, content in FILES.items()
+                              if "/." not in f"/{name.removeprefix('./')}"}
+    assert sorted(tmp_path.rglob("*")) == before  # nothing is written beside the archive
+
+
+def test_a_zip_behind_other_bytes(tmp_path):
+    """As programs that unpack themselves are: all offsets are shifted."""
+    made = zip_of(tmp_path / "x.zip", {"1.jpg": b"content" * 9})
+    made.write_bytes(b"#!/bin/sh\n" * 7 + made.read_bytes())
+    assert contents(made) == {"1.jpg": b"content" * 9}
+
+
+@pytest.mark.parametrize("name", ["/etc/1.jpg", "../1.jpg", "a/../../1.jpg", "a\\1.jpg"])
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_names_that_lead_elsewhere(make, name, tmp_path):
+    made = make(tmp_path / ("x.tar" if make is tar_of else "x.zip"), {"0.jpg": b"0", name: b"1"})
+    with pytest.raises(DataError, match=r"the archive .*/x\.\w+ is refused: '.*1\.jpg' leads out of the archive"):
+        index_archive(made)
+
+
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_two_members_of_one_name(make, tmp_path):
+    made = make(tmp_path / ("x.tar" if make is tar_of else "x.zip"), {"a/1.jpg": b"0", "./a/1.jpg": b"1"})
+    with pytest.raises(DataError, match=r"is refused: it holds two files called a/1\.jpg"):
+        index_archive(made)
+
+
+@pytest.mark.parametrize(("kind", "what"), [
+    (tarfile.SYMTYPE, "a link"), (tarfile.LNKTYPE, "a link"), (tarfile.FIFOTYPE, "neither a file nor a folder"),
+    (tarfile.CHRTYPE, "neither a file nor a folder")])
+def test_links_and_devices_in_a_tar(kind, what, tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        info = tarfile.TarInfo("1.jpg")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(DataError, match=rf"'1\.jpg' is {what}; only plain files are read"):
+        index_archive(tmp_path / "x.tar")
+
+
+def test_links_in_a_zip(tmp_path):
+    info = zipfile.ZipInfo("1.jpg")
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as packed:
+        packed.writestr(info, "/etc/passwd")
+    with pytest.raises(DataError, match=r"'1\.jpg' is a link"):
+        index_archive(tmp_path / "x.zip")
+
+
+def test_encrypted_members(tmp_path):
+    made = zip_of(tmp_path / "x.zip", {"1.jpg": b"secret"})
+    data = bytearray(made.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1  # the flag in the directory
+    made.write_bytes(data)
+    with pytest.raises(DataError, match=r"'1\.jpg' is encrypted"):
+        index_archive(made)
+
+
+def test_other_ways_of_packing(tmp_path):
+    made = zip_of(tmp_path / "x.zip", {"1.jpg": b"1" * 100}, zipfile.ZIP_LZMA)
+    with pytest.raises(DataError, match=r"'1\.jpg' is packed by method 14; only stored and deflated"):
+        index_archive(made)
+
+
+def test_members_that_claim_to_be_huge(tmp_path):
+    made = zip_of(tmp_path / "x.zip", {"1.jpg": bytes(1000)})
+    data = bytearray(made.read_bytes())
+    struct.pack_into("<L", data, data.index(b"PK\1\2") + 24, 2**31)  # its unpacked size in the directory
+    made.write_bytes(data)
+    with pytest.raises(DataError, match=r"'1\.jpg' claims 2,147,483,648 bytes, more than the 268,435,456"):
+        index_archive(made)
+    made = tar_of(tmp_path / "x.tar", {"1.jpg": bytes(1000)})
+    with made.open("r+b") as file:
+        info = tarfile.TarInfo("1.jpg")
+        info.size = 2**40
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(DataError, match=r"it ends within '1\.jpg'|ends early|unexpected end of data|claims"):
+        index_archive(made)
+
+
+def test_a_member_that_unpacks_to_more_than_it_claims(tmp_path, monkeypatch):
+    """The bomb itself: no more is unpacked than was claimed."""
+    made = zip_of(tmp_path / "x.zip", {"1.jpg": bytes(10**6), "2.jpg": b"2"})
+    members = index_archive(made)
+    place = members.places[0].copy()
+    place["size"] = 1000
+    with pytest.raises(UnreadableImage, match=r"it does not unpack to the 1,000 bytes that the archive claims"):
+        read_member(made, place, "1.jpg")
+
+
+def test_a_long_header_is_not_read_into_memory(tmp_path):
+    info = tarfile.TarInfo("1.jpg")
+    info.type, info.size = tarfile.XHDTYPE, 2**30
+    (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(2000))
+    with pytest.raises(DataError, match=r"it holds a header of 1,073,741,824 bytes"):
+        index_archive(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("keep", [0, 100, 512, 700, 1024, 1100, 1536, 2048, 2600])
+def test_a_tar_that_ends_early(keep, tmp_path):
+    """Cut within a header, within a member, or at a border between two, which looks like an end."""
+    made = tar_of(tmp_path / "x.tar", {f"{i}.jpg": bytes([65 + i]) * 600 for i in range(2)}, format=tarfile.GNU_FORMAT)
+    assert len(contents(made)) == 2
+    made.write_bytes(made.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"x\.tar is (refused: (it ends within|no end mark)|damaged)"):
+        index_archive(made)
+
+
+def test_a_tar_with_a_damaged_header_does_not_end_there(tmp_path):
+    made = tar_of(tmp_path / "x.tar", {f"{i}.jpg": b"x" * 600 for i in range(3)}, format=tarfile.GNU_FORMAT)
+    data = bytearray(made.read_bytes())
+    data[1536 + 150] ^= 1  # in the checksum of the second header
+    made.write_bytes(data)
+    with pytest.raises(DataError, match="no end mark lies after 1,536 of its"):
+        index_archive(made)
+
+
+def test_joined_tars_are_not_read_in_part(tmp_path):
+    parts = [tar_of(tmp_path / f"{i}.tar", {f"{i}.jpg": b"x"}).read_bytes() for i in range(2)]
+    (tmp_path / "x.tar").write_bytes(b"".join(parts))
+    with pytest.raises(DataError, match="or several were joined"):
+        index_archive(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99])
+def test_a_zip_that_ends_early(share, tmp_path):
+    made = zip_of(tmp_path / "x.zip", {f"{i}.jpg": os.urandom(100) for i in range(9)})
+    made.write_bytes(made.read_bytes()[:int(share * made.stat().st_size)])
+    with pytest.raises(DataError, match=r"x\.zip is damaged: File is not a zip file"):
+        index_archive(made)
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar"])
+def test_what_is_compressed_as_a_whole_is_refused(name, tmp_path):
+    with tarfile.open(tmp_path / name, "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("1.jpg"), io.BytesIO())
+    with pytest.raises(DataError, match=r"compressed as a whole, .* unpack it once to a plain \.tar: gunzip --keep"):
+        index_archive(tmp_path / name)
+
+
+def test_content_that_changed_after_the_index(tmp_path):
+    made = zip_of(tmp_path / "x.zip", {"1.jpg": b"content" * 50}, zipfile.ZIP_STORED)
+    place = index_archive(made).places[0]
+    data = bytearray(made.read_bytes())
+    data[60] ^= 255
+    made.write_bytes(data)
+    with pytest.raises(UnreadableImage, match=r"1\.jpg cannot be read as an image: .*its checksum is wrong"):
+        read_member(made, place, "1.jpg")
+    made.write_bytes(b"")
+    with pytest.raises(UnreadableImage, match="it ends early"):
+        read_member(made, place, "1.jpg")
+    made.unlink()
+    with pytest.raises(UnreadableImage, match="No such file"):
+        read_member(made, place, "1.jpg")
+
+
+def test_a_large_index_is_kept_until_the_archive_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "cache"))
+    made = tar_of(tmp_path / "x.tar", {"1.jpg": b"1", "1.cls": b"7\n"})
+    index_archive(made)
+    assert not (tmp_path / "cache").exists()
+    first = index_archive(made, keep_from=1)
+    [kept] = (tmp_path / "cache/archives").iterdir()
+    monkeypatch.setattr(archive, "_scan", None)  # would fail if it were asked
+    again = index_archive(made)
+    assert (list(again.names), list(again.labels)) == (["1.jpg", "1.cls"], ["", "7"])
+    np.testing.assert_array_equal(again.places, first.places)
+    monkeypatch.undo()
+    monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "cache"))
+    tar_of(made, {"1.jpg": b"1", "1.cls": b"7\n", "2.jpg": b"2"})
+    assert len(index_archive(made, keep_from=1).names) == 3
+    for damage in (b"", b"no index", kept.read_bytes()[:300]):
+        kept.write_bytes(damage)
+        assert len(index_archive(made).names) == 3
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path, monkeypatch):
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "cache"))
+    assert len(index_archive(tar_of(tmp_path / "x.tar", {"1.jpg": b"1"}), keep_from=1).names) == 1
+
+
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_labels_are_read_with_the_index(make, tmp_path):
+    made = make(tmp_path / ("x.tar" if make is tar_of else "x.zip"), {"1.jpg": b"1", "1.cls": b" 7\n", "2.jpg": b"2"})
+    assert list(index_archive(made).labels) == ["", "7", ""]
+
+
+def test_labels_are_short_text(tmp_path):
+    with pytest.raises(DataError, match=r"'1\.cls' is no label: it has more than 256 bytes"):
+        index_archive(tar_of(tmp_path / "x.tar", {"1.cls": b"1" * 300}))
+    with pytest.raises(DataError, match=r"'1\.cls' is no label: it has more than 256 bytes"):
+        index_archive(zip_of(tmp_path / "x.zip", {"1.cls": bytes(10**7)}))
+    with pytest.raises(DataError, match=r"'1\.cls' is no label: it begins with b'\\xff"):
+        index_archive(tar_of(tmp_path / "y.tar", {"1.cls": b"\xff\xfe\0"}))
+
+
+@pytest.mark.parametrize("make", [tar_of, zip_of])
+def test_any_flipped_byte_is_an_error_or_does_no_harm(make, tmp_path):
+    """Never another exception, whatever byte of the headers is damaged."""
+    whole = make(tmp_path / "whole", {"a/1.jpg": b"content" * 9, "b/2.jpg": b"2" * 700}).read_bytes()
+    made = tmp_path / ("x.tar" if make is tar_of else "x.zip")
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(300):
+            data = bytearray(whole)
+            data[rng.integers(min(len(data), 3000))] ^= 1 << int(rng.integers(8))
+            made.write_bytes(data)
+            try:
+                contents(made)
+            except DataError:
+                continue

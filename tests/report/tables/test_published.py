@@ -1,0 +1,48 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+import patchssl
+from patchssl.report.tables.published import plain_name, published, read_published
+
+FILE = Path(patchssl.__file__).parent / "report" / "tables" / "published.csv"
+
+
+def test_every_row_of_the_file_is_read():
+    with FILE.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    assert len(read_published()) == len(lines) - 1
+    assert [row.value * 100 for row in read_published()] == pytest.approx(
+        [float(line[8]) for line in lines[1:]]
+    )
+
+
+def test_dino_on_imagenet_is_the_paper_s_number_with_its_source():
+    found = [
+        row
+        for row in published("knn", "ImageNet-1K", "top1@20")
+        if (row.method, row.arch) == ("DINO", "ViT-S/16")
+    ]
+    by_epochs = {row.pretraining: row for row in reversed(found)}
+    row = by_epochs["ImageNet-1K, 800 epochs"]
+    assert row.value == pytest.approx(0.745)
+    assert "Table 2" in row.source
+    assert "2104.14294" in row.source
+
+
+@pytest.mark.parametrize(
+    ("task", "dataset", "metric"),
+    [("knn", "textures", "top1@20"), ("knn", "imagenet1k", "top5@20"), ("patches", "imagenet1k", "exact")],
+)
+def test_nothing_is_made_up_where_nothing_is_printed(task, dataset, metric):
+    assert published(task, dataset, metric) == []
+
+
+def test_no_printed_number_of_pw_self_is_claimed():
+    assert not [row for row in read_published() if "pw" in row.method.lower()]
+
+
+@pytest.mark.parametrize("name", ["CIFAR-10", "cifar10", "Cifar_10"])
+def test_names_of_data_sets_lose_case_and_punctuation(name):
+    assert plain_name(name) == "cifar10"
