@@ -23,7 +23,8 @@ from patchssl.eval.knn import knn_scores
 from patchssl.eval.metrics import average_precision, precision_at
 from patchssl.eval.revisited import score_similarity
 from patchssl.eval.search import describe_backend, search_topk
-from patchssl.eval.suite import TASKS, ComputeOptions, plan_suite, run_suite
+from patchssl.eval.suite import plan_suite, run_suite
+from patchssl.eval.tasks import ComputeOptions, default_tasks
 from patchssl.models.load import load_backbone
 from patchssl.runtime.console import Console
 
@@ -106,12 +107,12 @@ def bench_suite(model: str, data: str, *, console: Console | None = None) -> dic
     """`eval all --overwrite` of `model` on `data` twice, with a cache that is empty at first."""
     backbone = load_backbone(model)
     with tempfile.TemporaryDirectory() as folder:
-        options = ComputeOptions(torch.device("cpu"), cache=FeatureCache(Path(folder)))
-        plan = plan_suite(backbone, data, TASKS, None, options)
+        options = ComputeOptions(torch.device("cpu"), cache=FeatureCache(Path(folder)), progress=console)
+        plan = plan_suite(backbone, data, default_tasks(), None, options)
         seconds = {}
         for name in ("first run", "second run"):
             began = time.perf_counter()
-            _, failed = run_suite(backbone, plan, options, console=console)
+            _, failed = run_suite(backbone, plan, options)
             seconds[name] = time.perf_counter() - began
     return {"what": f"eval all --overwrite of {model} on {data}, twice", "cells": [cell.label() for cell in plan.run],
             "images": plan.images, "seconds": seconds, "failed": failed,

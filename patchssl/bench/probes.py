@@ -13,7 +13,7 @@ from patchssl.data.images import ImageSet
 from patchssl.data.open import open_pair
 from patchssl.eval.features import extract_outputs
 from patchssl.eval.linear.cached import cached_probe, grid
-from patchssl.eval.linear.scores import labels_of_both
+from patchssl.eval.linear.scores import require_classes
 from patchssl.eval.linear.task import linear_protocol
 from patchssl.eval.protocols import Protocol
 from patchssl.models.backbone import Backbone
@@ -58,7 +58,7 @@ def _parts(network: Backbone, pair: tuple[ImageSet, ImageSet], cached: Protocol,
     from patchssl.eval.linear.dino import ProbeTraining, dino_probe
 
     train, val = pair
-    labels, test_labels = labels_of_both(train, val)
+    labels, test_labels = require_classes(train, val)
     classes = (*train.classes, *(f"class {number}" for number in range(len(train.classes), wide)))
     clock = time.perf_counter if network.device.type == "cuda" else time.process_time
     began = clock()

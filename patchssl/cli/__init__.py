@@ -12,24 +12,12 @@ from typing import Annotated
 import typer
 
 from patchssl import __version__
+from patchssl.cli import machine, models, pretrain, quickstart, report, study
 from patchssl.cli.bench import bench_app
 from patchssl.cli.data import data_app
 from patchssl.cli.eval import eval_app
-from patchssl.cli.machine import cache, doctor
-from patchssl.cli.models import export, inspect, models
 from patchssl.cli.plot import plot_app
-from patchssl.cli.pretrain import pretrain
-from patchssl.cli.quickstart import quickstart
-from patchssl.cli.report import compare, report, tables
-from patchssl.cli.study import study
 from patchssl.runtime.errors import PatchSSLError, printable
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Pretrain Vision Transformers patch-wise on unlabeled images, and say how good a backbone is.")
-app.add_typer(eval_app, name="eval")
-app.add_typer(data_app, name="data")
-app.add_typer(plot_app, name="plot")
-app.add_typer(bench_app, name="bench")
 
 
 def _version(asked: bool) -> None:
@@ -38,14 +26,20 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                                  help="Print the version.")] = False) -> None:
     """Pretrain Vision Transformers patch-wise on unlabeled images, and say how good a backbone is."""
 
 
-for command in (quickstart, pretrain, study, models, inspect, export, tables, compare, report, cache, doctor):
-    app.command()(command)
+def build_app() -> typer.Typer:
+    """All commands; those of `eval` are what is registered by now."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, callback=_root)
+    for name, group in (("eval", eval_app()), ("data", data_app), ("plot", plot_app), ("bench", bench_app)):
+        app.add_typer(group, name=name)
+    for command in (quickstart.quickstart, pretrain.pretrain, study.study, models.models, models.inspect, models.export,
+                    report.tables, report.compare, report.report, machine.cache, machine.doctor):
+        app.command()(command)
+    return app
 
 
 def main() -> None:
@@ -63,7 +57,7 @@ def main() -> None:
 def _exit_code() -> int:
     """Of the command asked for: errors become a sentence and a code, a traceback only with PATCHSSL_DEBUG=1."""
     try:
-        app()
+        build_app()()
     except SystemExit as end:  # how every command ends
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:

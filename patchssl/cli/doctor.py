@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from patchssl import __version__
+from patchssl.eval.tasks import all_tasks, default_tasks
 from patchssl.runtime.findings import Finding, Verdict
 
 PACKAGE = "patchssl"
@@ -29,7 +30,7 @@ def diagnose(environ: Mapping[str, str] | None = None) -> list[Finding]:
     """Examine this machine and installation; `environ` stands in for the process's environment variables."""
     variables = os.environ if environ is None else environ
     checks: list[Callable[[], Iterable[Finding]]] = [
-        _examine_packages, _examine_torch, _examine_search, _examine_extras, _examine_resources,
+        _examine_packages, _examine_torch, _examine_search, _examine_extras, _examine_tasks, _examine_resources,
         lambda: _examine_folders(variables), lambda: _examine_offline(variables)]
     return [finding for check in checks for finding in check()]
 
@@ -55,6 +56,12 @@ def _examine_extras() -> Iterable[Finding]:
         value = f"not complete, without {', '.join(missing)}" if missing else "installed"
         advice = f"if wanted: pip install '{PACKAGE}[{name}]', or '.[{name}]' in the source folder"
         yield Finding(f"extra {name}", value, "note" if missing else "ok", advice if missing else "")
+
+
+def _examine_tasks() -> Iterable[Finding]:
+    tasks = all_tasks()
+    asked = [name for name, task in tasks.items() if not task.by_default]
+    yield Finding("benchmarks", ", ".join(default_tasks()) + (f"; on request {', '.join(asked)}" if asked else ""))
 
 
 def _examine_torch() -> Iterable[Finding]:

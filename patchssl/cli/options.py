@@ -57,7 +57,9 @@ ResultsOpt = Annotated[Path, typer.Option("--results", callback=can_be_written, 
 RecordsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder of the records.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DeviceOpt = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one.")]
-BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+BatchOpt = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per forward pass; default: 64, "
+                                              "revisited sets, whose images are large: "
+                                              "16.")]
 WorkersOpt = Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images.")]
 CacheOpt = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep features, see 'patchssl cache'.")]
 IndexOpt = Annotated[str, typer.Option("--index", help="FAISS index of k-NN, such as IVF256,PQ48 or HNSW32; what it "

@@ -164,6 +164,15 @@ class Names(Sequence[str]):
         return os.fsdecode(self._block[self._ends[at] : self._ends[at + 1]])
 
 
+def labels_of_both(train: ImageSet, val: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and (Q,) int64 that mean the same in both sets; DataError where there are none, or two meanings."""
+    labels = train.require_labels(), val.require_labels()
+    if train.classes != val.classes:
+        raise DataError(f"the {len(train.classes)} classes of {train.source} are not the {len(val.classes)} of "
+                        f"{val.source}, so their labels mean different things; open both with patchssl.data.open_pair")
+    return labels
+
+
 Openers = dict[str, Callable[[], ImageSet]]  # by split, train first
 
 

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from patchssl.data.images import ImageSet
-from patchssl.data.open import NAMED_SETS, open_images, open_pair
-from patchssl.eval.copydays import copydays_protocol, dataset_name, require_ranks
+from patchssl.data.open import NAMED_SETS, open_pair
 from patchssl.eval.faiss import IndexPlan
-from patchssl.eval.features import compute_outputs
-from patchssl.eval.knn import FewShot, variant
-from patchssl.eval.linear.task import linear_protocol
-from patchssl.eval.patches import patches_protocol
-from patchssl.eval.protocols import Protocol, knn_protocol
-from patchssl.eval.records import joined, plain_text
-from patchssl.eval.revisited.task import open_revisited, revisited_protocol
-from patchssl.eval.search import require_index
+from patchssl.eval.protocols import Protocol
+from patchssl.eval.records import plain_text
+from patchssl.eval.tasks import Task, find_task
 from patchssl.models.backbone import Backbone
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
-from patchssl.sets.copydays import open_copydays
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,7 @@ class Cell:
     weights: str  # sha256
     decode_seconds: float  # per image, of a few of them
     fingerprint: Callable[[], str] = field(compare=False, repr=False)  # of all its images, as records hold it
+    asked: str | None = None  # the protocol to ask for; None: the default
     set_name: str | None = None  # of a revisited set
     options: Mapping[str, Any] = field(default_factory=dict)  # of its evaluation
 
@@ -77,36 +69,61 @@ class Cell:
         return plain_text(self.dataset), self.protocol.fingerprint, self.protocol.task
 
 
+class DataPlace:
+    """A set, or a folder that may be one; what is opened once serves every task."""
+
+    def __init__(self, data: str) -> None:
+        self.data = data
+
+    @cached_property
+    def labeled_pair(self) -> tuple[ImageSet, ImageSet]:
+        """Its train and val images; DataError where they, or labels, are missing."""
+        train, val = open_pair(self.data)
+        train.require_labels()
+        return train, val
+
+    @cached_property
+    def decode_seconds(self) -> float:
+        """Time to decode a training image."""
+        return decode_seconds(self.labeled_pair[0])
+
+
 def find_cells(backbone: Backbone, data: str, tasks: Sequence[str],
                choices: TaskOptions) -> tuple[list[Cell], dict[str, str]]:
-    """The benchmarks that `data` has everything for, and why others were left out."""
+    """The benchmarks that `data` has everything for, and why others were skipped."""
+    wanted = [find_task(name) for name in tasks]
+    own = [task for task in wanted if task.own_layout]
+    others = sorted((task for task in wanted if not task.own_layout), key=lambda task: task.by_default)
     cells: list[Cell] = []
-    left_out: dict[str, str] = {}
-    wanted = [task for task in ("knn", "linear") if task in tasks]
-    for place in _places(data, choices):
-        own_layout = list(_own_layouts(backbone, place, tasks, choices))
-        for what, make in own_layout:
-            try:
-                cells.append(make())
-            except PatchSSLError as error:
-                left_out[what] = str(error)
-        if "patches" in tasks:
-            try:
-                cells.append(_patches(backbone, place))
-            except PatchSSLError as error:
-                if not own_layout:
-                    left_out[f"patches on {place}"] = str(error)
-        if not wanted:
-            continue
+    skipped: dict[str, str] = {}
+    for place in map(DataPlace, _places(data, choices)):
+        found = [(task, *found) for task in own for found in task.find(backbone, place, choices)]
+        cells += _made(found, skipped)
+        found_here = bool(found)
+        missing: dict[str, str] = {}
+        cells += _made([(task, *found) for task in others for found in task.find(backbone, place, choices)], missing)
+        if not found_here:  # a Copydays set is no classification set, and that is no news
+            skipped |= _together(missing, place.data)
+    return cells, skipped | _unused(cells, choices)
+
+
+def _made(found: Sequence[tuple[Task, str, Callable[[], Cell]]], missing: dict[str, str]) -> list[Cell]:
+    """The cells that everything is there for; why others are not goes into `missing`."""
+    cells = []
+    for _, what, make in found:
         try:
-            train, val = open_pair(place)
-            train.require_labels()
+            cells.append(make())
         except PatchSSLError as error:
-            if not own_layout:  # a Copydays set is no classification set, and that is no news
-                left_out[f"{' and '.join(wanted)} on {place}"] = str(error)
-        else:
-            cells += _classification(backbone, place, (train, val), wanted, choices)
-    return cells, left_out | _unused(cells, choices)
+            missing[what] = str(error)
+    return cells
+
+
+def _together(missing: Mapping[str, str], data: str) -> dict[str, str]:
+    """What is missing for one reason in one sentence: knn and linear on DATA."""
+    by_reason: dict[str, list[str]] = {}
+    for what, why in missing.items():
+        by_reason.setdefault(why, []).append(what.removesuffix(f" on {data}"))
+    return {f"{' and '.join(names)} on {data}": why for why, names in by_reason.items()}
 
 
 def _unused(cells: Sequence[Cell], choices: TaskOptions) -> dict[str, str]:
@@ -133,90 +150,10 @@ def _places(data: str, choices: TaskOptions) -> list[str]:
     return [data] if own or not inside else [str(entry) for entry in (*inside, *nested) if entry.name != "datasets"]
 
 
-def _own_layouts(backbone: Backbone, place: str, tasks: Sequence[str],
-                 choices: TaskOptions) -> Iterator[tuple[str, Callable[[], Cell]]]:
-    """What `place` has the layout of, and what opens it."""
-    if "copydays" in tasks and (Path(place) / "original").is_dir():
-        yield f"copydays on {place}", partial(_copydays, backbone, place, choices)
-    for path in sorted(Path(place).glob("gnd_*.pkl")) if "revisited" in tasks else ():
-        name = path.stem.removeprefix("gnd_")
-        yield f"revisited on {path}", partial(_revisited, backbone, place, name, None)
-        if (extra := choices.revisited_distractors) is not None:
-            yield f"revisited on {path} with {extra}", partial(_revisited, backbone, place, name, extra)
-
-
-def _copydays(backbone: Backbone, place: str, choices: TaskOptions) -> Cell:
-    """Under the default protocol, or what of it the folder has everything for; DataError where nothing fits."""
-    named = {"distractors": choices.distractors, "whitening": choices.whitening}
-    protocols = _copydays_protocols(backbone, [kind for kind, folder in named.items() if folder is not None])
-    for protocol in protocols:
-        needs = {kind: bool(protocol.settings[kind]) for kind in named}
-        used = {kind: folder for kind, folder in named.items() if folder is not None and needs[kind]}
-        try:
-            found = open_copydays(place, needs_distractors=needs["distractors"], needs_whitening=needs["whitening"],
-                                  distractors=used.get("distractors"), whitening=used.get("whitening"))
-        except DataError:
-            if protocol is not protocols[-1]:
-                continue
-            raise
-        break
-    require_ranks(found, protocol)
-    count = sum(len(block.images) for block in found.blocks)
-    count += sum(len(extra) for extra in (found.distractors, found.whitening) if extra is not None)
-    return Cell("copydays", place, dataset_name(found), protocol, count, backbone.weights_sha256,
-                _decode_seconds(found.originals), lambda: joined([found.fingerprint]), options=used)
-
-
-def _copydays_protocols(backbone: Backbone, named: Sequence[str]) -> list[Protocol]:
-    """The default and, best first, those of DINO that do with fewer images but read all `named` kinds of them."""
-    usual = copydays_protocol(None, backbone)
-    if usual.name == "native":  # which needs nothing but the blocks
-        return [usual]
-    fewer = [copydays_protocol(f"dino-{less}", backbone) for less in ("nodistractors", "nowhitening", "plain")]
-    return [usual, *(protocol for protocol in fewer if all(protocol.settings[kind] for kind in named))]
-
-
-def _revisited(backbone: Backbone, place: str, name: str, distractors: Path | None) -> Cell:
-    found = open_revisited(Path(place), name, distractors)
-    count = len(found.images) + (0 if found.distractors is None else len(found.distractors))
-    return Cell("revisited", place, found.name, revisited_protocol(None, backbone, name), count,
-                backbone.weights_sha256, _decode_seconds(found.images), lambda: joined(found.fingerprints().values()),
-                name, {} if distractors is None else {"distractors": distractors})
-
-
-def _classification(backbone: Backbone, place: str, pair: tuple[ImageSet, ImageSet], tasks: Iterable[str],
-                    choices: TaskOptions) -> list[Cell]:
-    train, val = pair
-    knn, options = knn_protocol(None, backbone.image_size), {}
-    if choices.search != IndexPlan():
-        knn, options = variant(knn, FewShot(), choices.search), asdict(choices.search)
-        require_index(choices.search, len(train), _width(backbone))
-    makers: dict[str, Callable[[], Protocol]] = {"knn": lambda: knn, "linear": lambda: linear_protocol(None, backbone)}
-    pace = _decode_seconds(train)
-    return [Cell(task, place, val.name, makers[task](), len(train) + len(val), backbone.weights_sha256, pace,
-                 lambda: joined([train.fingerprint, val.fingerprint]), options=options if task == "knn" else {})
-            for task in tasks]
-
-
-def _patches(backbone: Backbone, place: str) -> Cell:
-    """On the val images of a set that has them, labeled or not."""
-    val = open_images(place, "val")
-    return Cell("patches", place, val.name, patches_protocol(backbone), len(val), backbone.weights_sha256,
-                _decode_seconds(val), lambda: joined([val.fingerprint]))
-
-
-def _decode_seconds(images: ImageSet) -> float:
+def decode_seconds(images: ImageSet) -> float:
     """Time to decode an image, of three spread over the set; one that cannot be read is named when it matters."""
     began = time.perf_counter()
     for index in (0, len(images) // 2, len(images) - 1):
         with contextlib.suppress(UnreadableImage):
             images.pixels(index)
     return (time.perf_counter() - began) / 3
-
-
-def _width(backbone: Backbone) -> int:
-    """How many numbers the features of an image are."""
-    side = backbone.image_size
-    with torch.inference_mode():
-        return int(compute_outputs(backbone, torch.zeros(1, 3, side, side, device=backbone.device),
-                                   ["features"])["features"].shape[1])

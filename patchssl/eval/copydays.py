@@ -8,7 +8,7 @@ at the size the network was trained at, which needs nothing but the blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -21,18 +21,20 @@ from torch import Tensor
 
 from patchssl.data.images import ArrayImages, FileImages, ImageSet, Names
 from patchssl.data.unreadable import find_unreadable, raise_unreadable, require_readable
-from patchssl.eval.cache import FeatureCache
+from patchssl.eval.cells import Cell, DataPlace, TaskOptions, decode_seconds
 from patchssl.eval.features import extract_outputs
 from patchssl.eval.galleries import DISTRACTOR, ERROR, NUM_SHOWN, POSITIVE, Picture, Shown, ends_of, gallery
 from patchssl.eval.metrics import CopyScores, score_neighbors
 from patchssl.eval.protocols import Protocol, choose_protocol
-from patchssl.eval.records import Result, make_record, plain_text
+from patchssl.eval.records import Result, joined, make_record, plain_text
 from patchssl.eval.revisited.ranking import ranks_of
 from patchssl.eval.search import search_topk
+from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.eval.transforms import native_resize
 from patchssl.eval.whitening import Whitening
 from patchssl.models.backbone import Backbone
 from patchssl.models.pixels import RawPixels
+from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
 from patchssl.runtime.progress import Progress, shifted
@@ -69,30 +71,60 @@ def copydays_protocol(name: str | None, backbone: Backbone, ranks: int | None = 
     return replace(plan, name=f"{plan.name}-{ranks}-ranks", settings={**plan.plain_settings(), "num_ranks": ranks})
 
 
+def find_copydays(backbone: Backbone, place: DataPlace, options: TaskOptions) -> Iterator[tuple[str, Any]]:
+    """Copy detection where there are Copydays' blocks."""
+    if (Path(place.data) / "original").is_dir():
+        yield f"copydays on {place.data}", partial(_cell, backbone, place.data, options)
+
+
+def _cell(backbone: Backbone, place: str, options: TaskOptions) -> Cell:
+    """Under the default protocol, or what of it the folder has everything for; DataError where nothing fits."""
+    named = {"distractors": options.distractors, "whitening": options.whitening}
+    protocols = _possible_protocols(backbone, [kind for kind, folder in named.items() if folder is not None])
+    for protocol in protocols:
+        needs = {kind: bool(protocol.settings[kind]) for kind in named}
+        used = {kind: folder for kind, folder in named.items() if folder is not None and needs[kind]}
+        try:
+            found = open_copydays(place, needs_distractors=needs["distractors"], needs_whitening=needs["whitening"],
+                                  distractors=used.get("distractors"), whitening=used.get("whitening"))
+        except DataError:
+            if protocol is not protocols[-1]:
+                continue
+            raise
+        break
+    require_ranks(found, protocol)
+    count = sum(len(block.images) for block in found.blocks)
+    count += sum(len(extra) for extra in (found.distractors, found.whitening) if extra is not None)
+    return Cell(TASK, place, dataset_name(found), protocol, count, backbone.weights_sha256,
+                decode_seconds(found.originals), lambda: joined([found.fingerprint]), protocol.name, options=used)
+
+
+def _possible_protocols(backbone: Backbone, named: Sequence[str]) -> list[Protocol]:
+    """The default and, best first, those of DINO that do with fewer images but read all `named` kinds of them."""
+    usual = copydays_protocol(None, backbone)
+    if usual.name == "native":  # which needs nothing but the blocks
+        return [usual]
+    fewer = [copydays_protocol(f"dino-{less}", backbone) for less in ("nodistractors", "nowhitening", "plain")]
+    return [usual, *(protocol for protocol in fewer if all(protocol.settings[kind] for kind in named))]
+
+
 def evaluate_copydays(
     backbone: Backbone,
     root: str | Path,
     protocol: str | None = None,
+    compute: ComputeOptions = ANYWHERE,
     *,
     ranks: int | None = None,
     distractors: str | Path | None = None,
     whitening: str | Path | None = None,
-    device: str | torch.device | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
-    progress: Progress | None = None,
-    check_progress: Progress | None = None,
-    cache: FeatureCache | None = None,
     allow_truncated: bool = False,
-    say: Callable[[str], None] | None = None,
 ) -> Result:
     """The copy detection record of `backbone` on the set below `root` under `protocol` (None: the default).
 
     `root` has Copydays' layout; `distractors` and `whitening` are folders of photographs, by default those beside
-    its blocks (see `open_copydays`). `ranks` instead of the protocol's own suit a small set. The network runs where it
-    is, or moves to `device`. `progress` counts all images, `check_progress` the files looked at before, `say` gets one
-    line on what was found. Metrics: BLOCK/map for all blocks, overall/muap; detail: the queries' APs in the order of
-    their names, these names, and the first results of the worst and best strong copies.
+    its blocks (see `open_copydays`). `ranks` instead of the protocol's own suit a small set. Metrics: BLOCK/map for all
+    blocks, overall/muap; detail: the queries' APs in the order of their names, these names, and the first results of
+    the worst and best strong copies.
 
     UsageError for an unknown protocol or a folder it has no use for. DataError, before an image is read, for
     what is missing, for a database smaller than the ranks and for too few whitening images; later with all unreadable
@@ -103,20 +135,18 @@ def evaluate_copydays(
     found = open_copydays(root, distractors=distractors, whitening=whitening, allow_truncated=allow_truncated,
                           needs_distractors=plan.settings["distractors"],
                           needs_whitening=plan.settings["whitening"] is not None)
-    if say is not None:
-        say(found.describe())
+    compute.say(found.describe())
     require_ranks(found, plan)
-    where = backbone.device if device is None else torch.device(device)
-    run = _CopydaysPass(backbone, plan, batch_size, workers, where, cache)
+    run = _CopydaysPass(backbone, plan, compute)
     if found.whitening is not None:
         _require_enough(run, found.whitening)
     parts = {"copies": _copies(found), "distractors": found.distractors, "whitening": found.whitening}
     images = {name: part for name, part in parts.items() if part is not None}
-    require_readable(list(images.values()), workers, check_progress)
-    scores, pictured = _score(run, found, images, _all_features(run, images, progress))
+    require_readable(list(images.values()), compute.workers, compute.counter(LOOK))
+    scores, pictured = _score(run, found, images, _all_features(run, images))
     detail = {**_detail(found, images, scores), "galleries": {PICTURED: pictured}}
     return make_record(backbone, plan, dataset=dataset_name(found), fingerprints=(found.fingerprint,),
-                       metrics=scores.metrics, detail=detail, device=describe_device(where),
+                       metrics=scores.metrics, detail=detail, device=describe_device(compute.where(backbone)),
                        duration=time.monotonic() - began)
 
 
@@ -188,16 +218,13 @@ class _CopydaysPass(NamedTuple):
 
     backbone: Backbone
     plan: Protocol
-    batch_size: int
-    workers: int
-    device: torch.device
-    cache: FeatureCache | None
+    compute: ComputeOptions
 
     def features(self, images: ImageSet, progress: Progress | None) -> Tensor:
         """The protocol's outputs side by side, (len(images), D)."""
         outputs: Sequence[str] = self.plan.settings["outputs"]
-        parts = extract_outputs(self.backbone, images, self.plan, outputs, batch_size=self.batch_size,
-                                workers=self.workers, device=self.device, progress=progress, cache=self.cache)
+        parts = extract_outputs(self.backbone, images, self.plan, outputs, progress=progress,
+                                **self.compute.passes(self.backbone))
         return torch.cat([parts[output] for output in outputs], dim=1)
 
 
@@ -213,7 +240,7 @@ def _require_enough(run: _CopydaysPass, whitening: FileImages) -> None:
     rows, columns = np.mgrid[:64, :64].astype(np.uint8)
     made = np.stack([4 * rows, 4 * columns, 2 * (rows + columns)], axis=-1)[None]
     image = ArrayImages(name="gradient", split="all", source="an image made here", array=made, ids=np.arange(1))
-    width = run._replace(workers=0, cache=None).features(image, None).shape[1]
+    width = run._replace(compute=replace(run.compute, workers=0, cache=None)).features(image, None).shape[1]
     least = width + (run.plan.settings["whitening"] == "pca")  # centering takes one
     if len(whitening) < least:
         raise DataError(
@@ -224,15 +251,16 @@ def _require_enough(run: _CopydaysPass, whitening: FileImages) -> None:
         )
 
 
-def _all_features(run: _CopydaysPass, images: Mapping[str, FileImages], progress: Progress | None) -> dict[str, Tensor]:
+def _all_features(run: _CopydaysPass, images: Mapping[str, FileImages]) -> dict[str, Tensor]:
     """Features of every part, with progress over the whole; DataError with the unreadable images of all parts."""
-    total = sum(map(len, images.values()))
+    total, progress = sum(map(len, images.values())), run.compute.counter("features")
     before = dict(zip(images, np.cumsum([0, *map(len, images.values())]).tolist(), strict=False))
     shown = {name: None if progress is None else shifted(progress, before[name], total) for name in images}
     try:
         features = {name: run.features(part, shown[name]) for name, part in images.items()}
     except DataError:
-        bad = [error for name, part in images.items() for error in find_unreadable(part, run.workers, shown[name])]
+        workers = run.compute.workers
+        bad = [error for name, part in images.items() for error in find_unreadable(part, workers, shown[name])]
         raise_unreadable([UnreadableImage(name, reason) for name, reason in bad], total)
         raise
     return features
@@ -251,7 +279,8 @@ def _score(run: _CopydaysPass, found: CopydaysSet, images: Mapping[str, FileImag
     unit = {name: F.normalize(part) for name, part in parts.items()}
     asked = unit.pop("queries")
     database = torch.cat(list(unit.values()))
-    similarities, ids = search_topk(database, asked, run.plan.settings["num_ranks"], device=run.device)
+    similarities, ids = search_topk(database, asked, run.plan.settings["num_ranks"],
+                                    device=run.compute.where(run.backbone))
     originals = np.concatenate([block.originals for block in found.blocks])
     scores = score_neighbors(similarities, ids, originals, {block.name: len(block.images) for block in found.blocks})
     own = _own_queries(found)

@@ -11,7 +11,8 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +23,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from patchssl.data.images import ImageSet
+from patchssl.data.open import open_images, split_names
 from patchssl.data.unreadable import raise_unreadable, require_readable
+from patchssl.eval.cells import Cell, DataPlace, TaskOptions, decode_seconds
 from patchssl.eval.protocols import Protocol, choose_protocol
-from patchssl.eval.records import Result, make_record
+from patchssl.eval.records import Result, joined, make_record
+from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
 from patchssl.models.pixels import PixelPatches, RawPixels, pixel_tokens
+from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
 from patchssl.runtime.distributed import all_gather_objects, rank, world_size
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
@@ -57,10 +62,27 @@ def patches_protocol(backbone: Backbone, name: str | None = None, *, pairs: int 
     return Protocol(TASK, plan.name + suffix, plan.version, {**plan.settings, "pairs": pairs, "seed": seed})
 
 
+def find_patches(backbone: Backbone, place: DataPlace, options: TaskOptions) -> Iterator[tuple[str, Any]]:
+    """Patch correspondence on the val images of a set that has them, labeled or not."""
+    yield f"patches on {place.data}", partial(_cell, backbone, place.data)
+
+
+def _cell(backbone: Backbone, place: str) -> Cell:
+    val, protocol = open_images(place, "val"), patches_protocol(backbone)
+    return Cell(TASK, place, val.name, protocol, len(val), backbone.weights_sha256, decode_seconds(val),
+                lambda: joined([val.fingerprint]), protocol.name)
+
+
+def score_patches(backbone: Backbone, data: str, protocol: str | None = None, compute: ComputeOptions = ANYWHERE,
+                  **options: Any) -> Result:
+    """`evaluate_patches` on the val images of `data`, or all where nothing is split; labels are not needed."""
+    images = open_images(data, "val" if "val" in split_names(data) else None)
+    compute.say(images.describe())
+    return evaluate_patches(backbone, images, protocol, compute=compute, **options)
+
+
 def evaluate_patches(backbone: Backbone, images: ImageSet, protocol: str | None = None, *, pairs: int = 1,
-                     seed: int = 0, device: str | torch.device | None = None, batch_size: int = 64, workers: int = 0,
-                     progress: Progress | None = None, check_progress: Progress | None = None,
-                     looked_at: bool = False) -> Result:
+                     seed: int = 0, compute: ComputeOptions = ANYWHERE, looked_at: bool = False) -> Result:
     """The patch correspondence record of `backbone` on `images`, whose labels are not looked at.
 
     Metrics: `exact`, the share of patches whose nearest token by cosine is that of the patch which contains their
@@ -68,22 +90,23 @@ def evaluate_patches(backbone: Backbone, images: ImageSet, protocol: str | None 
     outside the other view left out. `pixels/`, `position/` and `chance/` before them: the patches' own pixels as
     tokens, the same place of the grid, and the expectation of a blind guess. Detail: the shares of every image.
 
-    `batch_size` counts views. The network runs where it is, or moves to `device`; on a GPU it runs in bfloat16. Of
-    several processes each looks at every so many-th image. `check_progress` counts files looked at before, unless they
-    were `looked_at` already. DataError for a set without images and, after the pass, with all unreadable images;
-    UsageError for a network without one token per patch; PatchSSLError names images whose tokens are not finite.
+    A batch is one of views; on a GPU the network runs in bfloat16. Of several processes each looks at every so many-th
+    image. Files are looked at before, unless they were `looked_at` already. DataError for a set without images and,
+    after the pass, with all unreadable images; UsageError for a network without one token per patch; PatchSSLError
+    names images whose tokens are not finite.
     """
     began = time.monotonic()
     network = with_patches(backbone)
     plan = patches_protocol(network, protocol, pairs=pairs, seed=seed)
     if not len(images):
         raise DataError(f"{images.name} holds no {images.split} images: there is nothing to find patches in")
+    where, batch_size = compute.where(network), 64 if compute.batch_size is None else compute.batch_size
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} views holds none; 1 is the least")
-    where = network.device if device is None else torch.device(device)
     if not looked_at:
-        require_readable([images], workers, check_progress)
-    table = _all_tallies(network, images, plan, max(1, batch_size // (2 * pairs)), workers, where, progress)
+        require_readable([images], compute.workers, compute.counter(LOOK))
+    table = _all_tallies(network, images, plan, max(1, batch_size // (2 * pairs)), compute.workers, where,
+                         compute.counter("patches"))
     shares = _shares(network, images, table)
     if np.isnan(shares["exact"]).all():
         raise DataError(f"no two views of {images.name} share a patch of {network.patch_size} pixels")

@@ -12,36 +12,18 @@ from typing import Any
 
 import torch
 
-from patchssl.data.open import open_images, open_pair
+from patchssl.data.open import open_pair
 from patchssl.data.unreadable import listing_unreadable, require_readable
-from patchssl.eval.cache import FeatureCache
 from patchssl.eval.cells import Cell, TaskOptions, find_cells
-from patchssl.eval.copydays import evaluate_copydays
 from patchssl.eval.features import compute_outputs, extract_outputs
-from patchssl.eval.knn import evaluate_knn
-from patchssl.eval.linear.task import evaluate_linear
-from patchssl.eval.patches import evaluate_patches
 from patchssl.eval.records import Result, read_results
-from patchssl.eval.revisited.task import evaluate_revisited
+from patchssl.eval.tasks import ComputeOptions, find_task
 from patchssl.models.backbone import Backbone
 from patchssl.models.pixels import RawPixels
-from patchssl.runtime.console import LOOK, Console
-from patchssl.runtime.errors import DataError, PatchSSLError, UsageError, unknown_choice
+from patchssl.runtime.console import LOOK
+from patchssl.runtime.errors import DataError, PatchSSLError
 
-TASKS = ("knn", "linear", "copydays", "revisited")  # by default
-ON_REQUEST = ("patches",)  # any images would do for it, so it would run on sets made for another task
-_CLASSIFYING = ("knn", "linear")  # on train and val images
 _TIMED_BATCH = 8  # images
-
-
-@dataclass(frozen=True)
-class ComputeOptions:
-    """How features are computed; nothing of it moves a number beyond rounding."""
-
-    device: torch.device
-    batch_size: int = 64
-    workers: int = 2
-    cache: FeatureCache | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +60,7 @@ class SuitePlan:
         """For people."""
         lines = [f"to run: {cell.label()}, {cell.images:,} images" for cell in self.run]
         lines += [f"done:   {cell.label()}" for cell in self.done]
-        lines += [f"left out: {what}: {why}" for what, why in self.left_out.items()]
+        lines += [f"skipped: {what}: {why}" for what, why in self.left_out.items()]
         estimate = timedelta(seconds=round(self.seconds))
         return "\n".join([*lines, f"{self.images:,} images to compute features of, about {estimate}, training of "
                                    "linear probes not counted"])
@@ -90,7 +72,7 @@ def _plain(cell: Cell) -> dict[str, Any]:
             "options": {name: str(value) for name, value in cell.options.items()}}
 
 
-def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Path | None, options: ComputeOptions, *,
+def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Path | None, compute: ComputeOptions, *,
                choices: TaskOptions | None = None, overwrite: bool = False) -> SuitePlan:
     """What can be run for `backbone` with what lies at `data`: a set, or a folder of sets.
 
@@ -98,9 +80,6 @@ def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Pat
     is done, unless `overwrite`. UsageError for an unknown task, for an index that cannot search a set and for
     `choices` without use, DataError where nothing at all can be run.
     """
-    for task in tasks:
-        if task not in TASKS + ON_REQUEST:
-            raise UsageError(unknown_choice("task", task, TASKS + ON_REQUEST))
     choices = choices or TaskOptions()
     choices.require_use(tasks)
     cells, left_out = find_cells(backbone, data, tasks, choices)
@@ -112,11 +91,11 @@ def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Pat
     known = {} if overwrite or results is None else _finished(results, backbone.weights_sha256)
     done = tuple(cell for cell in cells if (key := cell.key()) in known and cell.fingerprint() in known[key])
     run = tuple(cell for cell in cells if cell not in done)
-    pace = _seconds_per_image(backbone, options.device) if run else 0.0
+    pace = _seconds_per_image(backbone, compute.where(backbone)) if run else 0.0
     return SuitePlan(run, done, left_out, pace)
 
 
-def run_suite(backbone: Backbone, plan: SuitePlan, options: ComputeOptions, *, console: Console | None = None,
+def run_suite(backbone: Backbone, plan: SuitePlan, compute: ComputeOptions, *,
               keep: Callable[[Result], Any] = lambda result: None,
               stop_at_errors: bool = False) -> tuple[list[Result], dict[str, str]]:
     """Run what `plan` says and hand every record to `keep` as soon as it is there.
@@ -126,65 +105,53 @@ def run_suite(backbone: Backbone, plan: SuitePlan, options: ComputeOptions, *, c
     results, failed = [], {}
     looked_at: set[str] = set()  # data whose train and val files were looked at: once is enough
     for number, cell in enumerate(plan.run, 1):
-        if console is not None:
-            console.say(f"{number} of {len(plan.run)}: {cell.label()}")
+        compute.say(f"{number} of {len(plan.run)}: {cell.label()}")
         try:
-            if share_pass(backbone, cell, plan.run[number:], options, console, looked_at=cell.data in looked_at):
+            if share_pass(backbone, cell, plan.run[number:], compute, looked_at=cell.data in looked_at):
                 looked_at.add(cell.data)
-            result = run_cell(backbone, cell, options, console, looked_at=cell.data in looked_at)
+            result = run_cell(backbone, cell, compute, looked_at=cell.data in looked_at)
         except PatchSSLError as error:
             if stop_at_errors:
                 raise
             failed[cell.label()] = str(error)
             continue
-        if cell.task in _CLASSIFYING:
+        if find_task(cell.task).classifies:
             looked_at.add(cell.data)
         keep(result)
         results.append(result)
     return results, failed
 
 
-def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], options: ComputeOptions,
-               console: Console | None, *, looked_at: bool = False) -> bool:
+def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], compute: ComputeOptions, *,
+               looked_at: bool = False) -> bool:
     """Put into the cache by one pass what `cell` and later cells with its images and transform need.
 
     False: without a cache, or where nobody shares, there is nothing to do. `looked_at`: all files were before.
     """
     settings = cell.protocol.transform().settings
-    alike = [other for other in (cell, *later) if other.task in _CLASSIFYING and other.data == cell.data
+    alike = [other for other in (cell, *later) if find_task(other.task).classifies and other.data == cell.data
              and other.protocol.transform().settings == settings]
     outputs = sorted({output for other in alike for output in other.protocol.settings.get("outputs", ["features"])})
-    if options.cache is None or cell.task not in _CLASSIFYING or len(alike) < 2 or isinstance(backbone, RawPixels):
+    alone = not find_task(cell.task).classifies or len(alike) < 2
+    if compute.cache is None or alone or isinstance(backbone, RawPixels):
         return False
     pair = open_pair(cell.data)
     if not looked_at:
-        require_readable(pair, options.workers, console.counter(LOOK) if console else None)
-    with listing_unreadable(pair, options.workers):
+        require_readable(pair, compute.workers, compute.counter(LOOK))
+    with listing_unreadable(pair, compute.workers):
         for images in pair:
-            progress = console.counter(f"{images.split} features") if console else None
-            extract_outputs(backbone, images, cell.protocol, outputs, batch_size=options.batch_size,
-                            workers=options.workers, device=options.device, progress=progress, cache=options.cache)
+            progress = compute.counter(f"{images.split} features")
+            extract_outputs(backbone, images, cell.protocol, outputs, progress=progress, **compute.passes(backbone))
     return True
 
 
-def run_cell(backbone: Backbone, cell: Cell, options: ComputeOptions, console: Console | None = None, *,
-             looked_at: bool = False) -> Result:
+def run_cell(backbone: Backbone, cell: Cell, compute: ComputeOptions, *, looked_at: bool = False) -> Result:
     """The record of one benchmark; `looked_at`: the train and val files of its data were, and all can be read."""
-    shown = {"progress": console.counter(cell.task), "check_progress": console.counter(LOOK)} if console else {}
-    how: dict[str, Any] = {"device": options.device, "workers": options.workers, "cache": options.cache, **shown}
-    name = cell.protocol.name
-    if cell.task == "copydays":
-        return evaluate_copydays(backbone, cell.data, name, batch_size=options.batch_size, **cell.options, **how)
-    if cell.task == "revisited":
-        return evaluate_revisited(backbone, cell.data, cell.set_name or "", name, **cell.options, **how)
-    if cell.task == "patches":
-        return evaluate_patches(backbone, open_images(cell.data, "val"), name, batch_size=options.batch_size,
-                                device=options.device, workers=options.workers, looked_at=looked_at, **shown)
-    train, val = open_pair(cell.data)
-    if cell.task == "knn":  # a variant's name is not that of the protocol it varies
-        return evaluate_knn(backbone, train, val, None, batch_size=options.batch_size, looked_at=looked_at,
-                            **cell.options, **how)
-    return evaluate_linear(backbone, train, val, name, batch_size=options.batch_size, looked_at=looked_at, **how)
+    task = find_task(cell.task)
+    more: dict[str, Any] = {**cell.options} if cell.set_name is None else {**cell.options, "set_name": cell.set_name}
+    if not task.own_layout:
+        more["looked_at"] = looked_at
+    return task.score(backbone, cell.data, cell.asked, compute, **more)
 
 
 def _finished(results: Path, weights: str) -> dict[tuple[str, str, str], set[str]]:

@@ -10,12 +10,13 @@ import yaml
 
 from patchssl import __version__
 from patchssl.eval.records import Result, plain_text
+from patchssl.eval.tasks import table_metrics
 from patchssl.export.dino import DINO_FILE, dino_arguments, exported_network
 from patchssl.export.onnx import ONNX_FILE
 from patchssl.export.source import ExportSource, Written
 from patchssl.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from patchssl.models.networks import pretrained_config
-from patchssl.report.tables.scores import HEADLINES, METHODS
+from patchssl.report.tables.scores import METHODS
 
 CARD_FILE = "README.md"
 NOT_STATED = "not stated"
@@ -130,7 +131,7 @@ def _scores(records: Sequence[Result]) -> str:
 
 def _score_rows(record: Result) -> Iterable[tuple[str, ...]]:
     """A row per headline metric of the record's task, or per metric of a task that has none."""
-    for metric in HEADLINES.get(record.task, tuple(record.metrics)):
+    for metric in table_metrics().get(record.task, tuple(record.metrics)):
         if metric in record.metrics:
             words = (record.task, record.dataset, record.protocol, metric)
             yield (*map(_plain, words), f"{100 * record.metrics[metric]:.1f}")

@@ -5,6 +5,9 @@
     random:ARCH?seed=0&...   an untrained network
     py:MODULE:FACTORY        what FACTORY() of one's own module returns; this runs that code
     PATH[#NETWORK][?heads=n] a run folder, an exported folder, or a file of DINO, iBOT, PW-Self, DINOv2 or timm
+    pixels[?img_size=32]     the images themselves, no network: for evaluation
+
+Each takes ?img_size=n, the size that it is evaluated at.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from patchssl.models.networks import (
     load_exactly,
     require_arch,
 )
+from patchssl.models.pixels import is_pixels, open_pixels
 from patchssl.models.pretrained import (
     FOLDER_CONFIG,
     LARGEST_SIZE,
@@ -65,13 +69,42 @@ def load_backbone(uri: str, device: str | torch.device = "cpu") -> Backbone:
     assumed. Raises UsageError for a name or path that does not exist, CheckpointError for weights that are
     damaged, ask to run code, or do not fit in every name and shape.
     """
-    kind, colon, rest = str(uri).partition(":")
+    name, size = _sized(str(uri))
+    kind, colon, rest = name.partition(":")
     openers: Mapping[str, Callable[[str], Backbone]] = {
         "timm": load_timm, "hf-hub": load_hub, "random": _from_random, "py": _from_python}
-    backbone = openers[kind](rest) if colon and kind in openers else _from_path(str(uri))
+    if is_pixels(name):
+        backbone: Backbone = open_pixels(name)
+    else:
+        backbone = openers[kind](rest) if colon and kind in openers else _from_path(name)
+    if size is not None:
+        _resize(backbone, size, str(uri))
     for note in backbone.notes:
         log.info("%s: %s", uri, note)
     return backbone.to(device).eval().requires_grad_(False)
+
+
+def _sized(uri: str) -> tuple[str, int | None]:
+    """`uri` without its img_size, and that; networks that are made at a size keep it."""
+    name, mark, query = uri.partition("?")
+    if not mark or is_pixels(uri) or uri.startswith("random:") or _exists(Path(uri)):
+        return uri, None
+    network = "".join(query.partition("#")[1:])
+    options = query.removesuffix(network).split("&")
+    sizes = [option for option in options if option.startswith("img_size=")]
+    if not sizes:
+        return uri, None
+    rest = "&".join(option for option in options if option not in sizes)
+    return name + ("?" + rest if rest else "") + network, _whole("img_size", sizes[-1].partition("=")[2], uri)
+
+
+def _resize(backbone: Backbone, size: int, uri: str) -> None:
+    """Let `backbone` be evaluated at `size` pixels; its position embeddings are interpolated where it has any."""
+    if not backbone.patch_size <= size < LARGEST_SIZE:
+        raise UsageError(f"img_size={size} in {uri} is no size of images for patches of {backbone.patch_size} pixels")
+    if size != backbone.image_size:
+        backbone.notes = (*backbone.notes, f"it is evaluated at {size} px, not at {backbone.image_size}")
+        backbone.image_size = size
 
 
 # untrained networks and one's own ------------------------------------------------------------------------------
@@ -169,7 +202,7 @@ def parse_location(uri: str) -> Location:
     query, _, late = query.partition("#")
     place, _, network = place.partition("#")
     path = Path(os.path.expanduser(place))  # noqa: PTH111 - leaves the name of no user as it is
-    if place == "pixels" and not _exists(path):
+    if is_pixels(uri) and not _exists(path):
         raise UsageError(f"'{uri}' means raw pixels, which are no network: eval scores them, here a network is "
                          "needed")
     if not place or not _exists(path):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchssl.models.backbone import Backbone, Origin
-from patchssl.models.load import open_model
 from patchssl.runtime.errors import UsageError
 
 
 class RawPixels(Backbone):
     """The images themselves as features, (B, 3 * size * size) in [0, 1]: what a network has to beat."""
+
+    sized = True  # False: nobody said a size, a benchmark may choose the images' own
 
     def __init__(self, size: int) -> None:
         origin = Origin(name=f"pixels-{size}", method="pixels")
@@ -56,36 +54,26 @@ def pixel_tokens(images: Tensor, patch_size: int) -> Tensor:
     """(B, 3, H, W) to the pixels (B, N, 3 * patch_size^2) of their patches, row-major."""
     return F.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
 
-PIXEL_SIDE = 32  # of raw pixels whose size was not said
-_PATCH_OPTIONS = ("img_size", "patch_size")
-
-
-def open_matched(model: str, device: torch.device, say: Callable[[str], None]) -> Backbone:
-    """The backbone that `model` names, or raw pixels in patches."""
-    return _pixel_patches(model) if is_pixels(model) else open_model(model, device, say)
-
-
-def _pixel_patches(model: str) -> PixelPatches:
-    given = dict(part.partition("=")[::2] for part in model.partition("?")[2].split("&") if part)
-    if set(given) - set(_PATCH_OPTIONS) or not all(value.isdecimal() and int(value) for value in given.values()):
-        raise UsageError(f"model '{model}' is not understood; write pixels, or with the sizes of the model to compare "
-                         "with pixels?img_size=64&patch_size=8")
-    sizes = {name: int(value) for name, value in given.items()}
-    return PixelPatches(sizes.get("img_size", PIXEL_SIDE), sizes.get("patch_size"))
 
 PIXELS = "pixels"
+_SIDE = 32  # of raw pixels whose size was not said
+_OPTIONS = ("img_size", "patch_size")
 
 
-def is_pixels(model: str | Backbone) -> bool:
+def is_pixels(model: str) -> bool:
     """Does `model` mean raw pixels: `pixels`, or `pixels?img_size=32`?"""
-    return isinstance(model, str) and model.partition("?")[0] == PIXELS
+    return model.partition("?")[0] == PIXELS
 
 
-def pixels_size(model: str) -> int | None:
-    """The 32 of `pixels?img_size=32`; None for `pixels`."""
-    if model == PIXELS:
-        return None
-    option, _, value = model.partition("?")[2].partition("=")
-    if option != "img_size" or not value.isdecimal() or not int(value):
-        raise UsageError(f"model '{model}' is not understood; write pixels, or with a size pixels?img_size=32")
-    return int(value)
+def open_pixels(model: str) -> RawPixels:
+    """Raw pixels as `pixels?img_size=64` names them, in patches if a `patch_size` is said."""
+    given = dict(part.partition("=")[::2] for part in model.partition("?")[2].split("&") if part)
+    known = not set(given) - set(_OPTIONS) and (given or "?" not in model)
+    if not known or not all(value.isdecimal() and int(value) for value in given.values()):
+        raise UsageError(f"model '{model}' is not understood; write pixels, or with a size pixels?img_size=32, or with "
+                         "the sizes of the model to compare with pixels?img_size=64&patch_size=8")
+    sizes = {name: int(value) for name, value in given.items()}
+    side = sizes.get("img_size", _SIDE)
+    found = PixelPatches(side, sizes["patch_size"]) if "patch_size" in sizes else RawPixels(side)
+    found.sized = "img_size" in sizes
+    return found

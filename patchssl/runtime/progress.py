@@ -33,6 +33,16 @@ class Steps:
             self._progress(self._total, self._total)
 
 
+class Reporter(Protocol):
+    """What shows how far several passes are; the command line's console is one."""
+
+    def counter(self, what: str) -> Progress:
+        """What counts `what`."""
+
+    def say(self, sentence: str) -> None:
+        """A sentence for the user."""
+
+
 class RunProgress(Protocol):
     """What a run tells while it works; the command line draws it, a test listens."""
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from patchssl.data.splits import PREFIX as HOLDOUT
+from patchssl.eval.tasks import all_tasks
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import load_recipe, shipped_or_own
 from patchssl.runtime.errors import UsageError, unknown_choice
@@ -21,7 +22,6 @@ UNTRAINED = "untrained"  # the variant that every study may have beside its own:
 LEAST_ORIGINALS = 20  # as many ranks are scored
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$", max_length=40)]
 Settings = dict[str, Any]  # dotted names of a recipe's settings, and their values
-TaskName = Literal["knn", "linear", "patches", "copydays"]
 
 
 class MadeCopydays(ConfigPart):
@@ -53,13 +53,23 @@ class Study(ConfigPart):
     reference: str  # the variant that the others are compared with, seed by seed
     contrasts: tuple[tuple[Name, Name], ...] = ()  # further pairs of variants, the first minus the second
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-    evaluations: Annotated[tuple[TaskName, ...], Field(min_length=1)] = ("knn", "linear", "patches", "copydays")
+    evaluations: Annotated[tuple[str, ...], Field(min_length=1)] = ("knn", "linear", "patches", "copydays")
     copydays: MadeCopydays = MadeCopydays()
     split: Literal["test", "validation"] = "test"  # validation: scored on a share of train that is not trained on
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     tried: NonNegativeInt = 0  # configurations that were compared elsewhere before these were chosen
     searches: tuple[Name, ...] = ()  # studies whose folders lie beside this one's: their configurations are counted
     stand_in: StandIn | None = None
+
+    @field_validator("evaluations")
+    @classmethod
+    def _tasks_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """What can be scored on the study's own images, and copies made of them; revisited sets cannot be made so."""
+        known = [name for name, task in all_tasks().items() if not task.own_layout or name == "copydays"]
+        for name in names:
+            if name not in known:
+                raise ValueError(unknown_choice("evaluation", name, known))
+        return names
 
     @field_validator("variants", "ablations", mode="before")
     @classmethod

@@ -15,7 +15,8 @@ import torch
 
 from patchssl.eval.records import Result
 from patchssl.eval.score import make_options
-from patchssl.eval.suite import ComputeOptions, plan_suite, run_suite
+from patchssl.eval.suite import plan_suite, run_suite
+from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.backbone import Backbone, Origin, VitBackbone
 from patchssl.models.load import load_backbone
 from patchssl.models.networks import build_vit
@@ -107,9 +108,9 @@ def do_cell(place: StudyFolder, cell: StudyRun, *, device: str | None, console: 
     chosen = default_device(device)
     row = _pretrained(place, cell, device, console) if cell.trained else {}
     began = time.monotonic()
-    options = make_options(device, 64, cell.recipe.run.workers)
-    backbone = load_backbone(str(place.run(cell)), options.device) if cell.trained else untrained(cell, options.device)
-    _score(place, cell, backbone, options, console)
+    compute = make_options(device, workers=cell.recipe.run.workers, progress=console)
+    backbone = (load_backbone(str(place.run(cell)), chosen) if cell.trained else untrained(cell, chosen))
+    _score(place, cell, backbone, compute, console)
     updates = int(row.get("step", 0))
     return place.keep(cell, weights=backbone.weights_sha256, train_seconds=row.get("seconds", 0.0),
                       score_seconds=round(time.monotonic() - began, 3),
@@ -138,18 +139,18 @@ def untrained(cell: StudyRun, device: torch.device) -> Backbone:
     return network.to(device).eval().requires_grad_(False)
 
 
-def _score(place: StudyFolder, cell: StudyRun, backbone: Backbone, options: ComputeOptions, console: Console) -> None:
+def _score(place: StudyFolder, cell: StudyRun, backbone: Backbone, compute: ComputeOptions, console: Console) -> None:
     """A record for every benchmark of the study that has none of these weights yet."""
     tasks = [task for task in place.study.evaluations if task != "copydays"]
     sets: list[tuple[str, Sequence[str]]] = [(place.data, tasks)] if tasks else []
     if "copydays" in place.study.evaluations:
         sets.append((str(made_copydays(place, console)), ["copydays"]))
     for data, wanted in sets:
-        plan = plan_suite(backbone, data, wanted, place.records_of(cell), options)
+        plan = plan_suite(backbone, data, wanted, place.records_of(cell), compute)
         if plan.left_out:
             raise PatchSSLError(f"{cell.name} cannot be scored: "
                                 + "; ".join(f"{what}: {why}" for what, why in plan.left_out.items()))
-        run_suite(backbone, plan, options, console=console, keep=partial(_keep, place, cell), stop_at_errors=True)
+        run_suite(backbone, plan, compute, keep=partial(_keep, place, cell), stop_at_errors=True)
 
 
 def _keep(place: StudyFolder, cell: StudyRun, result: Result) -> None:

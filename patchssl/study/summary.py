@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from patchssl.eval.tasks import study_measures
 from patchssl.report.tables.build import NOT_RUN, make_frames, write_tables
 from patchssl.report.tables.published import PAPER_DATASETS, plain_name
 from patchssl.report.tables.render import to_csv, to_markdown
 from patchssl.report.tables.scores import Column
 from patchssl.report.tables.seeds import (
     EQUAL_TIME,
-    SHOWN,
     Mean,
     Measure,
     Pace,
@@ -296,7 +296,7 @@ def summarize(place: StudyFolder, cells: Sequence[StudyRun]) -> StudySummary:
 
 def _expected(place: StudyFolder) -> list[Measure]:
     """The columns there will be."""
-    return [Measure(title, task, "", "", metric, {}) for (task, metric), title in SHOWN.items()
+    return [Measure(title, task, "", "", metric, {}) for (task, metric), title in study_measures().items()
             if task in place.study.evaluations]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from patchssl.data.open import open_pair
-from patchssl.eval.knn import evaluate_knn, evaluate_pixels
+from patchssl.eval.knn.task import evaluate_knn, evaluate_pixels
+from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.backbone import Backbone, Origin, VitBackbone
 from patchssl.models.checkpoint import load_checkpoint
 from patchssl.models.load import load_backbone
@@ -60,10 +61,11 @@ def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...]
         images.require_labels()  # said before the pretraining, not after it
     run = pretrain_or_go_on(out / "run", recipe, effective, seed, overrides, device, console)
     backbone = load_backbone(str(run), chosen)
-    pixels = evaluate_pixels(train, val, effective.views.global_size, progress=console.counter("raw pixels"))
+    compute = ComputeOptions(progress=console)
+    pixels = evaluate_pixels(train, val, effective.views.global_size, compute=compute)
     results = {"raw pixels": pixels}
     for name, network in (("random network", untrained_copy(run, chosen)), ("pretrained", backbone)):
-        results[name] = evaluate_knn(network, train, val, PROTOCOL, progress=console.counter(f"{name}, features"))
+        results[name] = evaluate_knn(network, train, val, PROTOCOL, compute=compute)
     files = [result.write(out / "results") for result in results.values()]
     table, table_files, _ = make_tables(out / "results", out)
     top1 = {name: result.metrics["top1@20"] for name, result in results.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import patchssl as package
-from patchssl.cli import app
+from patchssl.cli import build_app
 from patchssl.runtime import errors
 
 ROOT = Path(package.__file__).parents[1]
@@ -60,8 +60,8 @@ def test_help_of_every_command_needs_no_torch_and_no_network(tmp_path):
 
 
 def test_the_list_of_commands_above_is_complete():
-    groups = {group.name: group.typer_instance for group in app.registered_groups}
-    names = [[command.name or command.callback.__name__] for command in app.registered_commands]
+    groups = {group.name: group.typer_instance for group in build_app().registered_groups}
+    names = [[command.name or command.callback.__name__] for command in build_app().registered_commands]
     for name, group in groups.items():
         names += [[name], *([name, c.name or c.callback.__name__] for c in group.registered_commands)]
     assert sorted(names) == sorted(COMMANDS[1:])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.decomposition import PCA
+from told import Told
 from torch import nn
 from torchvision import transforms
 
@@ -24,9 +25,11 @@ from patchssl.eval.copydays import copydays_protocol, dataset_name, evaluate_cop
 from patchssl.eval.features import extract_outputs
 from patchssl.eval.metrics import average_precision
 from patchssl.eval.records import read_result
+from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.backbone import Backbone
 from patchssl.models.load import load_backbone
 from patchssl.models.pixels import RawPixels
+from patchssl.runtime.console import LOOK
 from patchssl.runtime.errors import DataError, PatchSSLError, UsageError
 from patchssl.sets.copydays import BLOCKS, open_copydays
 
@@ -87,7 +90,9 @@ def scored(backbone, root, protocol=None, **options):
     settings = copydays_protocol(protocol, backbone).settings
     folders = [root / "original", options.get("distractors", root / "distractors")][:1 + settings["distractors"]]
     size = sum(len(list(folder.iterdir())) for folder in folders if folder.is_dir())
-    return evaluate_copydays(backbone, root, protocol, ranks=min(size, settings["num_ranks"]) or None, **options)
+    compute = {name: options.pop(name) for name in ("batch_size", "workers", "cache", "progress") if name in options}
+    return evaluate_copydays(backbone, root, protocol, ComputeOptions(**compute), **options,
+                             ranks=min(size, settings["num_ranks"]) or None)
 
 
 @pytest.fixture(scope="module")
@@ -281,8 +286,9 @@ def test_a_network_without_class_token(tmp_path):
 
 
 def test_the_record_says_what_was_compared(small, tmp_path):
-    said = []
-    result = scored(mean_color(), small, "dino", say=said.append)
+    told = Told()
+    result = scored(mean_color(), small, "dino", progress=told)
+    said = told.said
     detail = result.detail
     assert (detail["num_originals"], detail["num_queries"], detail["num_distractors"], detail["num_whitening"]) \
         == (4, 80, 5, 9)
@@ -437,9 +443,9 @@ def test_features_that_are_not_finite_are_named(tmp_path):
 
 @pytest.mark.parametrize("protocol", ["dino", "dino-plain"])
 def test_progress_counts_all_images_of_all_folders(small, protocol):
-    calls, looks = [], []
-    scored(mean_color(), small, protocol, batch_size=16, progress=lambda *call: calls.append(call),
-           check_progress=lambda *look: looks.append(look))
+    told = Told()
+    scored(mean_color(), small, protocol, batch_size=16, progress=told)
+    calls, looks = told.counts["features"], told.counts[LOOK]
     total = 94 if protocol == "dino" else 80
     assert looks[-1] == (total, total) and {of for _, of in looks} == {total}
     assert calls[-1] == (total, total)
@@ -460,8 +466,9 @@ def test_a_second_run_and_other_protocols_of_the_same_images_decode_nothing(smal
     first = scored(mean_color(), small, "dino", cache=cache)
     plain = scored(mean_color(), small, "dino-plain")
     monkeypatch.setattr(FileImages, "pixels", never)
-    calls = []
-    second = scored(mean_color(), small, "dino", cache=cache, progress=lambda *call: calls.append(call))
+    told = Told()
+    second = scored(mean_color(), small, "dino", cache=cache, progress=told)
+    calls = told.counts["features"]
     assert (second.metrics, second.detail) == (first.metrics, first.detail)
     assert calls[-1] == (94, 94)
     assert scored(mean_color(), small, "dino-plain", cache=cache).metrics == plain.metrics

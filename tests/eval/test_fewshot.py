@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from told import Told
 
 from patchssl.data.images import ArrayImages
-from patchssl.eval import knn
 from patchssl.eval.features import pixel_features
-from patchssl.eval.knn import FewShot, evaluate_knn
+from patchssl.eval.knn import task as knn_task
+from patchssl.eval.knn.fewshot import FewShot
+from patchssl.eval.knn.task import evaluate_knn
+from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.load import load_backbone
 from patchssl.models.pixels import RawPixels
 from patchssl.runtime.errors import DataError, UsageError
@@ -119,8 +122,8 @@ def test_the_variant_adds_to_the_plain_record_and_takes_nothing():
 def test_features_are_computed_once_and_every_network_gets_the_same_images(monkeypatch):
     train, val = shades([10, 12], "train", 0), shades([9, 9], "val", 1)
     passes, drawn = [], []
-    extract, images = knn.extract_features, FewShot.images
-    monkeypatch.setattr(knn, "extract_features", lambda *a, **b: passes.append(1) or extract(*a, **b))
+    extract, images = knn_task.extract_features, FewShot.images
+    monkeypatch.setattr(knn_task, "extract_features", lambda *a, **b: passes.append(1) or extract(*a, **b))
     monkeypatch.setattr(FewShot, "images", lambda *a: drawn.append(images(*a).tolist()) or np.array(drawn[-1]))
     network = load_backbone("random:vit_tiny_patch16_224?img_size=8&patch_size=8&embed_dim=48&depth=1&num_heads=3")
     for backbone in (RawPixels(8), network):
@@ -132,9 +135,9 @@ def test_features_are_computed_once_and_every_network_gets_the_same_images(monke
 
 def test_progress_of_the_draws_counts_their_queries():
     train, val = shades([10, 12], "train", 0), shades([9, 9], "val", 1)
-    calls = []
-    evaluate_knn(RawPixels(8), train, val, shots=[2, 5], draws=2, search_progress=lambda *call: calls.append(call))
-    assert calls == [(18, 18), (18, 72), (36, 72), (54, 72), (72, 72)]
+    told = Told()
+    evaluate_knn(RawPixels(8), train, val, shots=[2, 5], draws=2, compute=ComputeOptions(progress=told))
+    assert told.counts["search"] == [(18, 18), (18, 72), (36, 72), (54, 72), (72, 72)]
 
 
 def test_classes_with_too_few_images_are_named_before_any_image_is_read(monkeypatch):

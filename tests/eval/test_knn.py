@@ -7,14 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
+from told import Told
 
 from patchssl.data.open import open_pair
 from patchssl.eval import knn
 from patchssl.eval.faiss import IndexPlan
-from patchssl.eval.knn import FewShot, evaluate_knn, evaluate_pixels, knn_accuracy, knn_scores
+from patchssl.eval.knn import knn_accuracy, knn_scores
+from patchssl.eval.knn import task as knn_task
+from patchssl.eval.knn.fewshot import FewShot
+from patchssl.eval.knn.task import evaluate_knn, evaluate_pixels
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.records import read_results, unpack_bits
 from patchssl.eval.search import Neighbors
+from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.load import load_backbone
 from patchssl.runtime.errors import DataError, UsageError
 
@@ -224,9 +229,10 @@ def tiny(seed=0):
 
 def test_a_record_says_everything_about_the_number(folders, tmp_path):
     train, val = open_pair(folders)
-    calls = []
+    told = Told()
     backbone = tiny(seed=3)
-    result = evaluate_knn(backbone, train, val, batch_size=8, progress=lambda *call: calls.append(call))
+    result = evaluate_knn(backbone, train, val, compute=ComputeOptions(batch_size=8, progress=told))
+    calls = told.counts["features"]
     protocol = knn_protocol("native", 16)
     assert (result.task, result.dataset, result.protocol) == ("knn", "colors", "native")
     assert result.protocol_fingerprint == protocol.fingerprint
@@ -270,7 +276,7 @@ def test_the_fingerprint_of_a_record_covers_both_splits(folders):
 
 def test_sets_that_cannot_be_scored_are_refused_before_any_image_is_read(folders, monkeypatch):
     train, val = open_pair(folders)
-    monkeypatch.setattr(knn, "extract_features", None)
+    monkeypatch.setattr(knn_task, "extract_features", None)
     unlabeled = val.with_classes(val.classes)
     object.__setattr__(unlabeled, "labels", None)
     with pytest.raises(DataError, match="needs labels: put every image into a folder named after its class"):
@@ -285,7 +291,8 @@ def test_sets_that_cannot_be_scored_are_refused_before_any_image_is_read(folders
 
 def test_the_same_pass_twice_gives_the_same_record(folders):
     train, val = open_pair(folders)
-    first, second = (evaluate_knn(tiny(), train, val, batch_size=size, workers=w) for size, w in ((7, 0), (7, 2)))
+    first, second = (evaluate_knn(tiny(), train, val, compute=ComputeOptions(batch_size=size, workers=w)) for size,
+                     w in ((7, 0), (7, 2)))
     assert first.metrics == second.metrics
     assert first.detail == second.detail
 
@@ -294,8 +301,9 @@ def test_an_approximate_index_is_in_the_record_and_changes_its_protocol(folders,
     train, val = open_pair(folders)
     plain = evaluate_knn(tiny(), train, val)
     settings = {"index": "IVF3,Flat", "search_params": "nprobe=3", "seed": 5}
-    calls = []
-    result = evaluate_knn(tiny(), train, val, search_progress=lambda *call: calls.append(call), **settings)
+    told = Told()
+    result = evaluate_knn(tiny(), train, val, compute=ComputeOptions(progress=told), **settings)
+    calls = told.counts["search"]
     assert result.metrics == plain.metrics
     assert result.protocol == "native-IVF3,Flat-nprobe=3"
     assert result.protocol_settings == {**plain.protocol_settings, "index": "IVF3,Flat", "search_params": "nprobe=3",
@@ -338,4 +346,4 @@ def test_the_plain_protocols_keep_the_fingerprints_of_the_committed_records():
     for record in ours:
         plan = knn_protocol(record.protocol, record.protocol_settings["crop"])
         assert plan.fingerprint == record.protocol_fingerprint
-        assert knn.variant(plan, FewShot(), IndexPlan(gpus="shard", seed=3)) is plan
+        assert knn_task.variant(plan, FewShot(), IndexPlan(gpus="shard", seed=3)) is plan

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from told import Told
 from torch import nn
 
 from patchssl.data.images import ArrayImages
@@ -24,6 +25,7 @@ from patchssl.eval.patches import (
     patches_protocol,
 )
 from patchssl.eval.records import read_result
+from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.backbone import Backbone
 from patchssl.models.load import load_backbone
 from patchssl.models.pixels import PixelPatches, RawPixels
@@ -252,8 +254,9 @@ def test_pairs_differ_in_scale_overlap_and_lie_inside(height, width):
 
 def test_an_image_keeps_its_views_in_another_order_and_batch():
     images, network = noise(7), load_backbone(SMALL)
-    whole = evaluate_patches(network, images, batch_size=64).detail["shares"]
-    turned = evaluate_patches(network, images.subset(range(6, -1, -1)), batch_size=3, workers=2).detail["shares"]
+    whole = evaluate_patches(network, images, compute=ComputeOptions(batch_size=64)).detail["shares"]
+    turned = evaluate_patches(network, images.subset(range(6, -1, -1)), compute=ComputeOptions(batch_size=3,
+                                                                                               workers=2)).detail["shares"]
     assert {name: values[::-1] for name, values in turned.items()} == whole
 
 
@@ -287,9 +290,9 @@ def test_the_metrics_are_means_of_the_shares_of_the_images():
 
 
 def test_progress_ends_at_the_total():
-    calls = []
-    evaluate_patches(load_backbone(SMALL), noise(7), batch_size=6, progress=lambda *call: calls.append(call))
-    assert calls == [(3, 7), (6, 7), (7, 7)]
+    told = Told()
+    evaluate_patches(load_backbone(SMALL), noise(7), compute=ComputeOptions(batch_size=6, progress=told))
+    assert told.counts["patches"] == [(3, 7), (6, 7), (7, 7)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -299,7 +302,8 @@ def test_all_unreadable_images_are_listed_before_a_number(tmp_path, workers):
     for index in (1, 4):
         (tmp_path / f"{index}.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"2 of 6[\s\S]*1\.png[\s\S]*4\.png"):
-        evaluate_patches(load_backbone(SMALL), open_images(tmp_path), batch_size=2, workers=workers)
+        evaluate_patches(load_backbone(SMALL), open_images(tmp_path), compute=ComputeOptions(batch_size=2,
+                                                                                             workers=workers))
 
 
 def test_what_cannot_be_scored_is_said():

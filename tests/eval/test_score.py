@@ -22,13 +22,15 @@ from patchssl.eval.cache import FeatureCache
 from patchssl.eval.cells import TaskOptions
 from patchssl.eval.copydays import evaluate_copydays
 from patchssl.eval.faiss import IndexPlan
-from patchssl.eval.knn import evaluate_knn
+from patchssl.eval.knn import task as knn_task
+from patchssl.eval.knn.task import evaluate_knn
 from patchssl.eval.linear.task import evaluate_linear
 from patchssl.eval.patches import evaluate_patches
 from patchssl.eval.records import read_results
 from patchssl.eval.revisited.task import evaluate_revisited
 from patchssl.eval.score import SuiteSummary, evaluate, headline, make_options
-from patchssl.eval.suite import TASKS, ComputeOptions, plan_suite, run_suite
+from patchssl.eval.suite import plan_suite, run_suite
+from patchssl.eval.tasks import ComputeOptions, default_tasks
 from patchssl.models.backbone import Backbone
 from patchssl.models.load import load_backbone
 from patchssl.models.pixels import RawPixels
@@ -71,7 +73,7 @@ def labels(cells):
 
 
 def test_everything_that_can_be_run_is_found(everything, options):
-    plan = plan_suite(load_backbone(SMALL), str(everything), TASKS, None, options)
+    plan = plan_suite(load_backbone(SMALL), str(everything), default_tasks(), None, options)
     assert sorted(labels(plan.run)) == ["copydays on copies (native)", "knn on colors (native)",
                                         "linear on colors (native)", "revisited on made (native)"]
     assert plan.done == ()
@@ -87,7 +89,8 @@ def test_everything_that_can_be_run_is_found(everything, options):
                                               ("landmarks", ["revisited on made (native)"]),
                                               ("colors", ["knn on colors (native)", "linear on colors (native)"])])
 def test_a_set_by_itself_is_enough(everything, options, place, found):
-    assert labels(plan_suite(load_backbone(SMALL), str(everything / place), TASKS, None, options).run) == found
+    assert labels(plan_suite(load_backbone(SMALL), str(everything / place), default_tasks(), None,
+                             options).run) == found
 
 
 def test_a_named_set(options):
@@ -98,7 +101,7 @@ def test_a_named_set(options):
 
 def test_copydays_without_distractors_is_run_under_the_protocol_that_needs_none(everything, options):
     backbone = load_backbone("random:vit_tiny_patch16_224?depth=1&embed_dim=24&num_heads=3")  # of 224 pixels
-    plan = plan_suite(backbone, str(everything / "copies"), TASKS, None, options)
+    plan = plan_suite(backbone, str(everything / "copies"), default_tasks(), None, options)
     assert labels(plan.run) == ["copydays on copies (dino-plain)"]
 
 
@@ -132,7 +135,8 @@ def test_a_named_folder_is_never_dropped_in_silence(everything, options, tmp_pat
     assert labels(plan.run) == ["copydays on copies (native)"]
     assert "no benchmark that is found here has a use for it" in plan.left_out[f"--whitening {more}"]
     with pytest.raises(DataError, match=r"--distractors .*nowhere: there is no such folder"):
-        plan_suite(backbone, data, TASKS, None, options, choices=TaskOptions(distractors=tmp_path / "nowhere"))
+        plan_suite(backbone, data, default_tasks(), None, options,
+                   choices=TaskOptions(distractors=tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="--distractors: for copydays, which is not among the tasks knn"):
         plan_suite(backbone, data, ["knn"], None, options, choices=TaskOptions(distractors=more))
     large = load_backbone("random:vit_tiny_patch16_224?depth=1&embed_dim=24&num_heads=3")
@@ -227,7 +231,7 @@ def test_a_broken_set_is_left_out_by_name_and_the_rest_is_run(everything, option
 
 def test_records_are_those_of_the_single_benchmarks_and_come_one_by_one(everything, options, tmp_path):
     backbone, kept = load_backbone(SMALL), []
-    plan = plan_suite(backbone, str(everything), TASKS, None, options)
+    plan = plan_suite(backbone, str(everything), default_tasks(), None, options)
     results, failed = run_suite(backbone, plan, options, keep=kept.append)
     assert failed == {} and kept == results
     alone = {cell.task: suite.run_cell(backbone, cell, ComputeOptions(CPU, batch_size=16,
@@ -239,10 +243,10 @@ def test_records_are_those_of_the_single_benchmarks_and_come_one_by_one(everythi
 
 def test_knn_and_the_probe_decode_every_image_once(everything, options, monkeypatch):
     backbone = load_backbone(SMALL)
-    plan = plan_suite(backbone, str(everything / "colors"), TASKS, None, options)
+    plan = plan_suite(backbone, str(everything / "colors"), default_tasks(), None, options)
     decoded = []
-    original = suite.extract_outputs.__globals__["_Crops"].__getitem__
-    monkeypatch.setattr(suite.extract_outputs.__globals__["_Crops"], "__getitem__",
+    original = suite.extract_outputs.__globals__["_TransformedImages"].__getitem__
+    monkeypatch.setattr(suite.extract_outputs.__globals__["_TransformedImages"], "__getitem__",
                         lambda crops, index: decoded.append(index) or original(crops, index))
     run_suite(backbone, plan, options)
     assert len(decoded) == 60
@@ -266,15 +270,15 @@ def test_the_files_of_a_set_are_looked_at_once_for_all_its_benchmarks(everything
 
 def test_what_has_a_record_is_not_run_again(everything, options, tmp_path):
     backbone, data, results = load_backbone(SMALL), str(everything / "colors"), tmp_path / "results"
-    plan = plan_suite(backbone, data, TASKS, results, options)
+    plan = plan_suite(backbone, data, default_tasks(), results, options)
     first, _ = run_suite(backbone, plan, options, keep=lambda result: result.write(results))
-    again = plan_suite(backbone, data, TASKS, results, options)
+    again = plan_suite(backbone, data, default_tasks(), results, options)
     assert (again.run, labels(again.done)) == ((), labels(plan.run))
-    assert labels(plan_suite(backbone, data, TASKS, results, options, overwrite=True).run) == labels(plan.run)
-    other = plan_suite(load_backbone(SMALL + "&seed=1"), data, TASKS, results, options)
+    assert labels(plan_suite(backbone, data, default_tasks(), results, options, overwrite=True).run) == labels(plan.run)
+    other = plan_suite(load_backbone(SMALL + "&seed=1"), data, default_tasks(), results, options)
     assert len(other.run) == 2  # other weights
     first[0].path(results).unlink()
-    assert labels(plan_suite(backbone, data, TASKS, results, options).run) == labels(plan.run)[:1]
+    assert labels(plan_suite(backbone, data, default_tasks(), results, options).run) == labels(plan.run)[:1]
 
 
 def test_patches_are_run_on_val_images_when_asked_for_and_need_no_labels(everything, options, tmp_path):
@@ -301,8 +305,8 @@ def test_one_failure_does_not_stop_the_rest(everything, options, monkeypatch):
         raise DataError("planted")
 
     backbone = load_backbone(SMALL)
-    plan = plan_suite(backbone, str(everything / "colors"), TASKS, None, options)
-    monkeypatch.setattr(suite, "evaluate_knn", fail)
+    plan = plan_suite(backbone, str(everything / "colors"), default_tasks(), None, options)
+    monkeypatch.setattr(knn_task, "evaluate_knn", fail)
     results, failed = run_suite(backbone, plan, options)
     assert [result.task for result in results] == ["linear"]
     assert failed == {"knn on colors (native)": "planted"}
@@ -312,12 +316,13 @@ def test_one_failure_does_not_stop_the_rest(everything, options, monkeypatch):
 
 def test_the_table_has_no_old_number_of_what_failed_now(everything, options, tmp_path, monkeypatch):
     backbone, data, results = load_backbone(SMALL), str(everything / "colors"), tmp_path / "results"
-    plan = plan_suite(backbone, data, TASKS, None, options)
+    plan = plan_suite(backbone, data, default_tasks(), None, options)
     run_suite(backbone, plan, options, keep=lambda result: result.write(results))
-    done = SuiteSummary(plan_suite(backbone, data, TASKS, results, options), [], {}, results)
+    done = SuiteSummary(plan_suite(backbone, data, default_tasks(), results, options), [], {}, results)
     assert [record.task for record in done.records()] == ["knn", "linear"]
-    again = plan_suite(backbone, data, TASKS, results, options, overwrite=True)
-    monkeypatch.setattr(suite, "evaluate_knn", lambda *_args, **_options: (_ for _ in ()).throw(DataError("planted")))
+    again = plan_suite(backbone, data, default_tasks(), results, options, overwrite=True)
+    monkeypatch.setattr(knn_task, "evaluate_knn", lambda *_args,
+                        **_options: (_ for _ in ()).throw(DataError("planted")))
     found, failed = run_suite(backbone, again, options)
     summary = SuiteSummary(again, found, failed, results)
     assert [record.task for record in summary.records()] == ["linear"]
@@ -361,8 +366,8 @@ def test_evaluate_names_the_tasks_there_are(colors):
 
 def test_convolutional_networks_and_pixels_are_scored_too(everything, options):
     for model in ("random:resnet18", "pixels?img_size=16"):
-        table = evaluate(model, everything, TASKS)
-        assert set(table.task) == set(TASKS), model
+        table = evaluate(model, everything, default_tasks())
+        assert set(table.task) == set(default_tasks()), model
         assert set(evaluate(model, everything, ["patches"]).metric) >= {"exact", "within1", "chance/exact"}
 
 
@@ -601,7 +606,7 @@ def test_unreadable_images_are_listed_before_anything_is_computed(task, damaged,
             "dino probe": lambda: evaluate_linear(backbone, *open_pair(root / "colors"), "dino", epochs=1),
             "patches": lambda: evaluate_patches(backbone, open_images(root / "colors", "val")),
             "copydays": lambda: evaluate_copydays(backbone, root / "copies"),
-            "revisited": lambda: evaluate_revisited(backbone, root / "landmarks", "made")}
+            "revisited": lambda: evaluate_revisited(backbone, root / "landmarks", set_name="made")}
     with pytest.raises(DataError, match=rf"1 of [\d,]+ images cannot be read(.|\n)*{path.name}"):
         runs[task]()
     assert network.calls == 0

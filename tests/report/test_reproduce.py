@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from patchssl.cli import app
+from patchssl.cli import build_app
 from patchssl.eval.copydays import copydays_protocol
 from patchssl.eval.linear.task import linear_protocol
 from patchssl.eval.protocols import knn_protocol
@@ -54,7 +54,7 @@ def test_files_of_one_name_are_kept_apart():
 @pytest.mark.parametrize("line", sorted(set(COMMANDS)))
 def test_every_command_parses(line):
     """Up to the call of the function: unknown commands, options and wrong kinds of value are refused there."""
-    command, rest = typer.main.get_command(app), shlex.split(line)[1:]
+    command, rest = typer.main.get_command(build_app()), shlex.split(line)[1:]
     context = command.make_context("patchssl", rest)
     while hasattr(command, "commands"):
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])

@@ -11,7 +11,8 @@ import patchssl as package
 from patchssl.eval import score as scoring
 from patchssl.eval.records import read_results
 from patchssl.eval.score import score_knn
-from patchssl.models.pixels import pixels_size
+from patchssl.eval.tasks import ComputeOptions
+from patchssl.models.load import load_backbone
 from patchssl.pretrain.recipe import load_recipe
 from patchssl.report.tables.make import make_tables
 from patchssl.runtime.console import Console
@@ -61,7 +62,7 @@ def test_raw_pixels_tell_colors_apart(colors, model, name):
 
 def test_a_score_says_what_it_looks_at(colors, capsys):
     with Console() as console:
-        score_knn(SMALL, str(colors), workers=0, console=console)
+        score_knn(SMALL, str(colors), compute=ComputeOptions(progress=console))
     said = capsys.readouterr().err
     assert "48 train images in 3 classes" in said and "12 val images in 3 classes" in said
     assert "features 60 of 60" in said
@@ -70,7 +71,7 @@ def test_a_score_says_what_it_looks_at(colors, capsys):
 @pytest.mark.parametrize("wrong", ["pixels?", "pixels?img_size=0", "pixels?img_size=x", "pixels?size=8"])
 def test_sizes_of_pixels_that_are_none(wrong):
     with pytest.raises(UsageError, match="img_size=32"):
-        pixels_size(wrong)
+        load_backbone(wrong)
 
 
 def test_default_device(monkeypatch):
@@ -135,7 +136,7 @@ def test_a_plan_counts_whole_batches(colors, tiny):
 
 def test_tables_are_a_function_of_the_records(colors, tmp_path):
     for model in ("pixels?img_size=32", SMALL):
-        score_knn(model, str(colors), workers=0).write(tmp_path / "results")
+        score_knn(model, str(colors)).write(tmp_path / "results")
     (tmp_path / "results" / "broken.json").write_text("{")
     text, paths, problems = make_tables(tmp_path / "results", tmp_path / "out")
     assert "Raw pixels" in text and "Random network" in text

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.data.images import ImageSet
+from patchssl.data.images import ImageSet, labels_of_both
 from patchssl.eval.metrics import wilson_interval
 from patchssl.runtime.errors import DataError, NotFiniteError
 from patchssl.runtime.text import shortened
@@ -38,17 +38,12 @@ class LinearScores(NamedTuple):
     class_accuracy: dict[int, float]  # label -> top-1 share, for labels that have test images
 
 
-def labels_of_both(train: ImageSet, val: ImageSet) -> tuple[Tensor, Tensor]:
+def require_classes(train: ImageSet, val: ImageSet) -> tuple[Tensor, Tensor]:
     """Labels (N,) and (Q,) int64 that mean the same in both sets.
 
     DataError where there are none, or two meanings, or one class only.
     """
-    labels = train.require_labels(), val.require_labels()
-    if train.classes != val.classes:
-        raise DataError(
-            f"the {len(train.classes)} classes of {train.source} are not the {len(val.classes)} of {val.source}, so "
-            "their labels mean different things; open both with patchssl.data.open.open_pair"
-        )
+    labels = labels_of_both(train, val)
     if len(np.unique(labels[0])) < 2:
         raise DataError(f"{train.describe()}, and its images show one of them only: there is nothing to tell apart")
     return torch.as_tensor(labels[0], dtype=torch.int64), torch.as_tensor(labels[1], dtype=torch.int64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ import torch
 
 import patchssl
 from patchssl.data.images import ImageSet
+from patchssl.data.open import open_pair
 from patchssl.data.unreadable import listing_unreadable, require_readable
-from patchssl.eval.cache import FeatureCache
+from patchssl.eval.cells import Cell, DataPlace, TaskOptions
 from patchssl.eval.features import extract_outputs
 from patchssl.eval.linear.cached import cached_probe, require_narrow
 from patchssl.eval.linear.logreg import logreg_probe
-from patchssl.eval.linear.scores import LinearScores, ProbeOutcome, labels_of_both, require_two_of_each, score_logits
+from patchssl.eval.linear.scores import LinearScores, ProbeOutcome, require_classes, require_two_of_each, score_logits
 from patchssl.eval.protocols import Protocol, choose_protocol
-from patchssl.eval.records import Result, make_record, pack_bits, plain_text, safe_name
+from patchssl.eval.records import Result, joined, make_record, pack_bits, plain_text, safe_name
+from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.eval.transforms import native_resize
 from patchssl.models.backbone import Backbone
 from patchssl.models.pixels import RawPixels
+from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
 from patchssl.runtime.errors import UsageError
 from patchssl.runtime.progress import Progress, shifted
@@ -63,61 +66,82 @@ def linear_protocol(name: str | None, backbone: Backbone, *, epochs: int | None 
     return Protocol(plan.task, f"{plan.name}-{epochs}-epochs", plan.version, settings)
 
 
+def find_linear(backbone: Backbone, place: DataPlace, options: TaskOptions) -> Iterator[tuple[str, Any]]:
+    """A linear probe on labeled train and val images, under the default protocol."""
+    yield f"linear on {place.data}", partial(_cell, backbone, place)
+
+
+def _cell(backbone: Backbone, place: DataPlace) -> Cell:
+    train, val = place.labeled_pair
+    protocol = linear_protocol(None, backbone)
+    return Cell("linear", place.data, val.name, protocol, len(train) + len(val), backbone.weights_sha256,
+                place.decode_seconds, lambda: joined([train.fingerprint, val.fingerprint]), protocol.name)
+
+
+def score_linear(backbone: Backbone, data: str, protocol: str | None = None, compute: ComputeOptions = ANYWHERE,
+                 **options: Any) -> Result:
+    """`evaluate_linear` on train and val of `data`."""
+    train, val = open_pair(data)
+    for images in (train, val):
+        compute.say(images.describe())
+    return evaluate_linear(backbone, train, val, protocol, compute=compute, **options)
+
+
 def evaluate_linear(backbone: Backbone, train: ImageSet, val: ImageSet, protocol: str | None = None, *,
-                    epochs: int | None = None, seed: int = 0, device: str | torch.device | None = None,
-                    batch_size: int = 64, workers: int = 0, progress: Progress | None = None,
-                    check_progress: Progress | None = None, looked_at: bool = False,
-                    cache: FeatureCache | None = None, checkpoint_folder: Path | None = None) -> Result:
+                    epochs: int | None = None, seed: int = 0, compute: ComputeOptions = ANYWHERE,
+                    looked_at: bool = False, checkpoint_folder: Path | None = None) -> Result:
     """The linear record of `backbone`: trained on `train`, scored on `val` under `protocol` (None: the default).
 
-    `train` and `val` share their class ids, as from `open_pair`. `seed` fixes the split, the order and the crops;
-    `batch_size` is that of forward passes and moves no number beyond rounding. `progress` counts images while features
-    are computed, then starts again: crops of all epochs (`dino`), updates (`cached`, `native`), fits (`logreg`);
-    `check_progress` counts files looked at before, unless they were `looked_at` already. With a `checkpoint_folder`,
-    `dino` keeps a checkpoint per epoch in a folder of its own there and goes on from it after a kill; the others need
-    none, their features are in the `cache`. UsageError for an unknown protocol and for features too wide for it,
-    DataError for sets without labels, with other classes, or with too few images of a class, all before a pass over
-    the images; later for those of both sets that cannot be read; PatchSSLError names images whose features are not
-    finite, NotFiniteError a training that diverged.
+    `train` and `val` share their class ids, as from `open_pair`. `seed` fixes the split, the order and the crops. What
+    counts progress counts images while features are computed, then starts again: crops of all epochs (`dino`), updates
+    (`cached`, `native`), fits (`logreg`). Files are looked at before, unless they were `looked_at` already. With a
+    `checkpoint_folder`, `dino` keeps a checkpoint per epoch in a folder of its own there and resumes from it after a
+    kill; the others need none, their features are in the cache. UsageError for an unknown protocol and for features
+    too wide for it, DataError for sets without labels, with other classes, or with too few images of a class, all
+    before a pass over the images; later for those of both sets that cannot be read; PatchSSLError names images whose
+    features are not finite, NotFiniteError a training that diverged.
     """
     began = time.monotonic()
     plan = linear_protocol(protocol, backbone, epochs=epochs)
     if seed < 0:
         raise UsageError(f"seed = {seed} is negative; choose a whole number from 0 on")
-    labels, test_labels = labels_of_both(train, val)
-    where = backbone.device if device is None else torch.device(device)
+    labels = require_classes(train, val)
     if not looked_at:
-        require_readable((train, val), workers, check_progress)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": where, "cache": cache}
+        require_readable((train, val), compute.workers, compute.counter(LOOK))
     if plan.settings["selection"] == _BEST_TEST_EPOCH:
-        outcome = _run_dino(backbone, (train, val), (labels, test_labels), plan, seed, options, progress,
-                            checkpoint_folder)
+        outcome = _run_dino(backbone, (train, val), labels, plan, seed, compute, checkpoint_folder)
     else:
-        require_two_of_each(labels, train.classes)
-        if isinstance(backbone, RawPixels) and "ridge" in plan.settings:
-            require_narrow(3 * plan.settings["crop"] ** 2)
-        parts = []
-        for images, before, later in ((train, 0, val), (val, len(train), None)):
-            shown = None if progress is None else shifted(progress, before, len(train) + len(val))
-            parts.append(_outputs(backbone, images, plan, shown, options, later))
-        shared: dict[str, Any] = {"seed": seed, "progress": progress}
-        if plan.name == "logreg":
-            outcome = logreg_probe(parts[0], labels, parts[1], train.classes, plan.settings, **shared)
-        else:
-            outcome = cached_probe(parts[0], labels, parts[1], train.classes, plan.settings, device=where, **shared)
-    scores = score_logits(outcome.logits, test_labels)
+        outcome = _run_grid(backbone, (train, val), labels[0], plan, seed, compute)
+    scores = score_logits(outcome.logits, labels[1])
     return make_record(backbone, plan, dataset=val.name, fingerprints=(train.fingerprint, val.fingerprint),
                        metrics=scores.metrics, detail=_detail(train, val, seed, outcome, scores),
-                       device=describe_device(where), duration=time.monotonic() - began)
+                       device=describe_device(compute.where(backbone)), duration=time.monotonic() - began)
+
+
+def _run_grid(backbone: Backbone, sets: tuple[ImageSet, ImageSet], labels: torch.Tensor, plan: Protocol, seed: int,
+              compute: ComputeOptions) -> ProbeOutcome:
+    """Features of both sets once, then the probe chosen on images held out of train."""
+    train, val = sets
+    require_two_of_each(labels, train.classes)
+    if isinstance(backbone, RawPixels) and "ridge" in plan.settings:
+        require_narrow(3 * plan.settings["crop"] ** 2)
+    progress, parts = compute.counter("linear"), []
+    for images, before, later in ((train, 0, val), (val, len(train), None)):
+        shown = None if progress is None else shifted(progress, before, len(train) + len(val))
+        parts.append(_outputs(backbone, images, plan, shown, compute, later))
+    shared: dict[str, Any] = {"seed": seed, "progress": progress}
+    if plan.name == "logreg":
+        return logreg_probe(parts[0], labels, parts[1], train.classes, plan.settings, **shared)
+    return cached_probe(parts[0], labels, parts[1], train.classes, plan.settings, device=compute.where(backbone),
+                        **shared)
 
 
 def _run_dino(backbone: Backbone, sets: tuple[ImageSet, ImageSet], labels: tuple[torch.Tensor, torch.Tensor],
-              plan: Protocol, seed: int, options: Mapping[str, Any], progress: Progress | None,
-              folder: Path | None) -> ProbeOutcome:
+              plan: Protocol, seed: int, compute: ComputeOptions, folder: Path | None) -> ProbeOutcome:
     from patchssl.eval.linear.dino import ProbeTraining, dino_probe
 
-    train, val = sets
-    test = _outputs(backbone, val, plan, progress, options, later=train)
+    (train, val), progress, options = sets, compute.counter("linear"), compute.passes(backbone)
+    test = _outputs(backbone, val, plan, progress, compute, later=train)
     training = ProbeTraining(backbone, train, labels[0], len(train.classes), plan.plain_settings(), seed,
                              options["device"], options["batch_size"], options["workers"])
     facts = {"protocol": plan.fingerprint, "weights": backbone.weights_sha256, "train": train.fingerprint,
@@ -129,10 +153,11 @@ def _run_dino(backbone: Backbone, sets: tuple[ImageSet, ImageSet], labels: tuple
 
 
 def _outputs(backbone: Backbone, images: ImageSet, plan: Protocol, progress: Progress | None,
-             options: Mapping[str, Any], later: ImageSet | None) -> dict[str, torch.Tensor]:
+             compute: ComputeOptions, later: ImageSet | None) -> dict[str, torch.Tensor]:
     """The protocol's outputs of `images`; where some cannot be read, the error names those of `later` with them."""
-    with listing_unreadable([images] if later is None else [images, later], options["workers"]):
-        return extract_outputs(backbone, images, plan, plan.settings["outputs"], progress=progress, **options)
+    with listing_unreadable([images] if later is None else [images, later], compute.workers):
+        return extract_outputs(backbone, images, plan, plan.settings["outputs"], progress=progress,
+                               **compute.passes(backbone))
 
 
 def _detail(train: ImageSet, val: ImageSet, seed: int, outcome: ProbeOutcome, scores: LinearScores) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from patchssl.data.images import FileImages
 from patchssl.data.unreadable import require_readable
-from patchssl.eval.cache import FeatureCache
+from patchssl.eval.cells import Cell, DataPlace, TaskOptions, decode_seconds
 from patchssl.eval.features import extract_outputs, iter_outputs
 from patchssl.eval.galleries import (
     DISTRACTOR,
@@ -37,11 +37,13 @@ from patchssl.eval.galleries import (
     latest,
 )
 from patchssl.eval.protocols import Protocol, choose_protocol
-from patchssl.eval.records import Result, make_record, plain_text
+from patchssl.eval.records import Result, joined, make_record, plain_text
 from patchssl.eval.revisited.images import CropBox, PreparedImages, open_distractors, queries_and_database
 from patchssl.eval.revisited.ranking import KS, LEVELS, LevelScores, levels_of_similarity
+from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.eval.transforms import native_resize
 from patchssl.models.backbone import Backbone
+from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
 from patchssl.runtime.errors import DataError
 from patchssl.runtime.progress import Progress, shifted
@@ -80,28 +82,39 @@ def revisited_protocol(name: str | None, backbone: Backbone, set_name: str) -> P
     return choose_protocol(task_of(set_name), name, backbone.image_size, makers)
 
 
+def find_revisited(backbone: Backbone, place: DataPlace, options: TaskOptions) -> Iterator[tuple[str, Any]]:
+    """Retrieval on every set whose ground truth lies there, without distractors and with those that were named."""
+    for path in sorted(Path(place.data).glob("gnd_*.pkl")):
+        name = path.stem.removeprefix("gnd_")
+        yield f"revisited on {path}", partial(_cell, backbone, place.data, name, None)
+        if (extra := options.revisited_distractors) is not None:
+            yield f"revisited on {path} with {extra}", partial(_cell, backbone, place.data, name, extra)
+
+
+def _cell(backbone: Backbone, place: str, name: str, distractors: Path | None) -> Cell:
+    found = open_revisited(Path(place), name, distractors)
+    count = len(found.images) + (0 if found.distractors is None else len(found.distractors))
+    protocol = revisited_protocol(None, backbone, name)
+    return Cell("revisited", place, found.name, protocol, count, backbone.weights_sha256,
+                decode_seconds(found.images), lambda: joined(found.fingerprints().values()), protocol.name,
+                name, {} if distractors is None else {"distractors": distractors})
+
+
 def evaluate_revisited(
     backbone: Backbone,
     root: str | Path,
-    set_name: str,
     protocol: str | None = None,
+    compute: ComputeOptions = ANYWHERE,
     *,
+    set_name: str,
     distractors: str | Path | None = None,
-    device: str | torch.device | None = None,
-    batch_size: int = 16,
-    workers: int = 0,
-    progress: Progress | None = None,
-    check_progress: Progress | None = None,
-    cache: FeatureCache | None = None,
     allow_truncated: bool = False,
-    say: Callable[[str], None] | None = None,
 ) -> Result:
     """The retrieval record of `backbone` on the set `set_name` below `root` under `protocol` (None: the default).
 
     `root` holds gnd_NAME.pkl and jpg/, or a folder NAME or datasets/NAME with them. The images in the folder
     `distractors` (see `open_distractors`) join the database; they are streamed, so that memory holds their
-    similarities to the queries and one block of features. The network runs where it is, or moves to `device`.
-    `progress` counts all images, `check_progress` the files looked at before, `say` gets one line on what was found.
+    similarities to the queries and one block of features. By default a batch has 16 images, which are large here.
     Metrics: LEVEL/map and LEVEL/mp@{1,5,10} of every level on which a query has positives; detail: the queries' names
     and APs, and the first results of the worst and best ones on the levels medium and hard.
 
@@ -113,19 +126,17 @@ def evaluate_revisited(
     began = time.monotonic()
     plan = revisited_protocol(protocol, backbone, set_name)
     found = open_revisited(Path(root), set_name, distractors, allow_truncated)
-    if say is not None:
-        say(found.describe())
-    where = backbone.device if device is None else torch.device(device)
-    run = _RevisitedPass(backbone, plan, {"batch_size": batch_size, "workers": workers, "device": where,
-                                          "cache": cache})
-    require_readable([part for part in (found.images, found.distractors) if part is not None], workers, check_progress)
-    similarity = _similarity(run, found, progress)
+    compute.say(found.describe())
+    run = _RevisitedPass(backbone, plan, compute.passes(backbone, batch_size=16))
+    require_readable([part for part in (found.images, found.distractors) if part is not None], compute.workers,
+                     compute.counter(LOOK))
+    similarity = _similarity(run, found, compute.counter("features"))
     levels = levels_of_similarity(similarity, found.truth)
     metrics = {f"{level}/{name}": value for level, scores in levels.items() if scores.num_queries
                for name, value in scores.means().items()}
     return make_record(backbone, plan, dataset=found.name, fingerprints=found.fingerprints().values(), metrics=metrics,
                        detail={**_detail(found, run, levels), "galleries": _galleries(found, similarity, levels)},
-                       device=describe_device(where),
+                       device=describe_device(compute.where(backbone)),
                        duration=time.monotonic() - began)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from patchssl.eval.patches import with_patches
 from patchssl.models.backbone import Backbone
-from patchssl.models.pixels import open_matched
+from patchssl.models.load import open_model
 from patchssl.report.figures.nearest import RIGHT, match_images, match_views
 from patchssl.report.figures.tokens import Pixels, Say, item_name, read_image, token_maps
 from patchssl.report.plots import MatchedPair, Overlap, check_figure_path, plot_token_matches
@@ -27,7 +28,7 @@ def draw_view_matches(models: Sequence[str | Backbone], image: str, out: Path, *
     pixels, name = read_image(image), item_name(image)
     pairs = []
     for model in models:
-        backbone = model if isinstance(model, Backbone) else open_matched(model, device, say)
+        backbone = model if isinstance(model, Backbone) else with_patches(open_model(model, device, say))
         found = match_views(backbone, pixels, name, seed=seed)
         size = found.views[0].size // backbone.patch_size
         drawn = min(lines, len(found.matches.first))
@@ -45,7 +46,7 @@ def draw_image_matches(models: Sequence[str], images: tuple[str, str], out: Path
     """Write what each of `models` matches between two images (files or SET:INDEX) at the short side `size`."""
     check_figure_path(out)
     pixels = [read_image(name) for name in images]
-    pairs = [_match(open_matched(model, device, say), model, pixels, images, size, lines, say)
+    pairs = [_match(with_patches(open_model(model, device, say)), model, pixels, images, size, lines, say)
              for model in models]
     return plot_token_matches(pairs, out, names=("first image", "second image"), color=color, lines=lines)
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from patchssl.eval.records import Result
-from patchssl.report.tables.build import TASK_TITLES, comparison_table
+from patchssl.eval.tasks import table_metrics, table_titles
+from patchssl.report.tables.build import comparison_table
 from patchssl.report.tables.cost import CostRecord, cost_frames
 from patchssl.report.tables.render import NAMED
-from patchssl.report.tables.scores import HEADLINES, METHODS, row_of
+from patchssl.report.tables.scores import METHODS, row_of
 
 _NUMBER = re.compile(r"-?\d+(,\d{3})*(\.\d+)?")
 _DIGITS = 16  # of a sha256 that tell two apart
@@ -59,7 +60,8 @@ class Card:
 def comparison_tables(records: Sequence[Result]) -> list[Table]:
     """The tables of `patchssl tables`, one per task that has records."""
     there = {record.task for record in records}
-    return [frame_table(comparison_table(records, task), TASK_TITLES[task]) for task in HEADLINES if task in there]
+    return [frame_table(comparison_table(records, task),
+                        table_titles()[task]) for task in table_metrics() if task in there]
 
 
 def cost_tables(costs: Sequence[CostRecord]) -> list[Table]:
@@ -89,7 +91,7 @@ def record_table(records: Sequence[Result]) -> Table:
     """A row for every record and headline metric, or for every metric of a record that has no headline."""
     rows = []
     for record in sorted(records, key=lambda r: (r.model, r.weights_sha256, r.task, r.dataset, r.protocol)):
-        headlines = [name for name in HEADLINES.get(record.task, ()) if name in record.metrics]
+        headlines = [name for name in table_metrics().get(record.task, ()) if name in record.metrics]
         for metric in headlines or sorted(record.metrics)[:1]:
             value = 100 * record.metrics[metric]
             rows.append((TableCell(record.model), TableCell(f"{value:.1f}", value), TableCell(metric),

@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from patchssl.eval.records import Result
+from patchssl.eval.tasks import table_metrics, table_titles
 from patchssl.report.tables.best import BOLD_NOTE, best_cells
 from patchssl.report.tables.published import PAPER_DATASETS, Published, plain_name, published
 from patchssl.report.tables.render import NAMED, shortened, write_frames
 from patchssl.report.tables.scores import (
-    HEADLINES,
     METHODS,
     NONE,
     Column,
@@ -28,9 +28,6 @@ from patchssl.report.tables.scores import (
 
 METRIC_LABELS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact": "exact matches",
                  "within1": "within one patch"}
-TASK_TITLES = {"knn": "k-NN on frozen features", "linear": "Linear probe",
-               "copydays": "Copydays copy detection", "roxford5k": "Revisited Oxford",
-               "rparis6k": "Revisited Paris", "revisited": "Retrieval on made sets", "patches": "Patch correspondence"}
 NOT_RUN, NOT_PUBLISHED, NOT_AVAILABLE, OTHER_PROTOCOL = "not run", "not published", "not available", "other protocol"
 SEED_MARK, PRETRAINING_MARK = "†", "‡"
 TEST_CHOICE = "best test epoch"  # as the protocol's settings say it
@@ -110,8 +107,8 @@ def _numbers(scores: Sequence[Score], columns: Sequence[Column], best: set[tuple
 
 def write_tables(results: Sequence[Result], out_dir: Path, stem: str = "table") -> list[Path]:
     """Write STEM.md and STEM.tex (a table per task) and STEM.csv (the numbers behind them) to `out_dir`."""
-    tasks = [task for task in HEADLINES if any(result.task == task for result in results)]
-    made = {TASK_TITLES[task]: _task_tables(results, task) for task in tasks}
+    tasks = [task for task in table_metrics() if any(result.task == task for result in results)]
+    made = {table_titles()[task]: _task_tables(results, task) for task in tasks}
     numbers = [table for _, table in made.values()] or [score_table([])]
     return write_frames({title: frame for title, (frame, _) in made.items()}, numbers, out_dir, stem)
 

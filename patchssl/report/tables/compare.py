@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from patchssl.eval.records import Result, read_result, read_results
+from patchssl.eval.tasks import table_metrics
 from patchssl.report.tables.build import differing_settings
-from patchssl.report.tables.scores import HEADLINES
 from patchssl.report.tables.stats import RESAMPLES, paired_difference, per_query, query_names
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
 
@@ -142,7 +142,7 @@ def _compared(a: Result, b: Result, seed: int, num_moved: int) -> list[Compared]
     for metric in sorted(shared, key=lambda name: _metric_order(a.task, name)):
         values = per_query(a, metric), per_query(b, metric)
         why = _why_not(values)
-        if why and metric not in HEADLINES.get(a.task, ()):
+        if why and metric not in table_metrics().get(a.task, ()):
             continue
         known: dict[str, Any] = {"num": None, "low": None, "high": None, "p": None}
         moved_by, moved = "", tuple[Moved, ...]()
@@ -210,7 +210,7 @@ def _by_protocol(records: Sequence[Result]) -> dict[tuple[str, str, str], Result
 def _metric_order(task: str, metric: str) -> tuple[bool, list[str | int], str]:
     """Headline metrics first, then blocks by their numbers: jpegqual/3 before jpegqual/10."""
     parts = [f"{int(part):09d}" if part.isdecimal() and len(part) < 9 else part for part in metric.split("/")]
-    return metric not in HEADLINES.get(task, ()), [*parts], metric
+    return metric not in table_metrics().get(task, ()), [*parts], metric
 
 
 def _by_cell(rows: Sequence[Compared]) -> dict[str, list[Compared]]:

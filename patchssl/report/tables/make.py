@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from patchssl.eval.records import Result
+from patchssl.eval.tasks import table_metrics
 from patchssl.report.tables.build import write_tables
 from patchssl.report.tables.cost import write_costs
 from patchssl.report.tables.paper import read_unavailable, write_paper
-from patchssl.report.tables.scores import HEADLINES, metric_place
+from patchssl.report.tables.scores import metric_place
 from patchssl.report.tables.vetting import sound_costs, valid_records
 from patchssl.runtime.errors import DataError, unknown_choice
 
@@ -41,9 +42,9 @@ def _not_shown(records: Iterable[Result]) -> list[str]:
     found = []
     for record in records:
         name = f"the record of {record.model} on {record.dataset} ({record.protocol})"
-        if record.task not in HEADLINES:
-            found.append(f"{name}: {unknown_choice('task', record.task, HEADLINES)}")
+        if record.task not in table_metrics():
+            found.append(f"{name}: {unknown_choice('task', record.task, table_metrics())}")
         elif all(metric_place(record.task, metric) is None for metric in record.metrics):
             found.append(f"{name} has none of the metrics that tables of {record.task} show: "
-                         f"{', '.join(HEADLINES[record.task])}")
+                         f"{', '.join(table_metrics()[record.task])}")
     return found

@@ -19,19 +19,10 @@ import numpy as np
 
 from patchssl.eval.metrics import wilson_interval
 from patchssl.eval.records import Result
+from patchssl.eval.tasks import table_metrics
 from patchssl.report.tables.stats import per_query, t_interval
 from patchssl.runtime.errors import UsageError, unknown_choice
 
-# metrics shown per task, in this order; keys as in the records
-HEADLINES: dict[str, tuple[str, ...]] = {
-    "knn": ("top1@20", "top5@20"),
-    "linear": ("top1", "top5"),
-    "copydays": ("strong/map",),
-    "roxford5k": ("medium/map", "hard/map"),
-    "rparis6k": ("medium/map", "hard/map"),
-    "revisited": ("medium/map", "hard/map"),
-    "patches": ("exact", "within1"),
-}
 # rows in this order; a method that is not named here comes last, under its model's name
 METHODS: dict[str, str] = {
     "chance": "Chance",
@@ -91,8 +82,8 @@ class Score:
 
 def collect_scores(results: Iterable[Result], task: str) -> list[Score]:
     """Scores of all records of `task`, in the order of the tables; UsageError for an unknown task."""
-    if task not in HEADLINES:
-        raise UsageError(unknown_choice("task", task, HEADLINES))
+    if task not in (known := table_metrics()):
+        raise UsageError(unknown_choice("task", task, known))
     scores = scores_of(results, task, lambda metric: metric_place(task, metric) is not None)
     return sorted(scores, key=lambda s: (s.row, column_order(s.column)))
 
@@ -120,7 +111,7 @@ def _references(results: Sequence[Result]) -> list[Result]:
     made = []
     for column, result in columns.items():
         for source in REFERENCES:
-            metrics = {name: result.metrics[f"{source}/{name}"] for name in HEADLINES["patches"]
+            metrics = {name: result.metrics[f"{source}/{name}"] for name in table_metrics()["patches"]
                        if f"{source}/{name}" in result.metrics}
             if column.task == "patches" and metrics and not (source == "pixels" and column in measured):
                 made.append(replace(result, model=source, method=source, metrics=metrics, detail={}))
@@ -128,12 +119,12 @@ def _references(results: Sequence[Result]) -> list[Result]:
 
 
 def metric_place(task: str, metric: str) -> int | None:
-    """Where the tables of `task` show `metric`: as in HEADLINES, then few shots by their number; None: nowhere.
+    """Where the tables of `task` show `metric`: its headlines, then few shots by their number; None: nowhere.
 
     >>> [metric_place("knn", name) for name in ("top1@20", "fewshot5/top1@20", "top1@10")]
     [0, 7, None]
     """
-    shown = HEADLINES[task]
+    shown = table_metrics()[task]
     if metric in shown:
         return shown.index(metric)
     shots = few_shots(metric)

@@ -13,12 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from patchssl.eval.records import Result
+from patchssl.eval.tasks import study_measures
 from patchssl.report.tables.stats import t_interval, t_test_p
 from patchssl.runtime.progress import LogRows
 
-SHOWN: dict[tuple[str, str], str] = {
-    ("knn", "top1@20"): "20-NN top-1", ("linear", "top1"): "linear top-1", ("patches", "exact"): "exact matches",
-    ("patches", "within1"): "within one patch", ("copydays", "strong/map"): "strong copies mAP"}
 EQUAL_IMAGES, EQUAL_TIME = "k-NN in training, equal images", "k-NN in training, equal time"
 Values = Mapping[str, Mapping[int, float]]  # by variant and seed
 
@@ -89,16 +87,16 @@ def paired_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -
 
 
 def measures_of(records: Iterable[Result]) -> list[Measure]:
-    """What `records` of variants and seeds measured, in the order of SHOWN."""
+    """What `records` of variants and seeds measured, in the order of study_measures()."""
     found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
     for record in sorted(records, key=lambda record: (record.variant or "", record.seed or 0)):
-        for (task, metric) in SHOWN:
+        for (task, metric) in study_measures():
             if record.task == task and metric in record.metrics and record.variant and record.seed is not None:
                 key = (task, metric, record.dataset, record.protocol, record.dataset_fingerprint,
                        record.protocol_fingerprint)
                 found.setdefault(key, {}).setdefault(record.variant, {})[record.seed] = record.metrics[metric]
-    order = list(SHOWN)
-    return [Measure(SHOWN[key[0], key[1]], key[0], key[2], key[3], key[1], found[key])
+    order = list(study_measures())
+    return [Measure(study_measures()[key[0], key[1]], key[0], key[2], key[3], key[1], found[key])
             for key in sorted(found, key=lambda key: (order.index((key[0], key[1])), key))]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from told import Told
 from torch import nn
 
 from patchssl.bench.probes import time_probes
@@ -16,6 +17,7 @@ from patchssl.eval.cache import FeatureCache
 from patchssl.eval.linear.task import evaluate_linear, linear_protocol
 from patchssl.eval.metrics import wilson_interval
 from patchssl.eval.records import read_result, unpack_bits
+from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.models.backbone import Backbone
 from patchssl.models.load import load_backbone
 from patchssl.models.pixels import RawPixels
@@ -42,9 +44,9 @@ def pair(colors):
     return open_pair(colors)
 
 
-def evaluate(pair, protocol=None, backbone=None, **options):
+def evaluate(pair, protocol=None, backbone=None, compute=ANYWHERE, **options):
     short = {"epochs": {"dino": 2, "cached": 60, "native": 60}.get(protocol)}
-    return evaluate_linear(backbone or load_backbone(NETWORK), *pair, protocol, **short | options)
+    return evaluate_linear(backbone or load_backbone(NETWORK), *pair, protocol, compute=compute, **short | options)
 
 
 @pytest.mark.parametrize(("size", "name"), [(224, "cached"), (32, "native"), (336, "native")])
@@ -155,7 +157,7 @@ def test_the_best_test_epoch_of_dino_does_depend_on_them_and_says_so(pair):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_same_seed_gives_the_same_record_and_batches_of_another_size_the_same_numbers(pair, protocol):
-    first, again, other = (evaluate(pair, protocol, batch_size=size) for size in (64, 64, 7))
+    first, again, other = (evaluate(pair, protocol, compute=ComputeOptions(batch_size=size)) for size in (64, 64, 7))
     assert first.metrics == again.metrics == other.metrics
     assert first.detail == again.detail
     assert first.detail["correct"] == other.detail["correct"]
@@ -170,18 +172,19 @@ def test_cached_features_are_not_computed_again(pair, tmp_path):
     cache, backbone = FeatureCache(tmp_path), load_backbone(NETWORK)
     calls = []
     backbone.module.blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    first = evaluate(pair, "native", backbone, cache=cache)
+    first = evaluate(pair, "native", backbone, ComputeOptions(cache=cache))
     assert calls
     calls.clear()
-    again = evaluate(pair, "native", backbone, cache=cache)
+    again = evaluate(pair, "native", backbone, ComputeOptions(cache=cache))
     assert not calls
     assert again.metrics == first.metrics
 
 
 def test_a_finished_dino_probe_is_read_from_its_own_folder_and_another_seed_has_another(pair, tmp_path):
     first = evaluate(pair, "dino", checkpoint_folder=tmp_path)
-    calls = []
-    again = evaluate(pair, "dino", checkpoint_folder=tmp_path, progress=lambda *call: calls.append(call))
+    told = Told()
+    again = evaluate(pair, "dino", checkpoint_folder=tmp_path, compute=ComputeOptions(progress=told))
+    calls = told.counts["linear"]
     assert calls[-1] == (96, 96)
     assert len(calls) == 2  # test features, and that all is done
     assert (again.metrics, again.detail) == (first.metrics, first.detail)
@@ -191,8 +194,9 @@ def test_a_finished_dino_probe_is_read_from_its_own_folder_and_another_seed_has_
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_progress_of_every_phase_rises_to_its_total(pair, protocol):
-    calls = []
-    evaluate(pair, protocol, progress=lambda *call: calls.append(call))
+    told = Told()
+    evaluate(pair, protocol, compute=ComputeOptions(progress=told))
+    calls = told.counts["linear"]
     phases = [[calls[0]]]
     for call in calls[1:]:
         if phases[-1][-1][0] == phases[-1][-1][1]:
@@ -257,7 +261,7 @@ def test_unreadable_images_of_both_sets_are_listed_together(colors, tmp_path, pr
     for path in bad:
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="2 of 60 images cannot be read") as caught:
-        evaluate(open_pair(tmp_path / "set"), protocol, workers=workers)
+        evaluate(open_pair(tmp_path / "set"), protocol, compute=ComputeOptions(workers=workers))
     assert all(str(path) in str(caught.value) for path in bad)
 
 

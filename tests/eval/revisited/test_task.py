@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from told import Told
 
 from patchssl.data.images import FileImages, Names
 from patchssl.eval import features
@@ -18,6 +19,7 @@ from patchssl.eval.revisited import images as revisited_images
 from patchssl.eval.revisited import task as retrieval
 from patchssl.eval.revisited.ranking import levels_of_similarity
 from patchssl.eval.revisited.task import evaluate_revisited, revisited_protocol
+from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.load import load_backbone
 from patchssl.runtime.errors import DataError, UsageError
 from patchssl.sets.revisited import find_ground_truth
@@ -113,7 +115,7 @@ def official(tmp_path_factory):
     ("revisitop", "rparis6k", "revisitop")])
 def test_the_numbers_of_the_official_code(official, similarity, recorded, set_name, protocol):
     root, network = official
-    result = evaluate_revisited(network, root, set_name, protocol, batch_size=4)
+    result = evaluate_revisited(network, root, protocol, set_name=set_name, compute=ComputeOptions(batch_size=4))
     expected = OFFICIAL[recorded]
     np.testing.assert_allclose(similarity[0], expected["similarity"], atol=5e-6)
     for level in ("easy", "medium", "hard"):
@@ -129,7 +131,7 @@ def test_the_numbers_of_the_official_code(official, similarity, recorded, set_na
 def test_a_smaller_batch_and_workers_change_nothing(official, similarity):
     root, network = official
     for options in ({"batch_size": 1}, {"batch_size": 7, "workers": 2}):
-        evaluate_revisited(network, root, "roxford5k", "dino", **options)
+        evaluate_revisited(network, root, "dino", ComputeOptions(**options), set_name="roxford5k")
     torch.testing.assert_close(*similarity, atol=2e-6, rtol=0)
 
 
@@ -161,7 +163,7 @@ def test_native_is_one_crop_of_the_networks_size(backbone):
 
 def test_an_unknown_protocol_is_refused(backbone, small_set):
     with pytest.raises(UsageError, match="revisitop"):
-        evaluate_revisited(backbone, small_set, "own", "revistop")
+        evaluate_revisited(backbone, small_set, "revistop", set_name="own")
 
 
 def test_equal_settings_are_told_apart_from_others_by_their_fingerprint(backbone):
@@ -173,7 +175,7 @@ def test_equal_settings_are_told_apart_from_others_by_their_fingerprint(backbone
 
 def test_what_lies_around_the_box_matters_only_where_queries_are_whole(backbone, small_set, similarity):
     def scores(protocol):
-        evaluate_revisited(backbone, small_set, "own", protocol)
+        evaluate_revisited(backbone, small_set, protocol, set_name="own")
         return similarity.pop()
 
     before = {protocol: scores(protocol) for protocol in ("revisitop", "native", "dino")}
@@ -190,21 +192,21 @@ def test_what_lies_around_the_box_matters_only_where_queries_are_whole(backbone,
 
 
 def test_the_order_of_the_database_does_not_matter(backbone, small_set):
-    first = evaluate_revisited(backbone, small_set, "own", "dino", batch_size=5)
+    first = evaluate_revisited(backbone, small_set, "dino", set_name="own", compute=ComputeOptions(batch_size=5))
     truth, order = truth_of(), np.random.default_rng(1).permutation(DATABASE)
     places = np.argsort(order)
     truth["imlist"] = [truth["imlist"][i] for i in order]
     for entry in truth["gnd"]:
         entry |= {label: places[entry[label]].tolist() for label in LABELS if entry[label]}
     write_truth(small_set, truth)
-    second = evaluate_revisited(backbone, small_set, "own", "dino", batch_size=5)
+    second = evaluate_revisited(backbone, small_set, "dino", set_name="own", compute=ComputeOptions(batch_size=5))
     assert second.metrics == pytest.approx(first.metrics, abs=1e-12)
     assert second.dataset_fingerprint == first.dataset_fingerprint
 
 
 def test_the_fingerprint_knows_labels_boxes_and_images(backbone, small_set, distractors):
     def fingerprint(**options):
-        return evaluate_revisited(backbone, small_set, "own", "native", **options).dataset_fingerprint
+        return evaluate_revisited(backbone, small_set, "native", set_name="own", **options).dataset_fingerprint
 
     found = {fingerprint(), fingerprint(distractors=distractors), fingerprint(allow_truncated=True)}
     truth = truth_of()
@@ -220,7 +222,7 @@ def test_the_fingerprint_knows_labels_boxes_and_images(backbone, small_set, dist
 
 
 def test_a_network_without_class_token_gives_its_own_vector(small_set):
-    result = evaluate_revisited(load_backbone("random:resnet18"), small_set, "own", "dino")
+    result = evaluate_revisited(load_backbone("random:resnet18"), small_set, "dino", set_name="own")
     assert result.detail["output"] == "features"
     assert 0 < result.metrics["medium/map"] <= 1
 
@@ -230,9 +232,10 @@ def test_a_network_without_class_token_gives_its_own_vector(small_set):
 def test_distractors_block_by_block_equal_a_database_that_holds_them(backbone, small_set, distractors, similarity,
                                                                      monkeypatch):
     monkeypatch.setattr(features, "BLOCK", 4)
-    calls = []
-    streamed = evaluate_revisited(backbone, small_set, "own", "dino", distractors=distractors, batch_size=3,
-                                  progress=lambda *call: calls.append(call))
+    told = Told()
+    streamed = evaluate_revisited(backbone, small_set, "dino", ComputeOptions(batch_size=3, progress=told),
+                                  set_name="own", distractors=distractors)
+    calls = told.counts["features"]
     assert calls[-1] == (25, 25)
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     truth = truth_of()
@@ -240,7 +243,7 @@ def test_distractors_block_by_block_equal_a_database_that_holds_them(backbone, s
         (small_set / "jpg" / f"more_{number}.png").write_bytes((distractors / "deep" / f"{number}.png").read_bytes())
         truth["imlist"].append(f"more_{number}.png")
     write_truth(small_set, truth)
-    joined = evaluate_revisited(backbone, small_set, "own", "dino")
+    joined = evaluate_revisited(backbone, small_set, "dino", set_name="own")
     torch.testing.assert_close(*similarity, atol=1e-6, rtol=0)
     assert streamed.metrics == pytest.approx(joined.metrics, abs=1e-12)
     assert (streamed.dataset, joined.dataset) == ("own+others", "own")
@@ -263,29 +266,30 @@ def test_only_a_million_distractors_are_called_a_million(small_set, distractors,
 
 def test_a_second_run_decodes_nothing(backbone, small_set, distractors, decoded, tmp_path, similarity):
     cache = FeatureCache(tmp_path / "cache")
-    options = {"distractors": distractors, "cache": cache}
-    first = evaluate_revisited(backbone, small_set, "own", "dino", **options)
+    told, options = Told(), {"set_name": "own", "distractors": distractors}
+    first = evaluate_revisited(backbone, small_set, "dino", ComputeOptions(cache=cache), **options)
     assert len(decoded) == QUERIES + DATABASE + 10
-    calls = []
-    options["progress"] = lambda *call: calls.append(call)
-    second = evaluate_revisited(backbone, small_set, "own", "dino", **options)
+    second = evaluate_revisited(backbone, small_set, "dino", ComputeOptions(cache=cache, progress=told), **options)
+    calls = told.counts["features"]
     assert len(decoded) == QUERIES + DATABASE + 10
     assert second.metrics == first.metrics
     assert torch.equal(*similarity)
     assert calls[-1] == (25, 25)
-    evaluate_revisited(backbone, small_set, "own", "ibot", cache=cache)  # the same pixels and scales
+    evaluate_revisited(backbone, small_set, "ibot", set_name="own",
+                       compute=ComputeOptions(cache=cache))  # the same pixels and scales
     assert len(decoded) == QUERIES + DATABASE + 10
 
 
 @pytest.mark.parametrize("change", ["box", "protocol", "truncated"])
 def test_whatever_moves_a_pixel_is_computed_anew(backbone, small_set, decoded, tmp_path, change):
     cache = FeatureCache(tmp_path / "cache")
-    evaluate_revisited(backbone, small_set, "own", "revisitop", cache=cache)
+    evaluate_revisited(backbone, small_set, "revisitop", set_name="own", compute=ComputeOptions(cache=cache))
     truth = truth_of()
     truth["gnd"][0]["bbx"] = [10, 5, 44, 38]
     if change == "box":
         write_truth(small_set, truth)
-    evaluate_revisited(backbone, small_set, "own", "dino" if change == "protocol" else "revisitop", cache=cache,
+    evaluate_revisited(backbone, small_set, "dino" if change == "protocol" else "revisitop", set_name="own",
+                       compute=ComputeOptions(cache=cache),
                        allow_truncated=change == "truncated")
     assert len(decoded) == 2 * (QUERIES + DATABASE)
 
@@ -295,7 +299,7 @@ def test_whatever_moves_a_pixel_is_computed_anew(backbone, small_set, decoded, t
 def test_a_level_without_positives_is_left_out_and_said(backbone, small_set):
     labels = LABELS | {"hard": [[9], [], [3]], "easy": [[], [], []], "junk": [[2], [5, 1], []]}
     write_truth(small_set, truth_of(labels))
-    result = evaluate_revisited(backbone, small_set, "own", "dino")
+    result = evaluate_revisited(backbone, small_set, "dino", set_name="own")
     assert {name.split("/")[0] for name in result.metrics} == {"medium", "hard"}
     assert result.detail["left_out"] == {"easy": "no query has easy images"}
     assert result.detail["queries_used"] == {"easy": 0, "medium": 2, "hard": 2}
@@ -305,7 +309,7 @@ def test_a_level_without_positives_is_left_out_and_said(backbone, small_set):
 
 
 def test_the_record(backbone, small_set):
-    result = evaluate_revisited(backbone, small_set, "own", "dino")
+    result = evaluate_revisited(backbone, small_set, "dino", set_name="own")
     assert (result.task, result.dataset, result.protocol) == ("revisited", "own", "dino")
     assert set(result.metrics) == {f"{level}/{name}" for level in ("easy", "medium", "hard")
                                    for name in ("map", "mp@1", "mp@5", "mp@10")}
@@ -318,7 +322,7 @@ def test_the_record(backbone, small_set):
 
 def refused(backbone, root, match, kind=DataError, **options):
     with pytest.raises(kind, match=match):
-        evaluate_revisited(backbone, root, "own", "dino", **options)
+        evaluate_revisited(backbone, root, "dino", set_name="own", **options)
 
 
 def test_every_absent_image_is_named_before_one_is_read(backbone, small_set, decoded):
@@ -335,7 +339,7 @@ def test_every_unreadable_image_is_named(backbone, small_set, distractors, decod
     refused(backbone, small_set, r"2 of 15 images cannot be read(.|\n)*image_4\.jpg(.|\n)*query_2\.jpg")
     refused(backbone, small_set, r"1 of 15 images cannot be read(.|\n)*query_2\.jpg", allow_truncated=True)
     write_image(small_set / "jpg" / "query_2.jpg", 3)
-    evaluate_revisited(backbone, small_set, "own", "dino", allow_truncated=True)
+    evaluate_revisited(backbone, small_set, "dino", set_name="own", allow_truncated=True)
     (distractors / "deep" / "6.png").write_text("no image")
     refused(backbone, small_set, r"1 of 25 images cannot be read(.|\n)*6\.png", allow_truncated=True,
             distractors=distractors)
@@ -345,13 +349,13 @@ def test_an_image_too_small_for_a_patch_is_named(backbone, small_set):
     write_image(small_set / "jpg" / "image_7.jpg", 1, (60, 15))
     refused(backbone, small_set, r"1 of 15 images(.|\n)*image_7\.jpg: it has 60 x 15 pixels.*needs 16 on the shorter")
     write_image(small_set / "jpg" / "image_7.jpg", 1, (60, 16))
-    evaluate_revisited(backbone, small_set, "own", "dino")
+    evaluate_revisited(backbone, small_set, "dino", set_name="own")
     truth = truth_of()
     truth["gnd"][1]["bbx"] = [10, 5, 25, 30]
     write_truth(small_set, truth)
     with pytest.raises(DataError, match=r"query_1\.jpg: its box \(10, 5, 25, 30\) has 15 x 25 pixels"):
-        evaluate_revisited(backbone, small_set, "own", "revisitop")
-    evaluate_revisited(backbone, small_set, "own", "native")
+        evaluate_revisited(backbone, small_set, "revisitop", set_name="own")
+    evaluate_revisited(backbone, small_set, "native", set_name="own")
 
 
 def test_a_query_without_box(backbone, small_set):
@@ -366,7 +370,7 @@ def test_a_box_outside_its_image(backbone, small_set):
     truth["gnd"][2]["bbx"] = [70, 5, 90, 30]
     write_truth(small_set, truth)
     with pytest.raises(DataError, match=r"query_2\.jpg: its box \(70, 5, 90, 30\) does not fit the 60 x 40 pixels"):
-        evaluate_revisited(backbone, small_set, "own", "revisitop")
+        evaluate_revisited(backbone, small_set, "revisitop", set_name="own")
 
 
 def test_a_database_smaller_than_the_ranks_asked_for(backbone, small_set, distractors, decoded):
@@ -375,7 +379,7 @@ def test_a_database_smaller_than_the_ranks_asked_for(backbone, small_set, distra
     write_truth(small_set, truth)
     refused(backbone, small_set, "a database of 9 images; precision at 10")
     assert decoded == []
-    evaluate_revisited(backbone, small_set, "own", "native", distractors=distractors)
+    evaluate_revisited(backbone, small_set, "native", set_name="own", distractors=distractors)
 
 
 def test_nothing_to_find(backbone, small_set):
@@ -395,7 +399,7 @@ def test_an_evil_pickle_is_not_executed(backbone, small_set, tmp_path):
 
 def test_a_set_that_is_not_there(backbone, small_set):
     with pytest.raises(DataError, match=r"no ground truth of roxford5k.*gnd_own\.pkl"):
-        evaluate_revisited(backbone, small_set, "roxford5k")
+        evaluate_revisited(backbone, small_set, set_name="roxford5k")
 
 
 # folders of distractors
@@ -446,7 +450,7 @@ def test_folders_that_hold_no_distractors(small_set, tmp_path):
 # galleries of the worst and best queries
 
 def test_galleries_say_what_every_first_result_is(backbone, small_set, distractors, similarity):
-    result = evaluate_revisited(backbone, small_set, "own", "dino", distractors=distractors)
+    result = evaluate_revisited(backbone, small_set, "dino", set_name="own", distractors=distractors)
     truth, table = truth_of(), similarity[0].numpy()
     assert set(result.detail["galleries"]) == {"medium", "hard"}
     others = [f"deep/{number}.png" for number in range(10)]

@@ -77,7 +77,7 @@ def test_headings_are_in_order_and_fields_have_labels(tmp_path, results, tiny_ru
 
 
 def test_everything_there_is_is_in_the_page(tmp_path, results, tiny_run, monkeypatch):
-    monkeypatch.setattr("patchssl.report.figures.matches.open_matched", None)  # a model is loaded once
+    monkeypatch.setattr("patchssl.report.figures.matches.open_model", None)  # a model is loaded once
     made, read = page(tmp_path, results, runs=[tiny_run], data=[tmp_path / "images"], models=[NETWORK])
     assert (made.num_records, made.num_runs, made.num_pictures, made.problems) == (40, 1, 9, ())
     for words in ("k-NN on frozen features", "All records", "Training", "Worst and best queries", "network-0",

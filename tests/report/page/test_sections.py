@@ -3,6 +3,7 @@ import dataclasses
 import pandas as pd
 
 from patchssl.bench.report import made_up_records
+from patchssl.eval.tasks import table_metrics
 from patchssl.report.page.sections import (
     comparison_tables,
     dataset_table,
@@ -13,7 +14,6 @@ from patchssl.report.page.sections import (
     record_table,
 )
 from patchssl.report.tables.build import comparison_table
-from patchssl.report.tables.scores import HEADLINES
 
 RECORDS = [dataclasses.replace(record, protocol_settings={"resize": 256, "scales": [1.0, 0.5], "whitening": None})
            for record in made_up_records(40)]
@@ -36,7 +36,7 @@ def test_a_frame_keeps_its_words_its_bold_cells_and_its_notes():
 
 def test_the_tables_are_those_of_patchssl_tables():
     tables = comparison_tables(RECORDS)
-    tasks = [task for task in HEADLINES if any(record.task == task for record in RECORDS)]
+    tasks = [task for task in table_metrics() if any(record.task == task for record in RECORDS)]
     assert len(tables) == len(tasks) == 6
     for table, task in zip(tables, tasks, strict=True):
         frame = comparison_table(RECORDS, task)

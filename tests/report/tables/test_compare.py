@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from patchssl.cli import app
+from patchssl.cli import build_app
 from patchssl.eval.records import Result, pack_bits
 from patchssl.report.tables.compare import compare, find_records
 from patchssl.report.tables.stats import paired_difference
@@ -135,10 +135,11 @@ def test_the_command_prints_percent_json_and_no_control_characters(tmp_path):
     first = knn(FIRST)
     first.detail["class_accuracy"] = {"cat\x1b[31m": 0.5, "dog": 0.5}
     paths = [str(record.write(tmp_path)) for record in (first, second)]
-    result = CliRunner().invoke(app, ["compare", *paths])
+    result = CliRunner().invoke(build_app(), ["compare", *paths])
     assert result.exit_code == 0
     assert "B - A  +25.0  [+" in result.stdout and "dog +50.0, cat?[31m +40.0" in result.stdout
-    result = CliRunner().invoke(app, ["compare", "one", "two", "--results", str(tmp_path), "--json", "--seed", "7"])
+    result = CliRunner().invoke(build_app(), ["compare", "one", "two", "--results", str(tmp_path), "--json", "--seed",
+                                              "7"])
     facts = json.loads(result.stdout)
     assert (facts["first"].split()[0], facts["seed"]) == ("one", 7)
     assert facts["rows"][0]["difference"] == 0.25

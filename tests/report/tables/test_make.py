@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from patchssl.bench.report import made_up_records
-from patchssl.cli import app
+from patchssl.cli import build_app
 from patchssl.report.tables.build import write_tables
 from patchssl.report.tables.cost import CostRecord, Step
 from patchssl.report.tables.make import make_tables
@@ -102,12 +102,12 @@ def test_a_hostile_name_that_got_through_is_text_in_every_format(tmp_path):
 
 
 def test_the_command_ends_with_one_and_sends_a_terminal_no_commands(spoiled):
-    result = CliRunner().invoke(app, ["tables", "--results", str(spoiled)])
+    result = CliRunner().invoke(build_app(), ["tables", "--results", str(spoiled)])
     assert result.exit_code == 1
     assert "left out: " in result.stderr and "control?[31m.json" in result.stderr
     assert "\x1b" not in result.output and (spoiled / "paper.tex").is_file()
     record(4, model="network-4").write(spoiled)
-    result = CliRunner().invoke(app, ["compare", "network-0-00000000", "network-4", "--results", str(spoiled)])
+    result = CliRunner().invoke(build_app(), ["compare", "network-0-00000000", "network-4", "--results", str(spoiled)])
     assert result.exit_code == 1
     assert "B - A" in result.stdout and result.stderr.count("left out: ") >= 8
 
