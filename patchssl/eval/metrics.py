@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
-from torch import Tensor
 
 from patchssl.runtime.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ranks = Sequence[int] | np.ndarray
 

@@ -13,18 +13,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 import patchssl
-from patchssl.eval.protocols import Protocol
 from patchssl.eval.recordfile import files_below, read_record, write_record
-from patchssl.eval.search import faiss_version
-from patchssl.models.backbone import Backbone
 from patchssl.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from patchssl.eval.protocols import Protocol
+    from patchssl.models.backbone import Backbone
 
 SCHEMA = 1
 KIND = "result"
@@ -167,6 +168,8 @@ def make_record(backbone: Backbone, plan: Protocol, *, dataset: str, fingerprint
     `fingerprints` are those of the image sets that the numbers depend on, in a fixed order; `metrics` fractions,
     `detail` plain JSON values, `device` from `features.describe_device`, `duration` in seconds.
     """
+    from patchssl.eval.search import faiss_version  # brings torch, which readers of records need not have
+
     return Result(
         model=plain_text(backbone.name), method=backbone.method, arch=backbone.arch,
         weights_sha256=backbone.weights_sha256, pretrain_data=backbone.pretrain_data,

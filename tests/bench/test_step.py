@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_runs import make_recipe
 
-from patchssl.bench import step as bench_training
+from patchssl.bench import step as module
 from patchssl.bench.step import bench_step, make_contender, noise_batch
 from patchssl.report.tables.cost import WAYS
 
@@ -31,21 +31,21 @@ def test_the_peers_learn_the_same_as_ours(way, loss):
 
 @pytest.mark.parametrize("way", ["dino", "ibot"])
 def test_the_baselines_are_those_methods_with_whole_view_color(way):
-    recipe = bench_training.step_recipe(way, "vit_tiny_patch16_224", 8, 2)
+    recipe = module.step_recipe(way, "vit_tiny_patch16_224", 8, 2)
     assert (recipe.method, recipe.photometric.patch_share, recipe.loss.matches_per_pair) == (way, 0, 0)
 
 
 def test_a_small_bench_fits_into_json(monkeypatch):
-    monkeypatch.setattr(bench_training, "bench_patch_term", lambda *given, **more: {})
+    monkeypatch.setattr(module, "bench_patch_term", lambda *given, **more: {})
     found = json.loads(json.dumps(bench_step(["vit_tiny"], [64], images=1, repeats=1)))
     cell = found["steps"]["vit_tiny, 64 prototypes"]
     assert cell["ours"]["parameters"] == cell["all tokens"]["parameters"]
     assert 0 < cell["ours"]["matches"] < cell["all tokens"]["matches"]
     assert cell["ours"]["floor MiB"] < cell["ours"]["peak MiB"]
-    (cost,) = bench_training.cost_records(found)
+    (cost,) = module.cost_records(found)
     assert [(step.method, step.seconds) for step in cost.steps] == [
-        (method, cell[way]["seconds of each"]) for way, (method, _) in bench_training.COST_WAYS.items()]
+        (method, cell[way]["seconds of each"]) for way, (method, _) in module.COST_WAYS.items()]
     assert (cost.arch, cost.num_prototypes, cost.images, cost.clock) == ("vit_tiny_patch16_224", 64, 1, "processor")
-    assert set(bench_training.COST_WAYS.values()) == set(WAYS)
+    assert set(module.COST_WAYS.values()) == set(WAYS)
     assert cell["ours in shares of"]["all tokens"]["seconds"] == pytest.approx(
         cell["ours"]["seconds"] / cell["all tokens"]["seconds"])

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from patchssl.cli import doctor
 from patchssl.cli.doctor import Requirement, cache_folders, diagnose, parse_requirement
 from patchssl.runtime.findings import Finding, as_json, as_text
+
+doctor = importlib.import_module("patchssl.cli.doctor")  # the package's `doctor` is the command
 
 REQUIRES = [
     "torch>=2.6",

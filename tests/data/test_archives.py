@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchssl.data import archives as archive
+from patchssl.data import archives as module
 from patchssl.data.archives import index_archive, read_member
 from patchssl.runtime.errors import DataError, UnreadableImage
 
@@ -212,7 +212,7 @@ def test_a_large_index_is_kept_until_the_archive_changes(tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
     first = index_archive(made, keep_from=1)
     [kept] = (tmp_path / "cache/archives").iterdir()
-    monkeypatch.setattr(archive, "_scan", None)  # would fail if it were asked
+    monkeypatch.setattr(module, "_scan", None)  # would fail if it were asked
     again = index_archive(made)
     assert (list(again.names), list(again.labels)) == (["1.jpg", "1.cls"], ["", "7"])
     np.testing.assert_array_equal(again.places, first.places)

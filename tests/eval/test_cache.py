@@ -245,7 +245,7 @@ import torch
 sys.path.insert(0, sys.argv[2])
 from test_cache import SMALL, Counting, images_of
 from patchssl.eval import features
-from patchssl.distributed import end_launched, join_launched, rank
+from patchssl.runtime.distributed import end_launched, join_launched, rank
 from test_cache import run
 def keep_threads():
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]

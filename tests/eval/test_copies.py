@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchssl.eval import metrics as copies
+from patchssl.eval import metrics
 from patchssl.eval.metrics import average_precision, micro_average_precision, score_copies, score_neighbors
 from patchssl.runtime.errors import DataError, UsageError
 
@@ -77,7 +77,7 @@ def test_blocks_of_queries_and_tensors_do_not_show(monkeypatch):
     rng = np.random.default_rng(1)
     similarity, originals = rng.normal(size=(30, 40)), rng.integers(0, 40, 30)
     whole = score_copies(similarity, originals, {"a": 10, "b": 20})
-    monkeypatch.setattr(copies, "_ROWS", 7)
+    monkeypatch.setattr(metrics, "_ROWS", 7)
     assert score_copies(torch.tensor(similarity), originals, {"a": 10, "b": 20}).metrics == whole.metrics
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 import patchssl as package
 from patchssl.data.images import FileImages
 from patchssl.data.open import open_images, open_pair
-from patchssl.eval import suite
+from patchssl.eval import features, suite
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.cells import TaskOptions
 from patchssl.eval.copydays import evaluate_copydays
@@ -245,9 +245,9 @@ def test_knn_and_the_probe_decode_every_image_once(everything, options, monkeypa
     backbone = load_backbone(SMALL)
     plan = plan_suite(backbone, str(everything / "colors"), default_tasks(), None, options)
     decoded = []
-    original = suite.extract_outputs.__globals__["_TransformedImages"].__getitem__
-    monkeypatch.setattr(suite.extract_outputs.__globals__["_TransformedImages"], "__getitem__",
-                        lambda crops, index: decoded.append(index) or original(crops, index))
+    original = features._TransformedImages.__getitem__
+    monkeypatch.setattr(features._TransformedImages, "__getitem__",
+                        lambda images, index: decoded.append(index) or original(images, index))
     run_suite(backbone, plan, options)
     assert len(decoded) == 60
     run_suite(backbone, plan, options)

@@ -1,4 +1,4 @@
-"""A benchmark is data: what is registered is seen by every command, table, study and page, with no other file touched."""
+"""A benchmark is data: what is registered is seen by commands, tables, studies and page, with no other file touched."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ PLAN = Protocol("wide", "plain", 1, {"what": "share of images that are wider tha
 def find_wide(backbone, place, options):
     """Labels are not needed, but here they are asked for, so that something can be missing."""
     def make():
-        train, val = place.labeled_pair
+        _, val = place.labeled_pair
         return Cell("wide", place.data, val.name, PLAN, len(val), backbone.weights_sha256, place.decode_seconds,
                     lambda: joined([val.fingerprint]))
 

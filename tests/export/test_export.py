@@ -239,7 +239,7 @@ def test_without_the_packages_onnx_is_left_out_unless_it_was_asked_for(run, tmp_
 OWN_NETWORKS = """
 import timm
 import torch
-from patchssl.backbone import Backbone
+from patchssl.models.backbone import Backbone
 
 
 class Own(torch.nn.Module):

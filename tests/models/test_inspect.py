@@ -15,9 +15,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from patchssl.models import inspect as inspection
-from patchssl.models import networks
-from patchssl.models import pretrained as timm_loading
+from patchssl.models import inspect as inspect_module
+from patchssl.models import networks, pretrained
 from patchssl.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from patchssl.models.checkpoint import NEWEST, PREVIOUS
 from patchssl.models.inspect import inspect_model
@@ -226,7 +225,7 @@ def test_names_of_timm_and_of_the_hub(tmp_path, monkeypatch):
     save_file(trained(network), tmp_path / "model.safetensors")
     config = {"architecture": "test_vit", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "classifier": "head",
                                                              "input_size": [3, 160, 160]}}
-    for module in (timm_loading, inspection):
+    for module in (pretrained, inspect_module):
         monkeypatch.setattr(module, "hub_file", lambda repo, names, revision=None: tmp_path / names[0])
         monkeypatch.setattr(module, "hub_json", lambda repo, name, revision=None: config)
     for uri in (f"timm:{TIMM_VIT}", "timm:test_vit", "hf-hub:org/net@main"):
@@ -532,7 +531,7 @@ def test_no_more_than_two_tensors_are_converted_at_a_time(tmp_path, monkeypatch)
         most = max(most, len(alive))
         return made
 
-    monkeypatch.setattr(inspection, "as_float32", watched)
+    monkeypatch.setattr(inspect_module, "as_float32", watched)
     monkeypatch.setattr(networks, "as_float32", watched)
     path = saved({name: tensor.half() for name, tensor in official("dino").items()}, tmp_path / "a.pth")
     found = inspect_model(str(path))

@@ -22,7 +22,7 @@ import torchvision.datasets
 from patchssl.data.open import open_pair
 from patchssl.runtime.errors import DataError, UsageError
 from patchssl.sets import check as check_sets
-from patchssl.sets import download as downloading
+from patchssl.sets import download
 from patchssl.sets import fetch as fetch_sets
 from patchssl.sets.check import CHECKS, check_set
 from patchssl.sets.copydays import open_copydays
@@ -427,4 +427,4 @@ def test_megabytes_reach_the_whole_only_at_the_end(tmp_path):
     for done, total in ((0, 2_500_000), (2_499_999, 2_500_000), (2_500_000, 2_500_000), (5_000_000, None)):
         tell(done, total)
     assert [step[1:] for step in steps] == [(0, 3), (2, 3), (3, 3), (5, 6)]
-    assert downloading.ATTEMPTS > 1
+    assert download.ATTEMPTS > 1

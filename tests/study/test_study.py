@@ -24,7 +24,7 @@ from patchssl.report.tables.seeds import Measure
 from patchssl.runtime.console import Console
 from patchssl.runtime.errors import DataError, Interrupted, UsageError
 from patchssl.study import command
-from patchssl.study import run as running
+from patchssl.study import run as module
 from patchssl.study.config import load_study, parse_study
 from patchssl.study.copies import write_originals
 from patchssl.study.folder import RunOutcome, cells_of, configurations, place_of
@@ -458,7 +458,7 @@ def test_what_goes_wrong_in_one_cell_is_named_and_tried_again(tmp_path, colors, 
     asked = command.ask(str(save(tmp_path / "tiny.yaml", seeds=[0])), tmp_path / "out", str(colors), only=(), seeds=(),
                         ablations=False, device="cpu", planning=False)
     with monkeypatch.context() as patch:
-        whole, tried = running.pretrain_with_probe, []
+        whole, tried = module.pretrain_with_probe, []
 
         def out_of_memory(recipe, *arguments, **options):
             tried.append(recipe.method)
@@ -466,7 +466,7 @@ def test_what_goes_wrong_in_one_cell_is_named_and_tried_again(tmp_path, colors, 
                 raise torch.OutOfMemoryError("none left")
             return whole(recipe, *arguments, **options)
 
-        patch.setattr(running, "pretrain_with_probe", out_of_memory)
+        patch.setattr(module, "pretrain_with_probe", out_of_memory)
         answer = command.run(asked, QUIET)
     assert tried == ["dino", "pwself"]
     assert answer.progress.failed == {"dino-0": "OutOfMemoryError: none left"}
@@ -482,7 +482,7 @@ def test_ctrl_c_while_a_cell_is_scored_costs_its_scoring_only(tmp_path, colors, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "run_suite", stop)
+        patch.setattr(module, "run_suite", stop)
         with pytest.raises(Interrupted, match="while dino-0 was scored, nothing is lost") as told:
             command.run(asked, QUIET)
     assert told.value.exit_code == 130
@@ -534,7 +534,7 @@ def test_a_finished_run_without_its_log_is_said(tmp_path, colors, whole):
     cell = cells_of(study)[0]
     (place.run(cell) / "log.jsonl").unlink()
     with pytest.raises(DataError, match=r"has no log\.jsonl any more"):
-        running.do_cell(place, cell, device="cpu", console=QUIET)
+        module.do_cell(place, cell, device="cpu", console=QUIET)
 
 
 def test_an_outcome_is_read_as_it_was_written(tmp_path, colors):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patchssl as package
-from patchssl.eval import score as scoring
+from patchssl.eval import score
 from patchssl.eval.records import read_results
 from patchssl.eval.score import score_knn
 from patchssl.eval.tasks import ComputeOptions
@@ -39,7 +39,7 @@ def test_the_names_that_others_call_are_reached_from_the_package(tiny_run):
     assert teacher.tolist() == student.tolist() == list(range(16))
     one = package.eval.knn.knn_accuracy(torch.eye(3), [0, 1, 2], torch.eye(3), [0, 1, 1], num_neighbors=1)
     assert one["top1"] == pytest.approx(2 / 3)
-    assert package.evaluate is scoring.evaluate
+    assert package.evaluate is score.evaluate
     with pytest.raises(AttributeError, match="no attribute 'pretend'"):
         _ = package.pretend
 

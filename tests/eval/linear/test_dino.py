@@ -183,7 +183,7 @@ def test_a_killed_training_goes_on_to_the_very_same_numbers(small, tmp_path, mon
 
 KILLED = """
 import os, runpy, sys
-from patchssl.eval import linear_dino
+from patchssl.eval.linear import dino as linear_dino
 test = runpy.run_path(sys.argv[1])
 save = linear_dino.save_checkpoint
 def save_twice_then_die(folder, state):

@@ -16,7 +16,7 @@ from patchssl.data.images import FileImages, Names
 from patchssl.eval import features
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.revisited import images as revisited_images
-from patchssl.eval.revisited import task as retrieval
+from patchssl.eval.revisited import task as module
 from patchssl.eval.revisited.ranking import levels_of_similarity
 from patchssl.eval.revisited.task import evaluate_revisited, revisited_protocol
 from patchssl.eval.tasks import ComputeOptions
@@ -82,7 +82,7 @@ def similarity(monkeypatch):
         seen.append(table)
         return levels_of_similarity(table, truth)
 
-    monkeypatch.setattr(retrieval, "levels_of_similarity", scoring)
+    monkeypatch.setattr(module, "levels_of_similarity", scoring)
     return seen
 
 
@@ -254,8 +254,8 @@ def test_distractors_block_by_block_equal_a_database_that_holds_them(backbone, s
 def test_only_a_million_distractors_are_called_a_million(small_set, distractors, monkeypatch):
     def named(folder, count):
         images = FileImages(name=folder, split="all", source="test", root=distractors, names=Names(["x"] * count))
-        monkeypatch.setattr(retrieval, "open_distractors", lambda *rest: images)
-        return retrieval.open_revisited(small_set, "own", distractors).name
+        monkeypatch.setattr(module, "open_distractors", lambda *rest: images)
+        return module.open_revisited(small_set, "own", distractors).name
 
     assert named("revisitop1m", 1_001_001) == "own+1m"
     assert named("revisitop1m", 9) == "own+revisitop1m"

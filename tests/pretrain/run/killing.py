@@ -1,6 +1,6 @@
 """Kill a small run at random moments and resume it, many times, and compare its weights in the end.
 
-By hand: `python tests/pretrain/killing.py [KILLS] [SEED]`, for example 25 kills; in the suite: test_kills.py.
+By hand: `python tests/pretrain/run/killing.py [KILLS] [SEED]`, for example 25 kills; in the suite: test_kills.py.
 """
 
 import contextlib

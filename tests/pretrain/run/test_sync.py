@@ -2,7 +2,7 @@
 
 import pytest
 
-from patchssl.pretrain.run import sync as meeting
+from patchssl.pretrain.run import sync
 from patchssl.pretrain.run.sync import Decision, LocalStatus, RankSync
 
 NOTHING = LocalStatus(None, {}, False, False, 0.5)
@@ -12,8 +12,8 @@ NOTHING = LocalStatus(None, {}, False, False, 0.5)
 def three(monkeypatch):
     """Two more processes, which say what the test puts here; this one is rank 0."""
     others = [NOTHING, NOTHING]
-    monkeypatch.setattr(meeting, "all_gather_objects", lambda own: [own, *others])
-    monkeypatch.setattr(meeting, "world_size", lambda: 3)
+    monkeypatch.setattr(sync, "all_gather_objects", lambda own: [own, *others])
+    monkeypatch.setattr(sync, "world_size", lambda: 3)
     return others
 
 

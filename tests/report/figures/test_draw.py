@@ -9,7 +9,7 @@ from PIL import Image
 
 from patchssl.models.load import load_backbone
 from patchssl.pretrain.recipe import dump_recipe, load_recipe, parse_recipe
-from patchssl.report.figures import draw as drawing
+from patchssl.report.figures import draw as module
 from patchssl.report.figures.draw import (
     draw_attention,
     draw_curves,
@@ -236,7 +236,7 @@ def test_matches_without_local_views_are_between_globals(photo, tmp_path, seen_p
 
 
 def test_matches_that_never_come_are_said(photo, tmp_path, monkeypatch):
-    monkeypatch.setattr(drawing, "match_patches", lambda *_: (torch.empty(0), torch.empty(0)))
+    monkeypatch.setattr(module, "match_patches", lambda *_: (torch.empty(0), torch.empty(0)))
     with pytest.raises(DataError, match="another --seed"):
         draw_matches(str(photo), load_recipe("quickstart", SIZES), tmp_path / "m.png")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from patchssl.models.load import load_backbone
-from patchssl.report.figures import matches as token_pairs
+from patchssl.report.figures import matches as module
 from patchssl.report.figures.nearest import RIGHT, match_views
 from patchssl.report.figures.tokens import item_name, read_image, token_maps
 
@@ -18,12 +18,12 @@ CPU = torch.device("cpu")
 def drawn(monkeypatch):
     """Arguments of the figure, instead of a figure."""
     calls = []
-    monkeypatch.setattr(token_pairs, "plot_token_matches", lambda pairs, out, **named: calls.append((pairs, named)))
+    monkeypatch.setattr(module, "plot_token_matches", lambda pairs, out, **named: calls.append((pairs, named)))
     return calls
 
 
 def test_models_are_compared_on_the_same_crops_at_their_own_sizes(photo, tmp_path, drawn):
-    token_pairs.draw_view_matches([SMALL, PIXELS], str(photo), tmp_path / "m.png", seed=2, lines=3, device=CPU,
+    module.draw_view_matches([SMALL, PIXELS], str(photo), tmp_path / "m.png", seed=2, lines=3, device=CPU,
                                   say=print)
     [(pairs, named)] = drawn
     found = match_views(load_backbone(SMALL), read_image(str(photo)), "photo.png", seed=2)
@@ -39,7 +39,7 @@ def test_models_are_compared_on_the_same_crops_at_their_own_sizes(photo, tmp_pat
 
 def test_two_images_are_matched_as_wholes_and_padding_is_said(photo, tmp_path, drawn):
     said = []
-    token_pairs.draw_image_matches([SMALL], (str(photo), "textures:0"), tmp_path / "m.png", device=CPU,
+    module.draw_image_matches([SMALL], (str(photo), "textures:0"), tmp_path / "m.png", device=CPU,
                                    say=said.append)
     [([pair], named)] = drawn
     (first, tokens), (second, others) = token_maps(load_backbone(SMALL), [read_image(str(photo)),

@@ -14,7 +14,7 @@ from made_results import make_results
 from PIL import Image
 
 from patchssl.bench.report import bench_report, made_up_records
-from patchssl.report.page import make as reporting
+from patchssl.report.page import make as module
 from patchssl.report.page.make import make_report
 from patchssl.report.tables.cost import CostRecord, Step
 from patchssl.runtime.errors import DataError, UsageError
@@ -106,7 +106,7 @@ def test_galleries_without_images_say_what_to_do(tmp_path, results):
 
 
 def test_a_page_of_too_many_galleries_says_so(tmp_path, results, monkeypatch):
-    monkeypatch.setattr(reporting, "MOST_GALLERIES", 3)
+    monkeypatch.setattr(module, "MOST_GALLERIES", 3)
     _, read = page(tmp_path, results)
     assert "The queries of 5 further levels are not shown" in read.text
     assert read.text.count("Worst queries, ") == 3
@@ -272,7 +272,7 @@ def test_colors_have_the_contrast_that_wcag_asks_for():
 
 
 def test_a_file_as_folder_of_the_page_is_refused_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(reporting, "sound_records", None)
+    monkeypatch.setattr(module, "valid_records", None)
     (tmp_path / "out").write_text("mine")
     with pytest.raises(DataError, match=r"could not be written: .*out is a file; name a folder"):
         make_report(tmp_path / "out", results=tmp_path)
