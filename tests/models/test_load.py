@@ -860,3 +860,37 @@ def test_a_link_to_nothing(tmp_path):
     (tmp_path / "gone.pth").symlink_to(tmp_path / "nothing.pth")
     with pytest.raises(UsageError, match="it is a link to nothing"):
         load_backbone(str(tmp_path / "gone.pth"))
+
+
+# the size that any MODEL is evaluated at
+
+def test_any_model_takes_the_size_it_is_evaluated_at(tiny_run, tmp_path, monkeypatch):
+    own = load_backbone(str(tiny_run))
+    for uri in (f"{tiny_run}?img_size=48", f"{tiny_run}#teacher?img_size=48", f"{tiny_run}?img_size=48#teacher"):
+        larger = load_backbone(uri)
+        assert (larger.image_size, own.image_size) == (48, 32)
+        assert larger.weights_sha256 == own.weights_sha256
+        assert any("evaluated at 48 px, not at 32" in note for note in larger.notes)
+        images = torch.rand(1, 3, 48, 48)
+        assert torch.equal(larger.features(images), own.features(images))
+    (tmp_path / "mine.py").write_text("from patchssl import Backbone\nimport torch\n\ndef make():\n"
+                                      "    return Backbone.from_module(torch.nn.Flatten(), tokens=lambda n, x: x, "
+                                      "mean=(0, 0, 0), std=(1, 1, 1), patch_size=8)\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_backbone("py:mine:make?img_size=64").image_size == 64
+    assert load_backbone("random:resnet10t").image_size == 224
+
+
+@pytest.mark.parametrize("size", ["0", "x", "-8", "7", "1000000"])
+def test_a_size_that_is_none_is_refused(tiny_run, size):
+    with pytest.raises(UsageError, match="img_size"):
+        load_backbone(f"{tiny_run}?img_size={size}")
+
+
+def test_raw_pixels_are_a_scheme_like_any_other():
+    plain, sized, patches = map(load_backbone, ("pixels", "pixels?img_size=16", "pixels?img_size=64&patch_size=8"))
+    assert [found.name for found in (plain, sized, patches)] == ["pixels-32", "pixels-16", "pixels-64-8"]
+    assert (plain.sized, sized.sized) == (False, True)
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(patches.features(images), images.flatten(1))
+    assert torch.equal(patches.patch_tokens(images)[0, 1, :8], images[0, 0, 0, 8:16])
