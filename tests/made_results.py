@@ -1,9 +1,14 @@
-"""Made-up records with galleries, and the images those name: what a page is made of in tests."""
+"""Made-up records with galleries, and the images those name: what tables and a page are made of in tests."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
-from patchssl.bench.report import made_up_records, with_gallery
+report_bench = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "report.py")))
+made_up_records, with_gallery = report_bench.made_up_records, report_bench.with_gallery
 
 
 def make_results(root, num_records=40, num_images=9):

@@ -68,20 +68,3 @@ def bench_eval(
 
     with Console() as console:
         typer.echo(json.dumps(bench.bench_eval(model, data, console=console), indent=2))
-
-
-@bench_app.command("tables")
-def bench_tables(num_records: Annotated[int, typer.Option("--records", min=1, help="How many.")] = 10_000) -> None:
-    """Seconds from made-up records to all tables; JSON on stdout."""
-    from patchssl.bench import report as bench_report
-
-    typer.echo(json.dumps(bench_report.bench_tables(num_records), indent=2))
-
-
-@bench_app.command("report")
-def bench_page(num_records: Annotated[int, typer.Option("--records", min=1, help="How many.")] = 200,
-               num_images: Annotated[int, typer.Option("--images", min=1, help="In their galleries.")] = 100) -> None:
-    """Seconds from made-up records and images to the page of 'patchssl report', and its size; JSON on stdout."""
-    from patchssl.bench import report as bench_report
-
-    typer.echo(json.dumps(bench_report.bench_report(num_records, num_images), indent=2))

@@ -2,7 +2,7 @@
 
 A file that is in the cache is used as it is, and the network is left alone; HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
 HF_ENDPOINT and the proxies mean what they mean to huggingface_hub. Without an answer from the hub this ends in
-seconds, where huggingface_hub by itself goes on trying for most of a minute.
+seconds, where huggingface_hub by itself goes on trying for half a minute to some minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ T = TypeVar("T")
 ANSWER_SECONDS = 5  # the look-up of the hub's name included
 JSON_BYTES = 10**6
 LOGIN = "run 'hf auth login' or set HF_TOKEN"
-REFUSED_TOKEN = "the hub refuses the token of this machine (HTTP 401)"
 
 
 def hub_file(repo: str, names: Sequence[str], revision: str | None = None) -> Path:
@@ -69,11 +68,9 @@ def upload_folder(folder: Path, repo: str, *, private: bool = False, message: st
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     what = f"{folder} cannot be uploaded to {repo}"
-    if constants.HF_HUB_OFFLINE:
-        raise CheckpointError(f"{what}: HF_HUB_OFFLINE is set; unset it")
     failure = f"{_host()} cannot be reached"
     try:
-        api = _logged_in(what)
+        api = _logged_in()
         failure = "the upload broke off"
         address = api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.model_info(repo, timeout=_seconds()).private:
@@ -82,8 +79,10 @@ def upload_folder(folder: Path, repo: str, *, private: bool = False, message: st
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except CheckpointError:
         raise
-    except Exception as error:  # of whichever HTTP library huggingface_hub uses
-        raise CheckpointError(f"{what}: {_why_no_upload(error, failure)}") from error
+    except Exception as error:  # of whichever HTTP library huggingface_hub uses, which explains all but no connection
+        explained = _status(error) or isinstance(error, utils.LocalTokenNotFoundError)
+        why = _reason(error) if explained else f"{failure} ({_reason(error)})"
+        raise CheckpointError(f"{what}: {why}") from error
     return str(address)
 
 
@@ -141,8 +140,6 @@ def _get(asked: _WantedFiles, largest: int | None = None) -> Path:
     """The first of the files there is, of at most `largest` bytes if it must be downloaded."""
     if (found := _in_cache(asked)) is not None:
         return found
-    if constants.HF_HUB_OFFLINE:
-        raise asked.refusal("HF_HUB_OFFLINE is set", f"unset it, or {asked.elsewhere}")
     name = _name_on_hub(asked, largest)
     try:
         return Path(huggingface_hub.hf_hub_download(asked.repo, name, revision=asked.revision,
@@ -177,9 +174,6 @@ def _name_on_hub(asked: _WantedFiles, largest: int | None) -> str:
                 raise asked.refusal(*_explain(error, asked, f"{_host()} cannot be reached")) from error
             absent = error
             continue
-        if facts.commit_hash is None:
-            raise asked.refusal(f"what answers as {_host()} is not the hub", "look at HF_ENDPOINT, at the proxy, and "
-                                f"whether this network wants a log-in first, or {asked.elsewhere}")
         if largest is not None and (facts.size or 0) > largest:
             raise _too_large(asked, facts.size or 0, largest)
         return name
@@ -217,17 +211,15 @@ def _explain(error: BaseException, asked: _WantedFiles, failure: str) -> tuple[s
     if isinstance(error, utils.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # it only says that the file is not in the cache
     status, page = _status(error), f"{constants.ENDPOINT}/{asked.repo}"
-    if isinstance(error, utils.GatedRepoError):
-        return f"the repository is gated (HTTP {status})", f"ask for access at {page}, then {LOGIN}"
+    if isinstance(error, utils.GatedRepoError) or status == 403:
+        return f"access is refused (HTTP {status}{_words(error)})", f"ask for access at {page}, then {LOGIN}"
     if isinstance(error, utils.RevisionNotFoundError):
         return f"the repository has no revision {asked.revision or 'main'}", f"see which it has at {page}"
     if status == 401 and _sent_token(error):
-        return REFUSED_TOKEN, LOGIN
+        return "the hub refuses the token of this machine (HTTP 401)", LOGIN
     if isinstance(error, utils.RepositoryNotFoundError) or status == 401:
         return (f"the repository does not exist, or is private or gated (HTTP {status})",
                 f"look for {page}, and if you may read it, {LOGIN}")
-    if status == 403:
-        return f"access is refused (HTTP 403{_words(error)})", f"ask for access at {page}, then {LOGIN}"
     if status:
         return f"{_host()} answers HTTP {status}{_words(error)}", f"try again later, or {asked.elsewhere}"
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, NoAnswer):
@@ -235,24 +227,9 @@ def _explain(error: BaseException, asked: _WantedFiles, failure: str) -> tuple[s
     return f"{failure} ({_reason(error)})", f"try again, or {asked.elsewhere}"
 
 
-def _why_no_upload(error: Exception, failure: str) -> str:
-    status = _status(error)
-    if status == 401:
-        return f"{REFUSED_TOKEN}; {LOGIN}, {_where_tokens_are()}"
-    if status in (403, 404):
-        return (f"the token of this machine has no right to write there (HTTP {status}{_words(error)}); use another "
-                f"name, or a token with the right to write, {_where_tokens_are()}")
-    if status:
-        return f"{_host()} answers HTTP {status}{_words(error)}"
-    return f"{failure} ({_reason(error)}); try again"
-
-
-def _logged_in(what: str) -> huggingface_hub.HfApi:
+def _logged_in() -> huggingface_hub.HfApi:
     """The hub's interface with this machine's token, once the hub has answered: what follows has no time limit."""
-    token = _in_time(huggingface_hub.get_token)
-    if token is None:
-        raise CheckpointError(f"{what}: this machine has no token of the hub; {LOGIN}, {_where_tokens_are()}")
-    api = huggingface_hub.HfApi(token=token)
+    api = huggingface_hub.HfApi(token=True)
     try:
         _in_time(api.whoami)
     except Exception as error:
@@ -293,7 +270,7 @@ def _reason(error: BaseException) -> str:
 def _line(text: str) -> str:
     """`text` in one line of limited length."""
     text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def _host() -> str:
@@ -304,7 +281,3 @@ def _sent_token(error: BaseException) -> bool:
     """Whether the question that the hub refused bore a token."""
     request = getattr(getattr(error, "response", None), "request", None)
     return "authorization" in getattr(request, "headers", {})
-
-
-def _where_tokens_are() -> str:
-    return f"which is made at {constants.ENDPOINT}/settings/tokens"

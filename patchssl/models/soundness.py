@@ -11,8 +11,6 @@ from torch import Tensor
 
 from patchssl.runtime.text import shortened
 
-UNTRAINED_STD = 0.02  # of the weight matrices of an untrained Vision Transformer of timm, DINO, iBOT and DINOv2
-SIGNS_NEEDED = 2  # of an untrained network; a single one can be chance
 NAMED_TENSORS = 3  # in a sentence
 COUNTED_AT_ONCE = 2**22  # numbers
 
@@ -25,13 +23,11 @@ class Soundness(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """The range of a tensor's numbers (not finite where one of them is not), and the spread of a block's matrix."""
+    """The range of a tensor's numbers, not finite where one of them is not."""
 
     low: float
     high: float
     ndim: int
-    size: int
-    deviation: float | None
 
     def is_all(self, value: float) -> bool:
         """Is every number `value`?"""
@@ -41,18 +37,17 @@ class Extent(NamedTuple):
 @torch.no_grad()
 def check_numbers(tensors: Mapping[str, Tensor]) -> Soundness:
     """Look at the `tensors` of a backbone in timm's names, each asked for once, and again if it is not finite."""
-    extents = {name: extent for name in sorted(tensors) if (extent := extent_of(name, tensors[name])) is not None}
+    extents = {name: extent for name in sorted(tensors) if (extent := extent_of(tensors[name])) is not None}
     broken = [name for name, extent in extents.items() if not math.isfinite(abs(extent.low) + abs(extent.high))]
     return Soundness((*_not_finite(tensors, broken), *_zeros(extents), *_untrained(extents)), finite=not broken)
 
 
-def extent_of(name: str, tensor: Tensor) -> Extent | None:
+def extent_of(tensor: Tensor) -> Extent | None:
     """None for a tensor without floating-point numbers."""
     if not (is_plain(tensor) and tensor.is_floating_point() and tensor.numel()):
         return None
     low, high = tensor.aminmax()  # makes no copy, and gives what is not a number if there is one
-    matrix = "blocks." in name and name.endswith(".weight") and tensor.ndim > 1
-    return Extent(float(low), float(high), tensor.ndim, tensor.numel(), float(tensor.std()) if matrix else None)
+    return Extent(float(low), float(high), tensor.ndim)
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -81,34 +76,18 @@ def _zeros(extents: Mapping[str, Extent]) -> list[str]:
 
 
 def _untrained(extents: Mapping[str, Extent]) -> list[str]:
-    """A sentence that names the signs of an untrained network, if enough of them hold."""
-    batch_norms = _has_batch_norms(extents)  # the last one of a ResNet's block starts at 0
-    answers = {
-        "all norm weights are exactly 1": [
-            extent.is_all(1) or (batch_norms and extent.is_all(0))
-            for name, extent in extents.items() if name.endswith(".weight") and extent.ndim == 1],
-        "all biases that start at 0 are still 0": [  # the convolution that cuts patches has its biases drawn
-            extent.is_all(0) for name, extent in extents.items()
-            if name.endswith(".bias") and not name.startswith("patch_embed.")],
-        f"the weight matrices of all blocks have the standard deviation {UNTRAINED_STD} they are drawn with": [
-            _as_drawn(extent) for extent in extents.values() if extent.deviation is not None],
-        "the batch norms have seen no image": [
-            extent.is_all(0) for name, extent in extents.items() if name.endswith("running_mean")]}
-    possible = {sentence: all(holds) for sentence, holds in answers.items() if holds}
-    held = [sentence for sentence, holds in possible.items() if holds]
-    if len(held) < SIGNS_NEEDED:
-        return []
-    return [f"looks untrained, {len(held)} of {len(possible)} signs hold: {', '.join(held)}"]
+    """A sentence where no norm weight and no bias has left the value it starts at: one update moves both."""
+    ends = {0, 1} if _has_batch_norms(extents) else {1}  # the last norm of a ResNet's block starts at 0
+    norms = [any(map(extent.is_all, ends)) for name, extent in extents.items()
+             if name.endswith(".weight") and extent.ndim == 1]
+    biases = [extent.is_all(0) for name, extent in extents.items()  # that of the cut into patches is drawn
+              if name.endswith(".bias") and not name.startswith("patch_embed.")]
+    untouched = norms and biases and all(norms + biases)
+    return ["looks untrained: all norm weights and biases are exactly what they start at"] if untouched else []
 
 
 def _has_batch_norms(extents: Mapping[str, Extent]) -> bool:
     return any(name.endswith("running_mean") for name in extents)
-
-
-def _as_drawn(matrix: Extent) -> bool:
-    """Is the deviation within 2 % of an untrained network's, or within what chance makes of so few numbers?"""
-    most = max(0.02, 4 / math.sqrt(2 * matrix.size))
-    return matrix.deviation is not None and abs(matrix.deviation / UNTRAINED_STD - 1) <= most
 
 
 def _count(names: list[str]) -> str:

@@ -23,7 +23,7 @@ COMMANDS = [[], ["quickstart"], ["pretrain"], ["study"], ["eval"], *(["eval", na
             ["data"], *(["data", name] for name in ("get", "check", "imagenet100", "make-copydays", "make-revisited")),
             ["plot"], *(["plot", name] for name in ("attention", "pca", "matches", "views", "curves", "robustness",
                                               "study", "attention-video")),
-            ["bench"], *(["bench", name] for name in ("views", "matching", "step", "eval", "tables", "report")),
+            ["bench"], *(["bench", name] for name in ("views", "matching", "step", "eval")),
             ["cache"], ["doctor"]]
 
 

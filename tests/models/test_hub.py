@@ -300,7 +300,7 @@ def test_a_download_that_breaks_off_leaves_nothing_that_is_taken_as_whole(online
     online.cut = False
     with monkeypatch.context() as context:
         context.setattr(constants, "HF_HUB_OFFLINE", True)
-        assert "HF_HUB_OFFLINE is set" in refused()
+        assert "HF_HUB_OFFLINE" in refused()
     assert hub.hub_file(REPO, WEIGHTS).read_bytes() == content
 
 
@@ -320,7 +320,7 @@ def test_the_offline_switch_is_answered_without_a_question(online, offline):
     offline()
     sentence = refused()
     assert says_what_to_do(sentence)
-    assert "HF_HUB_OFFLINE is set" in sentence
+    assert "offline mode is enabled" in sentence and "HF_HUB_OFFLINE" in sentence
     assert online.questions == []
 
 
@@ -373,7 +373,7 @@ def test_what_answers_is_not_the_hub(online, server):
     online.files, online.commit = {"model.safetensors": b"<html>log in</html>"}, None
     sentence = refused()
     assert says_what_to_do(sentence)
-    assert f"what answers as {urlsplit(server.address).netloc} is not the hub" in sentence
+    assert server.address in sentence and "does not seem to be" in sentence
 
 
 def test_a_proxy_is_used(server, use, monkeypatch):
@@ -409,7 +409,7 @@ def test_the_environment_says_where(server, tmp_path):
 
 
 @pytest.mark.parametrize(("refusal", "says"), [
-    ("gated", ["gated (HTTP 403)", "ask for access", "hf auth login"]),
+    ("gated", ["HTTP 403: Access to model org/net is restricted", "ask for access", "hf auth login"]),
     ("gone", ["does not exist, or is private or gated (HTTP 404)", "hf auth login"]),
     ("unknown", ["does not exist, or is private or gated (HTTP 401)", "hf auth login"]),
     ("revision", ["no revision v9"]),
@@ -561,20 +561,20 @@ def test_nothing_private_goes_to_a_public_repository(online, token, folder):
 
 
 def test_an_upload_without_a_token(online, folder):
-    assert "this machine has no token of the hub; run 'hf auth login'" in not_uploaded(folder)
+    assert "no token found" in (sentence := not_uploaded(folder)) and "/settings/tokens" in sentence
     assert online.questions == []
 
 
 def test_an_upload_with_a_wrong_token(online, folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     sentence = not_uploaded(folder)
-    assert "the hub refuses the token of this machine (HTTP 401); run 'hf auth login'" in sentence
+    assert "token from HF_TOKEN" in sentence and "is invalid" in sentence
     assert "hf_wrong" not in sentence
 
 
 def test_an_upload_without_the_right_to_write(online, token, folder):
     online.upload_status = 403
-    assert "has no right to write there (HTTP 403)" in not_uploaded(folder)
+    assert "Make sure your token has the correct permissions" in not_uploaded(folder)
     assert online.uploaded == {}
 
 
@@ -593,7 +593,7 @@ def test_an_upload_to_a_hub_that_never_answers(use, token, folder, monkeypatch):
 
 def test_an_upload_while_offline(online, token, offline, folder):
     offline()
-    assert "HF_HUB_OFFLINE is set; unset it" in not_uploaded(folder)
+    assert "please unset the `HF_HUB_OFFLINE`" in not_uploaded(folder)
     assert online.questions == []
 
 

@@ -272,7 +272,7 @@ def test_an_untrained_network(tmp_path):
     path = saved(build_vit(spec, seed=3).state_dict(), tmp_path / "a.pth")
     found = inspect_model(str(path))
     assert len(found.trouble) == 1
-    assert found.trouble[0].startswith("looks untrained, 3 of 3 signs hold: all norm weights are exactly 1, all biases")
+    assert found.trouble[0].startswith("looks untrained: ")
     assert found.loads
 
 

@@ -135,7 +135,6 @@ def test_other_untrained_networks(arch, monkeypatch):
     ("hf-hub:", ["''", "ORG/NAME"]), ("hf-hub:a/b/c", ["'a/b/c'", "ORG/NAME"]), ("hf-hub:../x", ["'../x'"]),
     ("runs/nothing-here", ["model 'runs/nothing-here' does not exist", "nothing else is loaded in its place",
                            "'patchssl models' lists names"]),
-    ("pixels?img_size=32", ["raw pixels", "no network", "eval scores them"]), ("pixels", ["raw pixels"]),
     ("nothing.pth", ["model 'nothing.pth' does not exist"]),
     ("nothing.pth#teacher?heads=3", ["model 'nothing.pth#teacher?heads=3' does not exist"]),
     ("", ["model '' does not exist"]), ("#teacher", ["does not exist"]), ("?heads=3", ["does not exist"]),
@@ -894,3 +893,6 @@ def test_raw_pixels_are_a_scheme_like_any_other():
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(patches.features(images), images.flatten(1))
     assert torch.equal(patches.patch_tokens(images)[0, 1, :8], images[0, 0, 0, 8:16])
+    for uri in ("pixels", "pixels?img_size=32"):  # where a file is needed
+        with pytest.raises(UsageError, match=r"raw pixels, which are no network: eval scores them"):
+            parse_location(uri)

@@ -18,14 +18,9 @@ def drawn():
 
 
 def test_what_is_measured_of_a_tensor():
-    tensor = torch.tensor([[-3.0, 1.0], [2.0, 4.0]])
-    found = extent_of("blocks.3.fc.weight", tensor)
-    assert found[:4] == (-3.0, 4.0, 2, 4)
-    assert found.deviation == pytest.approx((26 / 3) ** 0.5)  # squares of -4, 0, 1, 3 over n - 1
-    assert extent_of("head.weight", tensor) == (-3.0, 4.0, 2, 4, None)
-    assert extent_of("blocks.3.fc.bias", tensor[0]).deviation is None
-    assert extent_of("num_batches_tracked", torch.tensor(3)) is None
-    assert extent_of("empty.weight", torch.ones(0, 3)) is None
+    assert extent_of(torch.tensor([[-3.0, 1.0], [2.0, 4.0]])) == (-3.0, 4.0, 2)
+    assert extent_of(torch.tensor(3)) is None
+    assert extent_of(torch.ones(0, 3)) is None
 
 
 @pytest.mark.parametrize(("extent", "value", "answer"), [
@@ -33,7 +28,7 @@ def test_what_is_measured_of_a_tensor():
     ((float("nan"), float("nan")), 0, False),
 ])
 def test_numbers_that_are_all_the_same(extent, value, answer):
-    assert Extent(*extent, 1, 8, None).is_all(value) is answer
+    assert Extent(*extent, 1).is_all(value) is answer
 
 
 def test_sound_numbers():
@@ -77,9 +72,7 @@ def test_a_single_zero_is_no_trouble():
 @pytest.mark.parametrize("seed", range(5))
 def test_an_untrained_vit_is_recognized(seed):
     trouble = check_numbers(build_vit(SMALL, seed=seed).state_dict()).trouble
-    assert trouble == (
-        "looks untrained, 3 of 3 signs hold: all norm weights are exactly 1, all biases that start at 0 are still 0, "
-        "the weight matrices of all blocks have the standard deviation 0.02 they are drawn with",)
+    assert trouble == ("looks untrained: all norm weights and biases are exactly what they start at",)
 
 
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "resnet18", "resnet50", "convnext_atto",
@@ -87,7 +80,7 @@ def test_an_untrained_vit_is_recognized(seed):
 def test_timms_untrained_networks_are_recognized(arch):
     """A batch norm at the end of a ResNet's block starts at zero, which is no trouble of its own."""
     (trouble,) = check_numbers(timm.create_model(arch, num_classes=0).state_dict()).trouble
-    assert trouble.startswith("looks untrained, ")
+    assert trouble.startswith("looks untrained: ")
 
 
 def steps(network, optimizer, count=1):
@@ -105,19 +98,9 @@ def test_one_update_is_seen():
     assert check_numbers(state) == ((), True)
 
 
-def test_the_statistics_of_one_batch_are_seen():
-    """A ResNet that saw images, its weights untouched, has two signs left of three."""
-    network = timm.create_model("resnet18", num_classes=0)
-    state = steps(network, torch.optim.SGD(network.parameters(), lr=0.0))
-    (trouble,) = check_numbers(state).trouble
-    assert trouble.startswith("looks untrained, 2 of 3 signs hold: ")
-    assert "batch norms" not in trouble
-
-
 @pytest.mark.parametrize("sign", [
     lambda state: {name: torch.ones_like(t) for name, t in state.items() if t.ndim == 1 and name.endswith(".weight")},
     lambda state: {name: torch.zeros_like(t) for name, t in state.items() if name.endswith(".bias")},
-    lambda state: {name: t for name, t in build_vit(SMALL, seed=1).state_dict().items() if t.ndim == 2},
 ])
 def test_one_sign_alone_is_chance(sign):
     network = build_vit(SMALL, seed=0)
@@ -125,14 +108,6 @@ def test_one_sign_alone_is_chance(sign):
         state = {name: tensor * 1.5 + 0.01 for name, tensor in network.state_dict().items()}
     assert check_numbers(state) == ((), True)
     assert check_numbers(state | sign(state)) == ((), True)
-
-
-@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.015, True), (0.985, True), (1.03, False), (0.97, False)])
-def test_how_far_a_deviation_may_be_off(factor, holds):
-    """Two per cent in large matrices: here 400,000 numbers, whose deviation chance moves by 0.1 %."""
-    matrix = torch.randn(400, 1000, generator=torch.Generator().manual_seed(0)) * 0.02 * factor
-    trouble = check_numbers({"blocks.0.fc.weight": matrix, "norm.weight": torch.ones(400)}).trouble
-    assert bool(trouble) is holds
 
 
 def test_parameters_are_read_like_tensors(recwarn):

@@ -33,7 +33,7 @@ from patchssl.report.page.sections import (
 )
 from patchssl.report.page.training import TrainingSection
 from patchssl.report.tables.cost import CostRecord
-from patchssl.report.tables.robustness import INTERVALS, Robustness
+from patchssl.report.tables.robustness import Robustness, intervals_in, titles_of
 from patchssl.report.tables.scores import NONE, Score
 
 _ASSETS = files("patchssl.report.page") / "assets"
@@ -156,18 +156,10 @@ def _count(number: int, word: str) -> str:
 
 def _robustness(parts: Sequence[Robustness]) -> list[dict[str, object]]:
     """A title and two charts for every data set and protocol; what differs in its settings alone says so."""
-    names = [f"{part.dataset}, protocol {part.protocol}" for part in parts]
-    titles = [name if names.count(name) == 1 else
-              f"{name} #{part.dataset_fingerprint[:6]}/{part.protocol_fingerprint[:6]}"
-              for name, part in zip(names, parts, strict=True)]
-    return [{"title": title, "charts": [chart for chart in _robustness_charts(part) if chart], "bands": _bands(part)}
-            for title, part in zip(titles, parts, strict=True)]
-
-
-def _bands(part: Robustness) -> str:
-    """What the bands around the curves are; empty where there are none."""
-    kinds = {score.interval for curve in part.curves for score in (*curve.jpeg.values(), *curve.crops.values())}
-    return "; ".join(words for kind, words in INTERVALS.items() if kind in kinds)
+    return [{"title": title, "charts": [chart for chart in _robustness_charts(part) if chart],
+             "bands": intervals_in(score for curve in part.curves
+                                   for score in (*curve.jpeg.values(), *curve.crops.values()))}
+            for title, part in zip(titles_of(parts), parts, strict=True)]
 
 
 def _robustness_charts(part: Robustness) -> list[charts.Chart | None]:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from patchssl.report.plots.canvas import LINES, STYLE, new_figure, save, shown_name
-from patchssl.report.tables.robustness import INTERVALS, Curve, Robustness
+from patchssl.report.tables.robustness import Curve, Robustness, intervals_in, titles_of
 from patchssl.report.tables.scores import NONE, Row, Score
 from patchssl.runtime.errors import UsageError
 
@@ -42,14 +42,13 @@ def plot_robustness(settings: Sequence[Robustness], path: Path | str) -> Path:
         columns = 2 if len(rows) > 1 and max(map(len, labels)) <= WIDEST_OF_TWO else 1
         figure = new_figure(7.2, 2.75 * len(settings) + 0.2 * math.ceil(len(rows) / columns) + 0.2)
         grid = figure.subplots(len(settings), 3, squeeze=False, sharey="row", width_ratios=[3, 3, 1.3])
-        for setting, curves, line, title in zip(settings, chosen, grid, _titles(settings), strict=True):
+        for setting, curves, line, title in zip(settings, chosen, grid, titles_of(settings, shown_name), strict=True):
             _draw_line(line, curves, looks)
             left_out = f": {len(curves)} of {len(setting.curves)} models" if len(curves) < len(setting.curves) else ""
             line[0].set_title(title + left_out)
         handles = [Line2D([], [], color=color, linestyle=style, marker=marker, markersize=4)
                    for color, style, marker in looks.values()]
-        kinds = {score.interval for curves in chosen for curve in curves for score in curve.scores()}
-        said = "; ".join(words for kind, words in INTERVALS.items() if kind in kinds)
+        said = intervals_in(score for curves in chosen for curve in curves for score in curve.scores())
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=said or None)
         return save(figure, path)
 
@@ -65,13 +64,6 @@ def _looks(count: int) -> list[Look]:
     styles = [(color, style, marker) for style, (color, marker) in
               product(("-", "--", ":", "-."), zip(LINES, MARKERS, strict=True))]
     return [styles[i % len(styles)] for i in range(count)]
-
-
-def _titles(settings: Sequence[Robustness]) -> list[str]:
-    """Data set and protocol; with fingerprints, as in the tables, where two would be called the same."""
-    plain = [f"{shown_name(s.dataset)}, protocol {shown_name(s.protocol)}" for s in settings]
-    return [f"{title} #{s.dataset_fingerprint[:6]}/{s.protocol_fingerprint[:6]}" if plain.count(title) > 1 else title
-            for title, s in zip(plain, settings, strict=True)]
 
 
 def _draw_line(line: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[Row, Look]) -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from patchssl.eval.records import Result
 from patchssl.report.tables.scores import Row, Score, scores_of
 
 TASK = "copydays"
-INTERVALS = {"seeds": "mean and 95 % t-interval over n networks",
-             "queries": "95 % t-interval over the queries of single networks"}  # by kind of `Score.interval`
+_INTERVALS = {"seeds": "mean and 95 % t-interval over n networks",
+              "queries": "95 % t-interval over the queries of single networks"}  # by kind of `Score.interval`
 _BLOCK = re.compile(r"(jpegqual|crops)/([1-9][0-9]{0,2})/map")
 _STRONG = "strong/map"
 
@@ -60,6 +60,19 @@ def robustness_curves(results: Iterable[Result]) -> list[Robustness]:
         settings[key][score.row].append(score)
     return [Robustness(*key, tuple(_curve(row, rows[row]) for row in sorted(rows)))
             for key, rows in sorted(settings.items())]
+
+
+def titles_of(settings: Sequence[Robustness], shown: Callable[[str], str] = str) -> list[str]:
+    """Data set and protocol, as `shown`; with fingerprints, as in the tables, where two would be called the same."""
+    plain = [f"{shown(s.dataset)}, protocol {shown(s.protocol)}" for s in settings]
+    return [f"{title} #{s.dataset_fingerprint[:6]}/{s.protocol_fingerprint[:6]}" if plain.count(title) > 1 else title
+            for title, s in zip(plain, settings, strict=True)]
+
+
+def intervals_in(scores: Iterable[Score]) -> str:
+    """What the intervals of `scores` are, in words; empty where there are none."""
+    kinds = {score.interval for score in scores}
+    return "; ".join(words for kind, words in _INTERVALS.items() if kind in kinds)
 
 
 def _curve(row: Row, scores: Iterable[Score]) -> Curve:

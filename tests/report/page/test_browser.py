@@ -5,10 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from made_results import make_results
+from made_results import made_up_records, make_results
 from PIL import Image
 
-from patchssl.bench.report import made_up_records
 from patchssl.report.page.make import make_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

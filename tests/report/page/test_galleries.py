@@ -3,8 +3,8 @@
 import copy
 
 import pytest
+from made_results import made_up_records, with_gallery
 
-from patchssl.bench.report import made_up_records, with_gallery
 from patchssl.report.page.galleries import galleries_of
 from patchssl.runtime.errors import DataError
 

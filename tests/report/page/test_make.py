@@ -10,10 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from made_results import make_results
+from made_results import made_up_records, make_results, report_bench
 from PIL import Image
 
-from patchssl.bench.report import bench_report, made_up_records
 from patchssl.report.page import make as module
 from patchssl.report.page.make import make_report
 from patchssl.report.tables.cost import CostRecord, Step
@@ -238,7 +237,7 @@ def test_bands_around_curves_are_explained(tmp_path):
 
 
 def test_the_bench_makes_a_page_with_every_picture():
-    found = bench_report(40, 12)
+    found = report_bench.bench_page(40, 12)
     assert (found["pictures"], found["left out"]) == (12, 0)
     assert found["seconds"] > 0 and found["bytes"] > 100_000
 

@@ -1,8 +1,8 @@
 import dataclasses
 
 import pandas as pd
+from made_results import made_up_records
 
-from patchssl.bench.report import made_up_records
 from patchssl.eval.tasks import table_metrics
 from patchssl.report.page.sections import (
     comparison_tables,

@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from made_results import made_up_records
 from typer.testing import CliRunner
 
-from patchssl.bench.report import made_up_records
 from patchssl.cli import build_app
 from patchssl.report.tables.build import write_tables
 from patchssl.report.tables.cost import CostRecord, Step

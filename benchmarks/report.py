@@ -1,7 +1,13 @@
-"""Seconds from many result records to the tables and to the page; JSON-able out."""
+"""Seconds from many made-up result records to the tables and to the page, for developers; JSON on stdout.
+
+    python benchmarks/report.py tables --records 10000
+    python benchmarks/report.py page --records 200 --images 100
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -44,7 +50,7 @@ def bench_tables(num_records: int = 10_000) -> dict[str, Any]:
             "left out": len(problems), "machine": machine()}
 
 
-def bench_report(num_records: int = 200, num_images: int = 100) -> dict[str, Any]:
+def bench_page(num_records: int = 200, num_images: int = 100) -> dict[str, Any]:
     """Seconds and bytes of the page of `num_records` files whose galleries show `num_images` images of 640 x 480.
 
     The images are noise, which makes the largest pictures; every ranked record shows 16 queries with 10 results and
@@ -109,3 +115,19 @@ def _numbers(cell: int, quality: float, rng: np.random.Generator) -> dict[str, A
     aps = np.round(rng.beta(4 * quality, 4 * (1 - quality), num), 6)
     return {"task": task, "dataset": task, "metrics": {f"{level}/map": float(aps.mean())},
             "detail": {"aps": {level: aps.tolist()}}}
+
+
+def main() -> None:
+    """Measure what the command line asks for, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["tables", "page"])
+    parser.add_argument("--records", type=int, help="default: 10,000 for the tables, 200 for the page")
+    parser.add_argument("--images", type=int, default=100, help="in the galleries of the page; default: %(default)s")
+    asked = parser.parse_args()
+    found = (bench_tables(asked.records or 10_000) if asked.what == "tables"
+             else bench_page(asked.records or 200, asked.images))
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
