@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.bench.timing import Candidate, machine, median_times
+from patchssl.pretrain.centering import teacher_probs
 from patchssl.pretrain.crossentropy import GroupedMatches, TeacherTokens, group_matches, matched_cross_entropy
 from patchssl.runtime.errors import PatchSSLError
 
@@ -45,7 +46,7 @@ class PatchTerm(NamedTuple):
     def plain(self) -> Tensor:
         """The loss by autograd, with whole matrices of logits, probabilities and targets."""
         teacher = self.teacher
-        probs = ((F.linear(teacher.bottleneck, teacher.prototypes) - teacher.center) / teacher.temp).softmax(dim=-1)
+        probs = teacher_probs(F.linear(teacher.bottleneck, teacher.prototypes), teacher.center, teacher.temp)
         log_probs = F.log_softmax(F.linear(self.bottleneck, self.prototypes) / STUDENT_TEMP, dim=-1)
         target = torch.zeros_like(log_probs)
         for student, matched, weight in zip(*(x.split(4096) for x in (self.student_rows, self.teacher_rows,

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from patchssl.pretrain.centering import centered
+
 
 class TeacherTokens(NamedTuple):
     """What the teacher's probabilities softmax((logits - center) / temp) are made from; takes no gradient."""
@@ -200,8 +202,7 @@ class _Teacher:
         for i, j in _pieces(begin, end, self.task.block):
             rows = found[i - begin : j - begin]
             center = teacher.center if teacher.position is None else teacher.center[teacher.position[i:j]]
-            rows.sub_(center, alpha=1 / teacher.temp)
-            probs = rows.softmax(dim=-1)
+            probs = centered(rows, center, teacher.temp, divided=True).softmax(dim=-1)
             self.entropies[i:j] = _log_sum_exp(rows, probs) - torch.linalg.vecdot(probs, rows)
             self.sum += rows.copy_(probs).sum(0)
         return found

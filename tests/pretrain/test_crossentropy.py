@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from patchssl.pretrain import centering
 from patchssl.pretrain.crossentropy import GroupedMatches, TeacherTokens, group_matches, matched_cross_entropy
 
 TEMP, TEACHER_TEMP, IMAGES = 0.1, 0.04, 5
@@ -73,7 +74,7 @@ def teacher_probs(case):
         return case.teacher
     center = case.teacher.center
     center = center if case.teacher.position is None else center[case.teacher.position]
-    return ((F.linear(case.teacher.bottleneck, case.teacher.prototypes) - center) / TEACHER_TEMP).softmax(-1)
+    return centering.teacher_probs(F.linear(case.teacher.bottleneck, case.teacher.prototypes), center, TEACHER_TEMP)
 
 
 def plain(case):
