@@ -100,7 +100,7 @@ def student_losses(student: Network, batch: Batch, targets: Targets, plan: Match
     patch_tokens = torch.cat([x[..., 1:, :].flatten(0, 2) for x in tokens]).index_select(0, plan.student_tokens)
     class_term = class_loss(class_logits, targets.class_probs, plan.class_weight, config.student_temp)
     patch_sum, stats = matched_cross_entropy(student.head.bottleneck(patch_tokens), student.head.patch_layer.rows(),
-                                             targets.patches, plan.table, plan.teacher, plan.weight,
+                                             targets.patches, plan.groups, plan.teacher, plan.weight,
                                              config.student_temp)
     patch_term = patch_sum / plan.num_pairs.clamp(min=1e-6)
     return Losses(class_term + patch_weight * patch_term, class_term, patch_term, class_logits, stats)

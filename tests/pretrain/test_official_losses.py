@@ -34,7 +34,7 @@ def patch_terms(student, teacher, plan, center, temp):
     probs = teacher_probs(matched, center.value if position is None else center.value[position], temp)
     axes = torch.eye(student.shape[1])  # prototypes of which a bottleneck is the logits
     says = TeacherTokens(matched, axes, center.value, temp, position)
-    value, _ = matched_cross_entropy(student, axes, says, plan.table, plan.teacher, plan.weight, official.STUDENT_TEMP)
+    value, _ = matched_cross_entropy(student, axes, says, plan.groups, plan.teacher, plan.weight, official.STUDENT_TEMP)
     return patch_loss(student, probs, plan, official.STUDENT_TEMP), value / plan.num_pairs
 
 
