@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.bench.timing import Candidate, machine, median_times
+from patchssl.pretrain.centering import teacher_probs
 from patchssl.pretrain.crossentropy import GroupedMatches, TeacherTokens, group_matches, matched_cross_entropy
+from patchssl.pretrain.losses import matched_loss
 from patchssl.runtime.errors import PatchSSLError
 
 BOTTLENECK, STUDENT_TEMP, TEACHER_TEMP = 256, 0.1, 0.04
@@ -32,26 +34,22 @@ class PatchTerm(NamedTuple):
     bottleneck: Tensor
     prototypes: Tensor
     teacher: TeacherTokens
-    table: GroupedMatches
+    groups: GroupedMatches
     student_rows: Tensor
     teacher_rows: Tensor
     weight: Tensor
 
     def ours(self) -> Tensor:
         """The loss in pieces."""
-        return matched_cross_entropy(self.bottleneck, self.prototypes, self.teacher, self.table, self.teacher_rows,
+        return matched_cross_entropy(self.bottleneck, self.prototypes, self.teacher, self.groups, self.teacher_rows,
                                      self.weight, STUDENT_TEMP)[0]
 
     def plain(self) -> Tensor:
         """The loss by autograd, with whole matrices of logits, probabilities and targets."""
         teacher = self.teacher
-        probs = ((F.linear(teacher.bottleneck, teacher.prototypes) - teacher.center) / teacher.temp).softmax(dim=-1)
-        log_probs = F.log_softmax(F.linear(self.bottleneck, self.prototypes) / STUDENT_TEMP, dim=-1)
-        target = torch.zeros_like(log_probs)
-        for student, matched, weight in zip(*(x.split(4096) for x in (self.student_rows, self.teacher_rows,
-                                                                       self.weight)), strict=True):
-            target.index_add_(0, student, weight[:, None] * probs[matched])
-        return -(target * log_probs).sum()
+        probs = teacher_probs(F.linear(teacher.bottleneck, teacher.prototypes), teacher.center, teacher.temp)
+        return matched_loss(F.linear(self.bottleneck, self.prototypes), probs, self.student_rows, self.teacher_rows,
+                            self.weight, STUDENT_TEMP)
 
     def update(self, way: str) -> list[Tensor]:
         """Value and both gradients by the method of that name."""
@@ -104,9 +102,9 @@ def make_patch_term(num_prototypes: int, num_images: int, device: torch.device) 
     teacher = TeacherTokens(unit(num_images * teachers), unit(num_prototypes),
                             (0.1 * torch.randn(1, num_prototypes, generator=rng)).to(device), TEACHER_TEMP)
     weight = torch.full(student_rows.shape, 1 / len(student_rows), device=device)
-    table = group_matches(student_rows, student_image, teacher_image).to(device)
+    groups = group_matches(student_rows, student_image, teacher_image).to(device)
     return PatchTerm(unit(num_images * students).requires_grad_(), unit(num_prototypes).requires_grad_(), teacher,
-                     table, student_rows.to(device), teacher_rows.to(device), weight)
+                     groups, student_rows.to(device), teacher_rows.to(device), weight)
 
 
 def _update(term: PatchTerm, way: str, _turn: int) -> list[Tensor]:

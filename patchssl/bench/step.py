@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from patchssl.bench.patchterm import MIB, apart, bench_patch_term, peak_so_far
 from patchssl.bench.timing import machine
 from patchssl.data.images import ArrayImages
-from patchssl.pretrain.centering import Centers
+from patchssl.pretrain.centering import Centers, teacher_probs
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.crossentropy import MatchStats
 from patchssl.pretrain.dataset import ViewBatch, ViewDataset, collate_views
@@ -150,7 +150,7 @@ class PlainStudent(nn.Module):
         said = targets.patches
         assert not isinstance(said, Tensor)
         with torch.no_grad():
-            probs = ((F.linear(said.bottleneck, said.prototypes) - said.center) / said.temp).softmax(-1)
+            probs = teacher_probs(F.linear(said.bottleneck, said.prototypes), said.center, said.temp)
         logits = self.network.head(patch_tokens.index_select(0, plan.student_tokens))
         class_logits = self.network.head(class_tokens)
         terms = (class_loss(class_logits, targets.class_probs, plan.class_weight, self.temp),
@@ -195,7 +195,7 @@ class AllTokensTeacher(nn.Module):
         bottleneck = self.network.head.bottleneck(tokens)
         assert centers.patch_tokens is not None
         center = torch.cat([centers.class_token.value, centers.patch_tokens.value])
-        probs = ((self.network.head.last_layer(bottleneck) - center) / values.teacher_temp).softmax(-1)
+        probs = teacher_probs(self.network.head.last_layer(bottleneck), center, values.teacher_temp)
         return Targets(probs[:, 0].unflatten(0, shape), probs[:, 1:].flatten(0, 1), tokens[:, 0],
                        tokens[:, 1:].unflatten(0, shape), bottleneck[:, 0].mean(0, keepdim=True),
                        bottleneck[:, 1:].mean(0))

@@ -1,4 +1,9 @@
-"""Centering of the teacher's outputs: running means of its logits, or Sinkhorn's balancing."""
+"""Centering: what keeps a teacher's targets from collapsing. Running means of its logits, or Sinkhorn's balancing.
+
+In formulas first: `teacher_probs` = softmax(`centered`), with a center that moves as `ema_center` says (DINO), or
+`sinkhorn` in their place (SwAV). Then what training keeps: `EmaCenter`, one such center, and `Centers`, those of class
+and of patch tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,46 @@ from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.head import Prototypes
 from patchssl.pretrain.network import Network
 from patchssl.runtime.distributed import all_reduce_max, all_reduce_mean, all_reduce_sum
+
+
+def teacher_probs(logits: Tensor, center: Tensor, temp: float) -> Tensor:
+    """The teacher's probabilities (..., K), softmax((t - center) / temp): DINO, arXiv 2104.14294, algorithm 1.
+
+    Taking the center off keeps one prototype from winning always, a low temperature keeps all from being alike.
+    """
+    return centered(logits, center, temp).softmax(dim=-1)
+
+
+def centered(logits: Tensor, center: Tensor, temp: float, *, divided: bool = False) -> Tensor:
+    """(t - center) / temp of `logits` t (..., K), and `center` (K,), (1, K) or one of each row, in float32 at least.
+
+    Logits that are `divided` by `temp` already (in the bottleneck, which is narrower) are changed in place.
+    """
+    return logits.sub_(center, alpha=1 / temp) if divided else (logits - center) / temp
+
+
+def ema_center(center: Tensor, logits: Tensor, momentum: float) -> Tensor:
+    """The next center (K,): m center + (1 - m) mean of the teacher's `logits` (T, K); DINO, equation 4.
+
+    `EmaCenter.update` gets there without these logits.
+    """
+    return momentum * center + (1 - momentum) * logits.mean(0)
+
+
+@torch.no_grad()
+def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Probabilities (T, K) whose prototypes are used equally often (SwAV, arXiv 2006.09882; DINOv2's constants).
+
+    Q = exp(t / temp), then in turn columns (prototypes) are divided by their sums and rows (tokens) by theirs, which
+    end as 1. Rows are tokens of all processes together, of which one may have none.
+    """
+    scaled = logits.float() / temperature
+    highest = scaled.max() if scaled.numel() else scaled.new_tensor(-torch.inf)
+    q = torch.exp(scaled - all_reduce_max(highest))
+    for _ in range(iterations):
+        q = q / all_reduce_sum(q.sum(0, keepdim=True)).clamp(min=1e-30)
+        q = q / q.sum(1, keepdim=True).clamp(min=1e-30)
+    return q
 
 
 class EmaCenter(nn.Module):
@@ -31,21 +76,6 @@ class EmaCenter(nn.Module):
         whose logits nobody needs are never projected.
         """
         self.value.lerp_(prototypes(all_reduce_mean(mean)).to(self.value.dtype), 1 - self.momentum)
-
-
-@torch.no_grad()
-def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Probabilities (T, K) whose prototypes are used equally often (SwAV, arXiv 2006.09882; DINOv2's constants).
-
-    Rows are tokens of all processes together, of which one may have none; each row of the result sums to 1.
-    """
-    scaled = logits.float() / temperature
-    highest = scaled.max() if scaled.numel() else scaled.new_tensor(-torch.inf)
-    q = torch.exp(scaled - all_reduce_max(highest))
-    for _ in range(iterations):
-        q = q / all_reduce_sum(q.sum(0, keepdim=True)).clamp(min=1e-30)
-        q = q / q.sum(1, keepdim=True).clamp(min=1e-30)
-    return q
 
 
 class Centers(nn.Module):

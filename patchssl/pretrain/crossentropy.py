@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from patchssl.pretrain.centering import centered
+
 
 class TeacherTokens(NamedTuple):
     """What the teacher's probabilities softmax((logits - center) / temp) are made from; takes no gradient."""
@@ -27,7 +29,7 @@ class TeacherTokens(NamedTuple):
 
 
 class GroupedMatches(NamedTuple):
-    """Where each student token's matches stand, image by image; what they weigh and say is told later."""
+    """Matches grouped by image, with offsets: where each student token's stand. What they weigh and say comes later."""
 
     order: Tensor  # (S,) int64: student rows, image by image
     matches: Tensor  # (S, R) int64: the matches of each of these; its first one again where it has fewer than R
@@ -36,7 +38,7 @@ class GroupedMatches(NamedTuple):
     teacher_ends: tuple[int, ...]  # of each image: one past its last teacher row
 
     def to(self, device: torch.device) -> GroupedMatches:
-        """The table on `device`, copied without waiting."""
+        """The groups on `device`, copied without waiting."""
         pinned = device.type == "cuda"
         order, matches, filled = ((tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
                                   for tensor in self[:3])
@@ -76,29 +78,29 @@ def group_matches(student: Tensor, student_image: Tensor, teacher_image: Tensor)
 
 
 def matched_cross_entropy(bottleneck: Tensor, prototypes: Tensor, teacher: TeacherTokens | Tensor,
-                          table: GroupedMatches,
+                          groups: GroupedMatches,
                           teacher_rows: Tensor, weight: Tensor, student_temp: float, *,
                           rows: int | None = None) -> tuple[Tensor, MatchStats]:
     """Sum over matches of weight * H(teacher token, student token), and what the teacher said.
 
     `bottleneck` (S, d) and `prototypes` (K, d) are the student's and take gradients, which are formed together with
-    the value; `teacher` may also be probabilities (T, K). Of each of the M matches of `table`, `teacher_rows` (M,)
+    the value; `teacher` may also be probabilities (T, K). Of each of the M matches of `groups`, `teacher_rows` (M,)
     int64 is the teacher token, from the same image, and `weight` (M,) is not negative. At most `rows` student
     tokens are projected at once, teacher tokens as many as one image has. Under autocast products have its
     precision, sums are float32. No match at all gives a zero that still has a gradient. Raises ValueError for a
-    table of other tokens.
+    groups of other tokens.
     """
     num_teacher = len(teacher if isinstance(teacher, Tensor) else teacher.bottleneck)
-    if (len(bottleneck), num_teacher) != (len(table.order), (0, *table.teacher_ends)[-1]):
-        raise ValueError(f"{len(bottleneck)} student and {num_teacher} teacher tokens, but the table is of "
-                         f"{len(table.order)} and {(0, *table.teacher_ends)[-1]}")
+    if (len(bottleneck), num_teacher) != (len(groups.order), (0, *groups.teacher_ends)[-1]):
+        raise ValueError(f"{len(bottleneck)} student and {num_teacher} teacher tokens, but groups of "
+                         f"{len(groups.order)} and {(0, *groups.teacher_ends)[-1]}")
     device, exact = bottleneck.device, torch.promote_types(bottleneck.dtype, torch.float32)
     precision = _autocast_dtype(device) or exact
-    weights = weight.to(exact)[table.matches] * table.filled
+    weights = weight.to(exact)[groups.matches] * groups.filled
     total = weights.sum(1)
     shares = weights / total.clamp(min=torch.finfo(exact).tiny)[:, None]
     most, block = _sizes(len(prototypes), device)
-    task = _MatchedTokens(teacher, table, teacher_rows[table.matches], total, shares, student_temp, precision,
+    task = _MatchedTokens(teacher, groups, teacher_rows[groups.matches], total, shares, student_temp, precision,
                           rows or most,
                           block)
     loss, entropies, mean = _CrossEntropy.apply(bottleneck, prototypes, task, torch.is_grad_enabled())
@@ -123,10 +125,10 @@ def _sizes(num_prototypes: int, device: torch.device) -> tuple[int, int]:
 
 
 class _MatchedTokens(NamedTuple):
-    """All that the loss depends on and that takes no gradient; student tokens in the order of the table."""
+    """All that the loss depends on and that takes no gradient; student tokens in the order of the groups."""
 
     teacher: TeacherTokens | Tensor
-    table: GroupedMatches
+    groups: GroupedMatches
     matched: Tensor  # (S, R) teacher rows
     total: Tensor  # (S,) weight of each student token
     shares: Tensor  # (S, R) what part of it each match has
@@ -138,7 +140,7 @@ class _MatchedTokens(NamedTuple):
     def runs(self) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """Student places and teacher rows of one image, or of several that have no more than `rows` of either."""
         starts = ends = (0, 0)
-        for stops in zip(self.table.student_ends, self.table.teacher_ends, strict=True):
+        for stops in zip(self.groups.student_ends, self.groups.teacher_ends, strict=True):
             if max(stops[0] - starts[0], stops[1] - starts[1]) > self.rows and ends != starts:
                 yield (starts[0], ends[0]), (starts[1], ends[1])
                 starts = ends
@@ -175,7 +177,7 @@ class _Teacher:
 
     def __init__(self, task: _MatchedTokens, num_prototypes: int) -> None:
         self.task = task
-        self.entropies = task.total.new_zeros((0, *task.table.teacher_ends)[-1])
+        self.entropies = task.total.new_zeros((0, *task.groups.teacher_ends)[-1])
         self.sum = task.total.new_zeros(num_prototypes)
         if isinstance(task.teacher, TeacherTokens):
             self.tokens = task.teacher.bottleneck.to(self.sum.dtype) / task.teacher.temp
@@ -200,19 +202,18 @@ class _Teacher:
         for i, j in _pieces(begin, end, self.task.block):
             rows = found[i - begin : j - begin]
             center = teacher.center if teacher.position is None else teacher.center[teacher.position[i:j]]
-            rows.sub_(center, alpha=1 / teacher.temp)
-            probs = rows.softmax(dim=-1)
+            probs = centered(rows, center, teacher.temp, divided=True).softmax(dim=-1)
             self.entropies[i:j] = _log_sum_exp(rows, probs) - torch.linalg.vecdot(probs, rows)
             self.sum += rows.copy_(probs).sum(0)
         return found
 
 
 class _Student:
-    """Losses of student tokens, and the gradients that they leave behind; tokens in the order of the table."""
+    """Losses of student tokens, and the gradients that they leave behind; tokens in the order of the groups."""
 
     def __init__(self, task: _MatchedTokens, bottleneck: Tensor, prototypes: Tensor, wanted: Sequence[bool]) -> None:
         self.task, self.wanted = task, any(wanted)
-        self.tokens = bottleneck.to(task.total.dtype).index_select(0, task.table.order) / task.student_temp
+        self.tokens = bottleneck.to(task.total.dtype).index_select(0, task.groups.order) / task.student_temp
         # half precision has no room for gradients that are yet to be scaled
         self.precision = self.tokens.dtype if task.precision == torch.float16 else task.precision
         self.forth, self.back = prototypes.to(task.precision), prototypes.to(self.precision)
@@ -244,7 +245,7 @@ class _Student:
         if self.grad_tokens is None:
             return None, self.grad_prototypes
         scaled = self.grad_tokens * (self.task.total / self.task.student_temp)[:, None]
-        return torch.empty_like(scaled).index_copy_(0, self.task.table.order, scaled), self.grad_prototypes
+        return torch.empty_like(scaled).index_copy_(0, self.task.groups.order, scaled), self.grad_prototypes
 
 
 def _log_sum_exp(logits: Tensor, probs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.pretrain.centering import Centers, EmaCenter, sinkhorn
+from patchssl.pretrain.centering import Centers, EmaCenter, sinkhorn, teacher_probs
 from patchssl.pretrain.config import LossConfig
 from patchssl.pretrain.crossentropy import MatchStats, TeacherTokens, matched_cross_entropy
 from patchssl.pretrain.droppath import set_drop_path_draws
@@ -64,16 +64,11 @@ def teacher_targets(teacher: Network, centers: Centers, globals_: Tensor, plan: 
     class_bottleneck = teacher.head.bottleneck(class_tokens)
     class_logits = teacher.head.last_layer(class_bottleneck)
     class_mean = class_bottleneck.float().mean(0, keepdim=True)
-    class_probs = _class_probs(class_logits, centers.class_token.value, values.teacher_temp, config)
+    class_probs = (sinkhorn(class_logits, values.teacher_temp) if config.centering == "sinkhorn"
+                   else teacher_probs(class_logits, centers.class_token.value, values.teacher_temp))
     patches, patch_mean = _patch_targets(teacher, centers.patch_tokens, patch_tokens, plan, values, config)
     return Targets(class_probs.unflatten(0, shape), patches, class_tokens, patch_tokens.unflatten(0, shape),
                    class_mean, patch_mean)
-
-
-def _class_probs(logits: Tensor, center: Tensor, temp: float, config: LossConfig) -> Tensor:
-    if config.centering == "sinkhorn":
-        return sinkhorn(logits, temp)
-    return ((logits.float() - center) / temp).softmax(dim=-1)
 
 
 def _patch_targets(teacher: Network, center: EmaCenter | None, patch_tokens: Tensor, plan: MatchPlan,
@@ -105,7 +100,7 @@ def student_losses(student: Network, batch: Batch, targets: Targets, plan: Match
     patch_tokens = torch.cat([x[..., 1:, :].flatten(0, 2) for x in tokens]).index_select(0, plan.student_tokens)
     class_term = class_loss(class_logits, targets.class_probs, plan.class_weight, config.student_temp)
     patch_sum, stats = matched_cross_entropy(student.head.bottleneck(patch_tokens), student.head.patch_layer.rows(),
-                                             targets.patches, plan.table, plan.teacher, plan.weight,
+                                             targets.patches, plan.groups, plan.teacher, plan.weight,
                                              config.student_temp)
     patch_term = patch_sum / plan.num_pairs.clamp(min=1e-6)
     return Losses(class_term + patch_weight * patch_term, class_term, patch_term, class_logits, stats)

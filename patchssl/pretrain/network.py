@@ -1,4 +1,10 @@
-"""Where a student's backbone starts: untrained, or from the weights that the recipe's `init` names."""
+"""The network that is trained: a Vision Transformer, a projection head, and for a student that is masked a mask token.
+
+In order: `Network`; `build_student`, which makes one as the recipe says; the weights it may start from instead of
+chance (`starting_backbone` finds what `init` names, `take_weights` copies it, `describe_start` says so);
+`masked_tokens`, a forward pass that does not see some patches; and the names that weights have in a checkpoint
+(`network_to_file` and back).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,44 @@ from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.droppath import use_sampled_drop_path
 from patchssl.pretrain.head import ProjectionHead
 from patchssl.runtime.errors import UsageError
+
+
+class Network(nn.Module):
+    """A backbone, its projection head, and for a student that is masked a mask token."""
+
+    def __init__(self, backbone: VitBackbone, head: ProjectionHead, *, masked: bool = False) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.mask_token = nn.Parameter(torch.zeros(1, backbone.embed_dim)) if masked else None  # as iBOT's
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The backbone's transformer blocks."""
+        return list(self.backbone.module.blocks)
+
+
+def build_student(recipe: Recipe, seed: int, start: VitBackbone | None = None) -> tuple[Network, int]:
+    """A student before its first update and how many places of drop path it has.
+
+    `seed` fixes its weights; with `start` those of the head only.
+    """
+    spec = network_spec(recipe)
+    backbone = VitBackbone(build_vit(spec, seed=seed), arch=spec.label())
+    if start is not None:
+        take_weights(backbone, start)
+    num_drop_path = use_sampled_drop_path(backbone.module, recipe.model.drop_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        head = ProjectionHead(backbone.embed_dim, recipe.head)
+    return Network(backbone, head, masked=recipe.masked), num_drop_path
+
+
+def network_spec(recipe: Recipe) -> NetworkSpec:
+    """The backbone that `recipe` asks for; its training size is that of the global views."""
+    model = recipe.model
+    return NetworkSpec(arch=model.arch, image_size=recipe.views.global_size, patch_size=model.patch_size,
+                       embed_dim=model.embed_dim, depth=model.depth, num_heads=model.num_heads)
 
 
 def starting_backbone(recipe: Recipe) -> VitBackbone | None:
@@ -68,31 +112,6 @@ def describe_start(start: VitBackbone, image_size: int) -> str:
     return said
 
 
-class Network(nn.Module):
-    """A backbone, its projection head, and for a student that is masked a mask token."""
-
-    def __init__(self, backbone: VitBackbone, head: ProjectionHead, *, masked: bool = False) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.mask_token = nn.Parameter(torch.zeros(1, backbone.embed_dim)) if masked else None  # as iBOT's
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The backbone's transformer blocks."""
-        return list(self.backbone.module.blocks)
-
-
-def replace_patches(patches: Tensor, masks: Tensor, mask_token: Tensor) -> Tensor:
-    """`patches` (B, ..., D) with `mask_token` (D,) in all places that `masks` (B, N) names, N places row by row.
-
-    Raises ValueError when the masks are of other images or grids.
-    """
-    if masks.shape != patches.flatten(1, -2).shape[:2]:
-        raise ValueError(f"masks of shape {tuple(masks.shape)} for patches of shape {tuple(patches.shape)}")
-    return torch.where(masks.view(*patches.shape[:-1], 1), mask_token.to(patches.dtype), patches)
-
-
 def masked_tokens(backbone: VitBackbone, images: Tensor, mask_token: Tensor, masks: Tensor) -> Tensor:
     """The backbone's tokens (B, 1 + N, D) of `images` (B, 3, H, W) whose masked patches it does not see.
 
@@ -110,33 +129,20 @@ def masked_tokens(backbone: VitBackbone, images: Tensor, mask_token: Tensor, mas
         hook.remove()
 
 
+def replace_patches(patches: Tensor, masks: Tensor, mask_token: Tensor) -> Tensor:
+    """`patches` (B, ..., D) with `mask_token` (D,) in all places that `masks` (B, N) names, N places row by row.
+
+    Raises ValueError when the masks are of other images or grids.
+    """
+    if masks.shape != patches.flatten(1, -2).shape[:2]:
+        raise ValueError(f"masks of shape {tuple(masks.shape)} for patches of shape {tuple(patches.shape)}")
+    return torch.where(masks.view(*patches.shape[:-1], 1), mask_token.to(patches.dtype), patches)
+
+
 def compile_blocks(network: Network) -> None:
     """torch.compile of each transformer block, which all compile alike."""
     for block in network.blocks:
         block.compile()
-
-
-def network_spec(recipe: Recipe) -> NetworkSpec:
-    """The backbone that `recipe` asks for; its training size is that of the global views."""
-    model = recipe.model
-    return NetworkSpec(arch=model.arch, image_size=recipe.views.global_size, patch_size=model.patch_size,
-                       embed_dim=model.embed_dim, depth=model.depth, num_heads=model.num_heads)
-
-
-def build_student(recipe: Recipe, seed: int, start: VitBackbone | None = None) -> tuple[Network, int]:
-    """A student before its first update and how many places of drop path it has.
-
-    `seed` fixes its weights; with `start` those of the head only.
-    """
-    spec = network_spec(recipe)
-    backbone = VitBackbone(build_vit(spec, seed=seed), arch=spec.label())
-    if start is not None:
-        take_weights(backbone, start)
-    num_drop_path = use_sampled_drop_path(backbone.module, recipe.model.drop_path)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
-        head = ProjectionHead(backbone.embed_dim, recipe.head)
-    return Network(backbone, head, masked=recipe.masked), num_drop_path
 
 
 def network_to_file(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,12 @@
-"""Which patch tokens of a batch are compared, and what each comparison weighs, from geometry and draws alone.
+"""Which patch tokens of a batch are compared, and what each comparison weighs: a `MatchPlan`.
 
-Views are ordered globals first; a pair is (teacher view t, student view s) with t != s. The plan is made on the CPU,
-for a whole batch at once, while an accelerator still computes the update before. How many tokens match depends on the
-draws: made on the device, the host would have to wait for these counts in every update before it knew a single shape.
+`plan_batch` makes it: `plan_matches` for PW-Self, from the geometry of the views (and, for DINO, without any match),
+`plan_masked` for iBOT, from its masks. Views are ordered globals first; a pair is (teacher view t, student view s) with
+t != s. The weights are the means in `patchssl.pretrain.losses.pwself_loss`, spelled out match by match.
+
+The plan is made on the CPU, for a whole batch at once, while an accelerator still computes the update before. How many
+tokens match depends on the draws: made on the device, the host would have to wait for these counts in every update
+before it knew a single shape.
 """
 
 from __future__ import annotations
@@ -17,6 +21,13 @@ from patchssl.pretrain.crossentropy import GroupedMatches, group_matches
 from patchssl.pretrain.dataset import ViewBatch
 from patchssl.views.geometry import Crops, patches_per_side
 from patchssl.views.matching import match_crops
+
+
+def plan_batch(views: ViewBatch, recipe: Recipe) -> MatchPlan:
+    """What the tokens of a batch are compared with, from geometry, masks and draws, on the CPU."""
+    if recipe.method == "ibot":
+        return plan_masked(views.masks, recipe)
+    return plan_matches(views.boxes, views.mirrored, recipe, views.match_draws)
 
 
 class MatchPlan(NamedTuple):
@@ -34,24 +45,14 @@ class MatchPlan(NamedTuple):
     num_pairs: Tensor  # () float32: how many (image, pair) the patch term is a mean over; 1 where weights say it all
     class_weight: Tensor  # (B, G, V) float32: weight of each (image, teacher view, student view), 0 for t == s
     matched_share: Tensor  # (2,) float32: share of student patches with a match, in global and in local views
-    table: GroupedMatches  # of each student token its matches, image by image
+    groups: GroupedMatches  # the matches grouped by image, with offsets
 
     def to(self, device: torch.device) -> MatchPlan:
         """The plan on `device`, copied without waiting."""
         pinned = device.type == "cuda"
         sent: dict[str, Any] = {name: (value.pin_memory() if pinned else value).to(device, non_blocking=True)
                                 for name, value in self._asdict().items() if isinstance(value, Tensor)}
-        return self._replace(table=self.table.to(device), **sent)
-
-
-class _Matches(NamedTuple):
-    """M matches of one group of student views."""
-
-    student: Tensor  # (M,) token number
-    teacher: Tensor  # (M,) token number
-    pair: Tensor  # (M,) flat number of (image, t, s)
-    scale: Tensor  # (M,) float32: matches of the pair that this one stands for
-    share: float  # of the student patches that have a match
+        return self._replace(groups=self.groups.to(device), **sent)
 
 
 def plan_matches(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor | None = None) -> MatchPlan:
@@ -65,35 +66,41 @@ def plan_matches(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor 
     class_weight = even_class_weight(num_images, num_global, num_views)
     if recipe.method != "pwself":
         return class_only(class_weight)
-    groups = [_match_group(boxes, mirrored, recipe, draws, local)
-              for local in (False, True)[: 1 + (num_views > num_global)]]
-    student, teacher, pair, scale = (torch.cat(parts) for parts in zip(*(group[:4] for group in groups), strict=True))
+    kinds = [_match_views(boxes, mirrored, recipe, draws, local)
+             for local in (False, True)[: 1 + (num_views > num_global)]]
+    student, teacher, pair, scale = (torch.cat(parts) for parts in zip(*(kind[:4] for kind in kinds), strict=True))
     counts = torch.zeros(class_weight.numel()).index_add_(0, pair, scale)  # matches M of each (image, t, s)
-    if recipe.loss.weighting == "paper":
+    if recipe.loss.weighting == "paper":  # a pair is the mean over its class token and M matches
         class_weight = class_weight / (1 + counts.view_as(class_weight))
         weight, pairs = class_weight.flatten()[pair] * scale, torch.ones(())
-    else:
+    else:  # a pair is the mean over its matches, where it has any
         weight, pairs = scale / counts[pair], (counts > 0).sum().float()
-    share = torch.tensor([group.share for group in groups] + [0.0] * (2 - len(groups)))
+    share = torch.tensor([kind.share for kind in kinds] + [0.0] * (2 - len(kinds)))
     if recipe.loss.rule == "similarity":  # any teacher token may turn out to be the nearest
         teacher_tokens = torch.arange(num_images * num_global * _patches(recipe.views.global_size, recipe))
     else:
         teacher_tokens, teacher = teacher.unique(return_inverse=True)
     student_tokens, student = student.unique(return_inverse=True)
-    table = _tabulate(student, student_tokens, teacher_tokens, num_images, recipe)
-    return MatchPlan(student_tokens, teacher_tokens, student, teacher, weight, pairs, class_weight, share, table)
+    groups = _group(student, student_tokens, teacher_tokens, num_images, recipe)
+    return MatchPlan(student_tokens, teacher_tokens, student, teacher, weight, pairs, class_weight, share, groups)
 
 
-def _tabulate(student: Tensor, student_tokens: Tensor, teacher_tokens: Tensor, num_images: int,
-              recipe: Recipe) -> GroupedMatches:
-    """The matches by student token; tokens are numbered as `MatchPlan` says."""
-    views = recipe.views
-    of_globals = views.num_global * _patches(views.global_size, recipe)
-    of_locals = views.num_local * _patches(views.local_size, recipe) if views.num_local else 1
-    first_local = num_images * of_globals
-    student_image = torch.where(student_tokens < first_local, student_tokens // of_globals,
-                                (student_tokens - first_local) // of_locals)
-    return group_matches(student, student_image, teacher_tokens // of_globals)
+def plan_masked(masks: Tensor, recipe: Recipe) -> MatchPlan:
+    """Plan the comparisons of a batch from its `masks` (B, G, N) of global views, on the CPU.
+
+    The patch term is the mean over images and global views of a view's mean over masked patches; a view without any
+    counts as 0, as in bytedance/ibot's main_ibot.py. Class tokens are compared between all different views.
+    """
+    num_images, num_global, positions = masks.shape
+    tokens = masks.flatten().nonzero()[:, 0]
+    rows = torch.arange(len(tokens))
+    counts = masks.sum(-1)  # (B, G)
+    weight = (1 / (counts.clamp(min=1) * counts.numel())).flatten()[tokens // positions]
+    image = tokens // (num_global * positions)
+    share = torch.stack([masks.float().mean(), torch.zeros(())])
+    return MatchPlan(tokens, tokens, rows, rows, weight, torch.ones(()),
+                     even_class_weight(num_images, num_global, recipe.views.num_views), share,
+                     group_matches(rows, image, image))
 
 
 def even_class_weight(num_images: int, num_global: int, num_views: int) -> Tensor:
@@ -110,11 +117,29 @@ def class_only(class_weight: Tensor) -> MatchPlan:
                      group_matches(none, none, none))
 
 
-def _patches(size: int, recipe: Recipe) -> int:
-    return patches_per_side(size, recipe.model.patch_size) ** 2
+def _group(student: Tensor, student_tokens: Tensor, teacher_tokens: Tensor, num_images: int,
+           recipe: Recipe) -> GroupedMatches:
+    """The matches by image and student token; tokens are numbered as `MatchPlan` says."""
+    views = recipe.views
+    of_globals = views.num_global * _patches(views.global_size, recipe)
+    of_locals = views.num_local * _patches(views.local_size, recipe) if views.num_local else 1
+    first_local = num_images * of_globals
+    student_image = torch.where(student_tokens < first_local, student_tokens // of_globals,
+                                (student_tokens - first_local) // of_locals)
+    return group_matches(student, student_image, teacher_tokens // of_globals)
 
 
-def _match_group(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor | None, local: bool) -> _Matches:
+class _Matches(NamedTuple):
+    """M matches of all global, or of all local, student views."""
+
+    student: Tensor  # (M,) token number
+    teacher: Tensor  # (M,) token number
+    pair: Tensor  # (M,) flat number of (image, t, s)
+    scale: Tensor  # (M,) float32: matches of the pair that this one stands for
+    share: float  # of the student patches that have a match
+
+
+def _match_views(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor | None, local: bool) -> _Matches:
     """Matches between all global views and the global or local student views of every image."""
     num_images, num_views = mirrored.shape
     num_global = recipe.views.num_global
@@ -159,7 +184,7 @@ def _teacher_ids(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor 
 
 
 def _of_views(draws: Tensor | None, shape: torch.Size, num_global: int, local: bool, which: int) -> Tensor:
-    """The (B, G, S, N) draws of one group of student views."""
+    """The (B, G, S, N) draws of the global or local student views."""
     if draws is None or not draws.numel():
         raise ValueError("loss.matches_per_pair and the rule random need draws")
     return draws[:, which, :, num_global if local else 0:, : shape[3]][:, :, : shape[2]]
@@ -174,26 +199,5 @@ def _some(found: Tensor, draws: Tensor, limit: int) -> Tensor:
     return found & torch.zeros_like(found).scatter_(-1, smallest, True)
 
 
-def plan_masked(masks: Tensor, recipe: Recipe) -> MatchPlan:
-    """Plan the comparisons of a batch from its `masks` (B, G, N) of global views, on the CPU.
-
-    The patch term is the mean over images and global views of a view's mean over masked patches; a view without any
-    counts as 0, as in bytedance/ibot's main_ibot.py. Class tokens are compared between all different views.
-    """
-    num_images, num_global, positions = masks.shape
-    tokens = masks.flatten().nonzero()[:, 0]
-    rows = torch.arange(len(tokens))
-    counts = masks.sum(-1)  # (B, G)
-    weight = (1 / (counts.clamp(min=1) * counts.numel())).flatten()[tokens // positions]
-    image = tokens // (num_global * positions)
-    share = torch.stack([masks.float().mean(), torch.zeros(())])
-    return MatchPlan(tokens, tokens, rows, rows, weight, torch.ones(()),
-                     even_class_weight(num_images, num_global, recipe.views.num_views), share,
-                     group_matches(rows, image, image))
-
-
-def plan_batch(views: ViewBatch, recipe: Recipe) -> MatchPlan:
-    """What the tokens of a batch are compared with, from geometry, masks and draws, on the CPU."""
-    if recipe.method == "ibot":
-        return plan_masked(views.masks, recipe)
-    return plan_matches(views.boxes, views.mirrored, recipe, views.match_draws)
+def _patches(size: int, recipe: Recipe) -> int:
+    return patches_per_side(size, recipe.model.patch_size) ** 2

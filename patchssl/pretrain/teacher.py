@@ -1,4 +1,4 @@
-"""The teacher: an EMA copy of the student, and centering that keeps its targets from collapsing."""
+"""The teacher: an EMA copy of the student (mean teacher, arXiv 1703.01780), which no gradient reaches."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
 """Color augmentation: drawn per sample on the CPU, applied to all views of a batch at once, on any device.
 
-Whole views follow DINO: color jitter, grayscale, Gaussian blur, solarization. Patch-wise views are blurred
-first, then jitter, grayscale and solarization are drawn anew for every patch of the ViT's own grid. A whole
-view is colored as one patch as large as the view, so both kinds share one implementation, and every
-operation equals torchvision's functional one. Draws stay on the CPU: which patches need what is decided there,
-so that a device is never waited for.
+Read `patchssl.views.plaincolor` first: it says the same of one view in torchvision's words. Whole views follow DINO:
+color jitter, grayscale, Gaussian blur, solarization. Patch-wise views are blurred first, then jitter, grayscale and
+solarization are drawn anew for every patch of the ViT's own grid. A whole view is colored as one patch as large as
+the view, so both kinds share one implementation. Draws stay on the CPU: which patches need what is decided there, so
+that a device is never waited for.
+
+In order: what is drawn (`ColorDraws`, `draw_sample_colors`), what is done with it (`apply_colors`), and how.
 """
 
 from __future__ import annotations
@@ -73,13 +75,6 @@ def draw_sample_colors(
     of_global = [field[:num_global, :global_patches] if field.ndim > 1 else field[:num_global] for field in drawn]
     of_local = [field[num_global:, :local_patches] if field.ndim > 1 else field[num_global:] for field in drawn]
     return ColorDraws(*map(torch.from_numpy, of_global)), ColorDraws(*map(torch.from_numpy, of_local))
-
-
-def draw_colors(
-    rng: np.random.Generator, config: PhotometricConfig, kinds: Sequence[int], num_patches: int,
-) -> ColorDraws:
-    """Draws for views of P = `num_patches` patches; `kinds`: FIRST_GLOBAL, OTHER_GLOBAL or LOCAL for each."""
-    return ColorDraws(*map(torch.from_numpy, _draw(rng, config, kinds, num_patches)))
 
 
 def stack_draws(samples: Sequence[ColorDraws]) -> ColorDraws:

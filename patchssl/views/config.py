@@ -1,4 +1,10 @@
-"""Settings of views, color and masks: sizes in pixels, scales as a share of the image area."""
+"""Settings of what a network sees: `ViewConfig` of crops, `PhotometricConfig` of color, `MaskConfig` of masks.
+
+They are the parts `views`, `photometric` and `masks` of a recipe (`patchssl.pretrain.config`), whose other parts have
+the same base, `ConfigPart`. Sizes are pixels of a view, scales shares of the image's area, probabilities are from 0 to
+1. The defaults are DINO's multi-crop and color (arXiv 2104.14294), the color drawn patch by patch, and iBOT's masks
+(arXiv 2111.07832).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The crops of an image's views: drawn from (seed, epoch, index) alone, and cut out."""
+"""The crops of an image's views: drawn from (seed, epoch, index) alone, and cut out.
+
+All randomness of a sample starts at `sample_rng`: each kind of draw (crops, color, masks, ...) has a stream of its own,
+so that a changed setting of one leaves the others as they were, and nothing depends on a worker or a process.
+`draw_views` is multi-crop (SwAV, arXiv 2006.09882): a few large views and many small ones, each a random resized crop
+as torchvision's RandomResizedCrop draws it, mirrored with some probability. `cut_views` makes pixels of them; their
+color comes later, on the training device.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from patchssl.pretrain import centering
 from patchssl.pretrain.crossentropy import GroupedMatches, TeacherTokens, group_matches, matched_cross_entropy
 
 TEMP, TEACHER_TEMP, IMAGES = 0.1, 0.04, 5
@@ -28,11 +29,11 @@ class Case(NamedTuple):
     teacher_image: Tensor
 
     @property
-    def table(self) -> GroupedMatches:
+    def groups(self) -> GroupedMatches:
         return group_matches(self.student, self.student_image, self.teacher_image)
 
     def ours(self, rows=None):
-        return matched_cross_entropy(self.bottleneck, self.prototypes, self.teacher, self.table, self.teacher_rows,
+        return matched_cross_entropy(self.bottleneck, self.prototypes, self.teacher, self.groups, self.teacher_rows,
                                      self.weight, TEMP, rows=rows)
 
     def gradients(self, loss):
@@ -73,7 +74,7 @@ def teacher_probs(case):
         return case.teacher
     center = case.teacher.center
     center = center if case.teacher.position is None else center[case.teacher.position]
-    return ((F.linear(case.teacher.bottleneck, case.teacher.prototypes) - center) / TEACHER_TEMP).softmax(-1)
+    return centering.teacher_probs(F.linear(case.teacher.bottleneck, case.teacher.prototypes), center, TEACHER_TEMP)
 
 
 def plain(case):
@@ -122,8 +123,8 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_by_hand():
     """One match, two prototypes, logits (1, 0) / 0.1 against probabilities (1/4, 3/4)."""
-    table = group_matches(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
-    loss, stats = matched_cross_entropy(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([[0.25, 0.75]]), table,
+    groups = group_matches(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
+    loss, stats = matched_cross_entropy(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([[0.25, 0.75]]), groups,
                                         torch.tensor([0]), torch.tensor([2.0]), student_temp=0.1)
     assert float(loss) == pytest.approx(2 * 7.5000454, rel=1e-6)  # 10 * 3/4 + ln(1 + e^-10)
     assert float(stats.teacher_entropy) == pytest.approx(0.5623351, rel=1e-6)
@@ -149,9 +150,9 @@ def test_loss_less_matched_entropy_is_zero_where_both_say_the_same():
     tokens = F.normalize(torch.randn(20, 6, dtype=torch.float64), dim=-1)
     same = TeacherTokens(tokens, case.prototypes.detach(), torch.zeros(1, 31, dtype=torch.float64), TEMP)
     rows = torch.arange(20)
-    table = group_matches(rows, case.teacher_image, case.teacher_image)
+    groups = group_matches(rows, case.teacher_image, case.teacher_image)
     weight = torch.rand(20, dtype=torch.float64)
-    loss, stats = matched_cross_entropy(tokens, case.prototypes, same, table, rows, weight, TEMP)
+    loss, stats = matched_cross_entropy(tokens, case.prototypes, same, groups, rows, weight, TEMP)
     assert float(loss.detach() - stats.matched_entropy) == pytest.approx(0, abs=1e-12)
     assert loss > 0
 
@@ -268,32 +269,32 @@ def test_nothing_waits_for_a_value(kind):
 
     teacher = move(case.teacher) if kind == "given" else TeacherTokens(*map(move, case.teacher))
     bottleneck, prototypes = move(case.bottleneck).requires_grad_(), move(case.prototypes).requires_grad_()
-    loss, stats = matched_cross_entropy(bottleneck, prototypes, teacher, case.table.to(there), move(case.teacher_rows),
+    loss, stats = matched_cross_entropy(bottleneck, prototypes, teacher, case.groups.to(there), move(case.teacher_rows),
                                         move(case.weight), TEMP, rows=7)
     loss.backward()
     assert bottleneck.grad.shape == case.bottleneck.shape
     assert stats.teacher_entropy.device == there
 
 
-def test_the_table_by_hand():
+def test_the_groups_by_hand():
     """Four student tokens of images 1, 0, 1, 0; token 2 has two matches."""
-    table = group_matches(torch.tensor([2, 0, 1, 2, 3]), torch.tensor([1, 0, 1, 0]), torch.tensor([0, 0, 1]))
-    assert table.order.tolist() == [1, 3, 0, 2]
-    assert table.matches.tolist() == [[2, 2], [4, 4], [1, 1], [0, 3]]
-    assert table.filled.tolist() == [[True, False]] * 3 + [[True, True]]
-    assert table.student_ends == (2, 4)
-    assert table.teacher_ends == (2, 3)
+    groups = group_matches(torch.tensor([2, 0, 1, 2, 3]), torch.tensor([1, 0, 1, 0]), torch.tensor([0, 0, 1]))
+    assert groups.order.tolist() == [1, 3, 0, 2]
+    assert groups.matches.tolist() == [[2, 2], [4, 4], [1, 1], [0, 3]]
+    assert groups.filled.tolist() == [[True, False]] * 3 + [[True, True]]
+    assert groups.student_ends == (2, 4)
+    assert groups.teacher_ends == (2, 3)
 
 
-def test_what_cannot_be_tabulated_is_refused():
+def test_what_cannot_be_grouped_is_refused():
     with pytest.raises(ValueError, match="1 of 2 student rows have no match"):
         group_matches(torch.tensor([0]), torch.tensor([0, 0]), torch.tensor([0]))
     with pytest.raises(ValueError, match="image by image"):
         group_matches(torch.tensor([0]), torch.tensor([0]), torch.tensor([1, 0]))
 
 
-def test_a_table_of_other_tokens_is_refused():
+def test_groups_of_other_tokens_are_refused():
     case = make_case()
-    with pytest.raises(ValueError, match="22 student and 20 teacher tokens, but the table is of 23 and 20"):
-        matched_cross_entropy(case.bottleneck[1:], case.prototypes, case.teacher, case.table, case.teacher_rows,
+    with pytest.raises(ValueError, match="22 student and 20 teacher tokens, but groups of 23 and 20"):
+        matched_cross_entropy(case.bottleneck[1:], case.prototypes, case.teacher, case.groups, case.teacher_rows,
                               case.weight, TEMP)

@@ -6,15 +6,18 @@ from torch.utils._pytree import tree_leaves
 
 from patchssl.models.backbone import VitBackbone
 from patchssl.models.networks import NetworkSpec, build_vit
-from patchssl.pretrain.centering import Centers
+from patchssl.pretrain.centering import Centers, teacher_probs
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.distill import Batch, student_losses, teacher_targets
 from patchssl.pretrain.droppath import set_drop_path_draws, use_sampled_drop_path
 from patchssl.pretrain.head import ProjectionHead
+from patchssl.pretrain.losses import pair_losses, pwself_loss
 from patchssl.pretrain.network import Network, masked_tokens
 from patchssl.pretrain.pairs import plan_masked, plan_matches
 from patchssl.pretrain.schedules import StepValues
 from patchssl.pretrain.teacher import make_teacher
+from patchssl.views.geometry import View
+from patchssl.views.matching import match_patches
 
 PATCH, SIZE, LOCAL, K = 8, 24, 16, 7
 SPEC = NetworkSpec(arch="vit_tiny_patch16_224", image_size=SIZE, patch_size=PATCH, embed_dim=12, depth=2,
@@ -246,6 +249,39 @@ def test_student_losses_equal_one_view_at_a_time(layout, weighting):
     weights = [p for p in student.parameters() if p.requires_grad]
     ours, theirs = (torch.autograd.grad(x, weights) for x in (losses.total, class_term + 0.7 * patch_term))
     for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_position", [False, True])
+@pytest.mark.parametrize("weighting", ["balanced", "paper"])
+@pytest.mark.parametrize(("layout", "shift"), [((2, 2), 7.0), ((1, 3), 10.0), ((3, 0), 13.0)])
+def test_a_forward_pass_is_the_plain_formulas(layout, shift, weighting, per_position):
+    """Matching, centering and loss pair by pair, from the logits of one view at a time."""
+    recipe = make_recipe(*layout, weighting=weighting, center_per_position=per_position)
+    student, plan = make_network(recipe), plan_for(recipe, 3, shift)
+    teacher, centers = make_teacher(student), Centers(recipe)
+    globals_, locals_ = views_of(3, *layout)
+    for step in range(2):  # the second with centers that have moved
+        targets = teacher_targets(teacher, centers, globals_, plan, VALUES, recipe.loss)
+        if not step:
+            centers.update(teacher, [10 * targets.class_mean], [10 * targets.patch_mean])
+    draws, patch_weight = torch.zeros(3, sum(layout), 4), 1.0 if weighting == "paper" else 0.7
+    ours = student_losses(student, Batch(globals_, locals_, draws), targets, plan, patch_weight, recipe.loss).total
+    center = torch.cat([centers.class_token.value, centers.patch_tokens.value.expand(9, K)])
+    assert center.abs().max() > 0.01
+    probs = teacher_probs(all_logits(teacher, globals_), center, 0.05)
+    views = [View(0, shift * v, 24, 24, False, SIZE if v < layout[0] else LOCAL) for v in range(sum(layout))]
+    pairs = []
+    for i in range(3):
+        for s, view in enumerate([*globals_[i], *locals_[i]]):
+            logits = logits_of_view(student.head, student.backbone.tokens(view[None])[0])
+            pairs += [pair_losses(logits, probs[i, t], *match_patches(views[t], views[s], PATCH), 0.1)
+                      for t in range(layout[0]) if t != s]
+    assert len({len(matches) for _, matches in pairs}) > 1
+    slow = pwself_loss(pairs, weighting, patch_weight)
+    close(ours, slow)
+    weights = [p for p in student.parameters() if p.requires_grad]
+    for a, b in zip(torch.autograd.grad(ours, weights), torch.autograd.grad(slow, weights), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 

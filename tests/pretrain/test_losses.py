@@ -1,12 +1,14 @@
-"""The planned, batched losses against plain loops over images, pairs and patches, gradients included."""
+"""The planned, batched losses against the plain form, gradients included, and that against loops over prototypes."""
 
+import math
 import random
 
 import pytest
 import torch
 
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.losses import class_loss, patch_loss
+from patchssl.pretrain.crossentropy import matched_cross_entropy
+from patchssl.pretrain.losses import class_loss, pair_losses, patch_loss, pwself_loss
 from patchssl.pretrain.pairs import plan_matches
 from patchssl.views.geometry import View
 from patchssl.views.matching import match_patches
@@ -15,9 +17,9 @@ PATCH, GLOBAL, LOCAL, K, TEMP = 8, 32, 16, 5, 0.1
 LAYOUTS = [(2, 4), (1, 3), (2, 0), (3, 1)]
 
 
-def make_recipe(num_global, num_local, weighting="balanced", rule="center", **more):
+def make_recipe(num_global, num_local, weighting="balanced", rule="center", temp=TEMP, **more):
     return Recipe.model_validate({
-        "model": {"patch_size": PATCH}, "loss": {"weighting": weighting, "rule": rule},
+        "model": {"patch_size": PATCH}, "loss": {"weighting": weighting, "rule": rule, "student_temp": temp},
         "views": {"num_global": num_global, "num_local": num_local, "global_size": GLOBAL,
                   "local_size": LOCAL},
         **more,
@@ -44,11 +46,11 @@ def tensors(views):
 class Tokens:
     """Random student logits and teacher probabilities for every token of every view, class token first."""
 
-    def __init__(self, views, num_global, seed=0):
+    def __init__(self, views, num_global, seed=0, prototypes=K):
         rng = torch.Generator().manual_seed(seed)
-        self.student = [[torch.randn(1 + (v.size // PATCH) ** 2, K, generator=rng).requires_grad_()
+        self.student = [[torch.randn(1 + (v.size // PATCH) ** 2, prototypes, generator=rng).requires_grad_()
                          for v in image] for image in views]
-        self.teacher = [[torch.randn(1 + (v.size // PATCH) ** 2, K, generator=rng).mul(3).softmax(-1)
+        self.teacher = [[torch.randn(1 + (v.size // PATCH) ** 2, prototypes, generator=rng).mul(3).softmax(-1)
                          for v in image[:num_global]] for image in views]
 
     def student_class(self):
@@ -67,67 +69,95 @@ class Tokens:
 
     def gradients(self, loss):
         every = [x for image in self.student for x in image]
-        found = torch.autograd.grad(loss, every, allow_unused=True)
+        found = torch.autograd.grad(loss, every, allow_unused=True, retain_graph=True)
         return torch.cat([(torch.zeros_like(x) if g is None else g).flatten()
                           for x, g in zip(every, found, strict=True)])
 
 
-def cross_entropy(teacher, student):
-    """H(teacher, student) of one pair of tokens."""
-    return -sum(p * q for p, q in zip(teacher, torch.log_softmax(student / TEMP, 0), strict=True))
-
-
-def pairs_of(tokens, views, num_global, rule):
-    """Of each (image, teacher view, other view): the class token's loss and its matches' losses."""
-    for i, image in enumerate(views):
-        for t in range(num_global):
-            for s in range(len(image)):
-                if s != t:
-                    teacher, student = tokens.teacher[i][t], tokens.student[i][s]
-                    ids = zip(*match_patches(image[t], image[s], PATCH, rule), strict=True)
-                    yield (cross_entropy(teacher[0], student[0]),
-                           [cross_entropy(teacher[1 + a], student[1 + b]) for a, b in ids])
+def pairs_of(tokens, views, num_global, rule, temp=TEMP):
+    """Plain losses of each (image, teacher view, other view)."""
+    return [pair_losses(student, tokens.teacher[i][t], *match_patches(image[t], image[s], PATCH, rule), temp)
+            for i, image in enumerate(views) for t in range(num_global)
+            for s, student in enumerate(tokens.student[i]) if s != t]
 
 
 def mean(values):
     return sum(values) / len(values)
 
 
-def planned(tokens, views, recipe):
-    """Class and patch term by the code under test."""
-    plan = plan_matches(*tensors(views), recipe)
-    class_term = class_loss(tokens.student_class(), tokens.teacher_class(), plan.class_weight, TEMP)
-    patch_term = patch_loss(tokens.student_patches(recipe.views.num_global)[plan.student_tokens],
-                            tokens.teacher_patches()[plan.teacher_tokens], plan, TEMP)
-    return class_term, patch_term
+def planned(tokens, views, recipe, form="whole"):
+    """Class and patch term by the code under test; the patch term in the `form` of whole matrices or of training."""
+    plan, temp = plan_matches(*tensors(views), recipe), recipe.loss.student_temp
+    class_term = class_loss(tokens.student_class(), tokens.teacher_class(), plan.class_weight, temp)
+    student = tokens.student_patches(recipe.views.num_global)[plan.student_tokens]
+    teacher = tokens.teacher_patches()[plan.teacher_tokens]
+    if form == "whole":
+        return class_term, patch_loss(student, teacher, plan, temp)
+    axes = torch.eye(student.shape[1])  # prototypes of which a bottleneck is the logits
+    total, _ = matched_cross_entropy(student, axes, teacher, plan.groups, plan.teacher, plan.weight, temp, rows=50)
+    return class_term, total / plan.num_pairs.clamp(min=1e-6)
 
 
+@pytest.mark.parametrize("num_matches", [0, 1, 7])
+def test_the_plain_losses_of_a_pair_are_sums_over_prototypes(num_matches):
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(9, K, generator=rng), torch.randn(5, K, generator=rng).softmax(-1)
+    teacher_ids, student_ids = (torch.randint(4, (num_matches,), generator=rng) for _ in range(2))
+    found = pair_losses(student, teacher, teacher_ids, student_ids, TEMP)
+
+    def cross_entropy(p, s):
+        total = sum(math.exp(x / TEMP) for x in s)
+        return -sum(a * math.log(math.exp(x / TEMP) / total) for a, x in zip(p, s, strict=True))
+
+    p, s = teacher.tolist(), student.tolist()
+    ids = zip(teacher_ids.tolist(), student_ids.tolist(), strict=True)
+    assert float(found[0]) == pytest.approx(cross_entropy(p[0], s[0]), rel=1e-5)
+    assert found[1].tolist() == pytest.approx([cross_entropy(p[1 + a], s[1 + b]) for a, b in ids], rel=1e-5)
+
+
+def test_the_plain_weightings_by_hand():
+    """Three pairs: class tokens 1, 2 and 6, with matches 3 and 5, none, and 0."""
+    pairs = [(torch.tensor(1.0), torch.tensor([3.0, 5.0])), (torch.tensor(2.0), torch.zeros(0)),
+             (torch.tensor(6.0), torch.tensor([0.0]))]
+    assert float(pwself_loss(pairs, "balanced", patch_weight=0.5)) == 3 + 0.5 * (4 + 0) / 2
+    assert float(pwself_loss(pairs, "paper")) == pytest.approx((9 / 3 + 2 + 6 / 2) / 3)
+    assert float(pwself_loss(pairs[1:2], "balanced")) == float(pwself_loss(pairs[1:2], "paper")) == 2
+
+
+FORMS = pytest.mark.parametrize("form", ["whole", "training"])
+SIZES = pytest.mark.parametrize(("prototypes", "temp"), [(5, 0.1), (40, 0.3)])
+
+
+@FORMS
+@SIZES
 @pytest.mark.parametrize("rule", ["center", "paper"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_balanced_terms_equal_the_loops(layout, rule):
-    recipe = make_recipe(*layout, rule=rule)
+def test_balanced_terms_equal_the_plain_form(layout, rule, prototypes, temp, form):
+    recipe = make_recipe(*layout, rule=rule, temp=temp)
     views = random_views(recipe, num_images=4)
-    tokens = Tokens(views, layout[0])
-    pairs = list(pairs_of(tokens, views, layout[0], rule))
+    tokens = Tokens(views, layout[0], prototypes=prototypes)
+    pairs = pairs_of(tokens, views, layout[0], rule, temp)
     assert len(pairs) == 4 * layout[0] * (sum(layout) - 1)
-    with_matches = [matches for _, matches in pairs if matches]
-    assert len({len(matches) for matches in with_matches}) > 1  # or means could be told apart from nothing
-    slow = [mean([c for c, _ in pairs]), mean([mean(matches) for matches in with_matches])]
-    for ours, theirs in zip(planned(tokens, views, recipe), slow, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(tokens.gradients(ours), tokens.gradients(theirs), rtol=1e-4, atol=1e-7)
+    counts = {len(matches) for _, matches in pairs}
+    assert 0 in counts and len(counts) > 2  # or means could be told apart from nothing
+    class_term, patch_term = planned(tokens, views, recipe, form)
+    for weight in (0.0, 1.0, 0.3):
+        ours, slow = class_term + weight * patch_term, pwself_loss(pairs, "balanced", weight)
+        torch.testing.assert_close(ours, slow, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tokens.gradients(ours), tokens.gradients(slow), rtol=1e-4, atol=1e-7)
 
 
+@FORMS
+@SIZES
 @pytest.mark.parametrize("rule", ["center", "paper"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_paper_weighting_equals_the_loops(layout, rule):
-    recipe = make_recipe(*layout, rule=rule, weighting="paper")
+def test_paper_weighting_equals_the_plain_form(layout, rule, prototypes, temp, form):
+    recipe = make_recipe(*layout, rule=rule, weighting="paper", temp=temp)
     views = random_views(recipe, num_images=8, seed=1)
-    tokens = Tokens(views, layout[0])
-    pairs = list(pairs_of(tokens, views, layout[0], rule))
+    tokens = Tokens(views, layout[0], prototypes=prototypes)
+    pairs = pairs_of(tokens, views, layout[0], rule, temp)
     assert min(len(matches) for _, matches in pairs) == 0 < max(len(matches) for _, matches in pairs)
-    slow = mean([mean([class_token, *matches]) for class_token, matches in pairs])
-    ours = sum(planned(tokens, views, recipe))
+    ours, slow = sum(planned(tokens, views, recipe, form)), pwself_loss(pairs, "paper")
     torch.testing.assert_close(ours, slow, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(tokens.gradients(ours), tokens.gradients(slow), rtol=1e-4, atol=1e-7)
 

@@ -42,7 +42,7 @@ def test_the_patch_term_is_a_mean_of_means():
     rows, targets = student[plan.student_tokens], teacher[plan.teacher_tokens]
     expected = pytest.approx(slow_patch_term(student, teacher, masks, 0.1), rel=1e-5)
     assert patch_loss(rows, targets, plan, 0.1).item() == expected
-    value, _ = matched_cross_entropy(rows, torch.eye(PROTOTYPES), targets, plan.table, plan.teacher, plan.weight, 0.1)
+    value, _ = matched_cross_entropy(rows, torch.eye(PROTOTYPES), targets, plan.groups, plan.teacher, plan.weight, 0.1)
     assert (value / plan.num_pairs).item() == expected
 
 
@@ -62,6 +62,6 @@ def test_a_batch_without_masks_has_a_patch_term_of_zero():
     masks = torch.zeros(2, 2, 9, dtype=torch.bool)
     plan = plan_masked(masks, make_recipe(method="ibot", photometric={"patch_share": 0}))
     student, prototypes = torch.ones(0, 3, requires_grad=True), torch.eye(3, requires_grad=True)
-    value, _ = matched_cross_entropy(student, prototypes, torch.ones(0, 3), plan.table, plan.teacher, plan.weight, 0.1)
+    value, _ = matched_cross_entropy(student, prototypes, torch.ones(0, 3), plan.groups, plan.teacher, plan.weight, 0.1)
     value.backward()
     assert value.item() == 0 and not prototypes.grad.any()

@@ -8,10 +8,9 @@ import torch
 from record_losses import BOXES, GLOBALS, IMAGES, LOCALS, LOSSES, MIRRORED, PATCH, PROTOTYPES, SEPARATE, SIDE, UPDATES
 from torch import nn
 
-from patchssl.pretrain.centering import EmaCenter
-from patchssl.pretrain.config import LossConfig, Recipe
+from patchssl.pretrain.centering import EmaCenter, teacher_probs
+from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.crossentropy import TeacherTokens, matched_cross_entropy
-from patchssl.pretrain.distill import _class_probs
 from patchssl.pretrain.losses import class_loss, patch_loss
 from patchssl.pretrain.pairs import class_only, even_class_weight, plan_masked, plan_matches
 
@@ -23,7 +22,7 @@ def logits(name, update, *shape):
 
 
 def class_term(student, teacher, plan, center, update):
-    probs = _class_probs(teacher, center.value, official.TEMPS[update], LossConfig())
+    probs = teacher_probs(teacher, center.value, official.TEMPS[update])
     return class_loss(student, probs, plan.class_weight, official.STUDENT_TEMP)
 
 
@@ -32,10 +31,10 @@ def patch_terms(student, teacher, plan, center, temp):
     student, positions = student[plan.student_tokens], teacher.shape[2]
     matched = teacher.flatten(0, 2)[plan.teacher_tokens]
     position = plan.teacher_tokens % positions if len(center.value) > 1 else None
-    probs = ((matched - (center.value if position is None else center.value[position])) / temp).softmax(-1)
+    probs = teacher_probs(matched, center.value if position is None else center.value[position], temp)
     axes = torch.eye(student.shape[1])  # prototypes of which a bottleneck is the logits
     says = TeacherTokens(matched, axes, center.value, temp, position)
-    value, _ = matched_cross_entropy(student, axes, says, plan.table, plan.teacher, plan.weight, official.STUDENT_TEMP)
+    value, _ = matched_cross_entropy(student, axes, says, plan.groups, plan.teacher, plan.weight, official.STUDENT_TEMP)
     return patch_loss(student, probs, plan, official.STUDENT_TEMP), value / plan.num_pairs
 
 

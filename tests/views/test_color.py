@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -14,12 +12,12 @@ from patchssl.views.color import (
     OTHER_GLOBAL,
     ColorDraws,
     apply_colors,
-    draw_colors,
     draw_sample_colors,
     normalize,
     stack_draws,
 )
 from patchssl.views.config import PhotometricConfig
+from patchssl.views.plaincolor import blur, color_view
 
 TOLERANCE = 1e-5  # far inside the 1/255 that is asked for
 ADJUST = {
@@ -60,28 +58,13 @@ def jitter(image: Tensor, factors: Tensor, order: int) -> Tensor:
     return image
 
 
-def blur(image: Tensor, sigma: float) -> Tensor:
-    reach = min(math.ceil(3 * sigma), image.shape[-1] - 1)
-    return tv.gaussian_blur(image, [2 * reach + 1] * 2, [sigma] * 2) if sigma else image
+def local_draws(seed: int, config: PhotometricConfig, count: int, patches: int) -> ColorDraws:
+    """What training draws for the `count` local views of a sample."""
+    return draw_sample_colors(np.random.default_rng(seed), config, 1, count, 1, patches)[1]
 
 
-def colored_slowly(image: Tensor, draws: ColorDraws, view: int, patch_size: int) -> Tensor:
-    """One view by torchvision alone, patch by patch or in DINO's order."""
-    def recolor(part: Tensor, patch: int) -> Tensor:
-        part = jitter(part, draws.factors[view, patch], int(draws.order[view, patch]))
-        return tv.rgb_to_grayscale(part, 3) if draws.grayscale[view, patch] else part
-
-    sigma = float(draws.sigma[view])
-    if not draws.patchwise[view]:
-        image = blur(recolor(image, 0), sigma)
-        return tv.solarize(image, 0.5) if draws.solarize[view, 0] else image
-    image, per_side = blur(image, sigma).clone(), image.shape[-1] // patch_size
-    for patch in range(per_side**2):
-        top, left = (patch_size * at for at in divmod(patch, per_side))
-        part = recolor(image[:, top : top + patch_size, left : left + patch_size], patch)
-        part = tv.solarize(part, 0.5) if draws.solarize[view, patch] else part
-        image[:, top : top + patch_size, left : left + patch_size] = part
-    return image
+def of_view(draws: ColorDraws, view: int) -> ColorDraws:
+    return ColorDraws(*(field[view] for field in draws))
 
 
 def max_error(found: Tensor, expected: Tensor) -> float:
@@ -136,14 +119,16 @@ def test_blur_is_torchvisions_gaussian(size: int) -> None:
     sigma = torch.tensor([0.0, 0.1, 0.7, 1.4, 2.0])
     for patchwise in (False, True):
         colored = apply_colors(images, draws_of(5, 1, sigma=sigma, patchwise=patchwise), size)
-        expected = torch.stack([blur(image, float(s)) for image, s in zip(images, sigma, strict=True)])
+        expected = torch.stack([blur(image, s) for image, s in zip(images, sigma, strict=True)])
         assert max_error(colored, expected) < TOLERANCE
 
 
+@pytest.mark.parametrize("config", [WIDE, PhotometricConfig()], ids=["wide", "default"])
 @pytest.mark.parametrize("size, patch_size, share", [
-    (32, 8, 0.0), (32, 8, 1.0), (32, 4, 0.5), (30, 5, 0.5), (48, 16, 0.5)])
-def test_a_batch_is_what_torchvision_does_view_by_view(size: int, patch_size: int, share: float) -> None:
-    config = WIDE.model_copy(update={"patch_share": share})
+    (32, 8, 0.0), (32, 8, 1.0), (32, 4, 0.5), (30, 5, 0.5), (48, 16, 0.5), (96, 32, 0.5)])
+def test_a_batch_equals_the_plain_form_view_by_view(size: int, patch_size: int, share: float,
+                                                    config: PhotometricConfig) -> None:
+    config = config.model_copy(update={"patch_share": share})
     per_side = size // patch_size
     rng = np.random.default_rng(size + patch_size)
     samples = [draw_sample_colors(rng, config, 2, 1, per_side**2, per_side**2) for _ in range(6)]
@@ -152,14 +137,14 @@ def test_a_batch_is_what_torchvision_does_view_by_view(size: int, patch_size: in
     before = images.clone()
     colored = apply_colors(images, globals_, patch_size)
     for view, image in enumerate(images):
-        assert max_error(colored[view], colored_slowly(image, globals_, view, patch_size)) < 1e-4
+        assert max_error(colored[view], color_view(image, of_view(globals_, view), patch_size)) < 1e-4
     assert torch.equal(images, before)
     assert colored.min() >= 0 and colored.max() <= 1
     assert len(set(globals_.patchwise.tolist())) == (2 if share == 0.5 else 1)
 
 
 def test_a_view_does_not_depend_on_its_batch() -> None:
-    draws = draw_colors(np.random.default_rng(5), WIDE, [OTHER_GLOBAL] * 8, 16)
+    draws = local_draws(5, WIDE, 8, 16)
     images = sample_images(8, 32)
     together = apply_colors(images, draws, 8)
     alone = [apply_colors(images[i : i + 1], ColorDraws(*(field[i : i + 1] for field in draws)), 8)
@@ -168,9 +153,9 @@ def test_a_view_does_not_depend_on_its_batch() -> None:
 
 
 def test_after_the_blur_a_patch_does_not_depend_on_its_neighbors() -> None:
-    draws = draw_colors(np.random.default_rng(1), WIDE.model_copy(update={"patch_share": 1.0}), [LOCAL] * 4, 16)
+    draws = local_draws(1, WIDE.model_copy(update={"patch_share": 1.0}), 4, 16)
     images = sample_images(4, 32)
-    blurred = torch.stack([blur(image, float(s)) for image, s in zip(images, draws.sigma, strict=True)])
+    blurred = torch.stack([blur(image, s) for image, s in zip(images, draws.sigma, strict=True)])
     sharp = draws._replace(sigma=torch.zeros(4))
     colored = apply_colors(blurred, sharp, 8)
     assert max_error(colored, apply_colors(images, draws, 8)) < 1e-4  # so that is all that follows the blur
@@ -182,7 +167,7 @@ def test_after_the_blur_a_patch_does_not_depend_on_its_neighbors() -> None:
 
 
 def test_any_device_and_layout_without_waiting() -> None:
-    draws = draw_colors(np.random.default_rng(2), WIDE, [OTHER_GLOBAL] * 6, 16)
+    draws = local_draws(2, WIDE, 6, 16)
     images = (sample_images(6, 32) * 255).byte()
     # a meta tensor has no values: whatever would wait for a device to read them fails on it
     nowhere = apply_colors(images.to("meta"), draws, 8)
@@ -194,7 +179,7 @@ def test_any_device_and_layout_without_waiting() -> None:
 
 
 def test_gray_views_stay_gray_and_finite() -> None:
-    draws = draw_colors(np.random.default_rng(3), WIDE, [FIRST_GLOBAL] * 8, 4)
+    draws = local_draws(3, WIDE, 8, 4)
     for level in (0.0, 0.5, 1.0):
         colored = apply_colors(torch.full((8, 3, 16, 16), level), draws, 8)
         assert colored.isfinite().all()
@@ -232,7 +217,7 @@ def test_draws_follow_from_the_generator() -> None:
 
 def test_patch_share_decides_nothing_else() -> None:
     shares = [WIDE.model_copy(update={"patch_share": share}) for share in (0.0, 0.3, 1.0)]
-    none, some, every = (draw_colors(np.random.default_rng(4), config, [LOCAL] * 40, 9) for config in shares)
+    none, some, every = (local_draws(4, config, 40, 9) for config in shares)
     assert not none.patchwise.any() and every.patchwise.all() and 0 < some.patchwise.sum() < 20
     assert torch.equal(none.sigma, every.sigma) and torch.equal(some.sigma, every.sigma)
     for kept, whole, mixed in zip(every[2:], none[2:], some[2:], strict=True):
@@ -245,7 +230,8 @@ def test_patch_share_decides_nothing_else() -> None:
 def test_settings_leave_each_others_draws_alone() -> None:
     def drawn(**update: object) -> ColorDraws:
         rng = np.random.default_rng(9)
-        draws = draw_colors(rng, WIDE.model_copy(update={"patch_share": 1.0, **update}), [FIRST_GLOBAL, LOCAL], 200)
+        config = WIDE.model_copy(update={"patch_share": 1.0, **update})
+        draws = draw_sample_colors(rng, config, 1, 2, 1, 200)[1]
         states.append(rng.bit_generator.state)
         return draws
 
@@ -265,7 +251,10 @@ def test_settings_leave_each_others_draws_alone() -> None:
 def test_draws_have_the_recipes_probabilities_and_ranges() -> None:
     config = PhotometricConfig(patch_share=0.3)
     rng = np.random.default_rng(0)
-    kinds = {kind: draw_colors(rng, config, [kind] * 3000, 4) for kind in (FIRST_GLOBAL, OTHER_GLOBAL, LOCAL)}
+    globals_, locals_ = (stack_draws(views) for views in zip(
+        *(draw_sample_colors(rng, config, 2, 1, 4, 4) for _ in range(3000)), strict=True))
+    kinds = {kind: ColorDraws(*(field[:, view] for field in draws)) for kind, draws, view in (
+        (FIRST_GLOBAL, globals_, 0), (OTHER_GLOBAL, globals_, 1), (LOCAL, locals_, 0))}
     for kind, draws in kinds.items():
         blurred = draws.sigma > 0
         assert draws.patchwise.float().mean() == pytest.approx(0.3, abs=0.04)
@@ -285,14 +274,14 @@ def test_draws_have_the_recipes_probabilities_and_ranges() -> None:
 
 
 def test_whole_views_hold_one_draw_and_patch_wise_views_many() -> None:
-    draws = draw_colors(np.random.default_rng(6), PhotometricConfig(patch_share=0.5), [FIRST_GLOBAL] * 20, 16)
+    draws = local_draws(6, PhotometricConfig(patch_share=0.5), 20, 16)
     alike = (draws.factors == draws.factors[:, :1]).all(-1).all(-1)
     assert torch.equal(alike, ~draws.patchwise) and 0 < alike.sum() < 20
 
 
 def test_stacked_draws_keep_the_order_of_samples_and_views() -> None:
     rng = np.random.default_rng(8)
-    samples = [draw_colors(rng, WIDE, [FIRST_GLOBAL, OTHER_GLOBAL], 4) for _ in range(3)]
+    samples = [draw_sample_colors(rng, WIDE, 2, 0, 4, 4)[0] for _ in range(3)]
     stacked = stack_draws(samples)
     assert stacked.factors.shape == (3, 2, 4, 4) and stacked.flatten().factors.shape == (6, 4, 4)
     assert torch.equal(stacked.flatten().order[5], samples[2].order[1])
