@@ -22,10 +22,9 @@ from patchssl.data.images import ImageSet
 from patchssl.data.unreadable import raise_unreadable
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.pooling import gem, mean_patch
-from patchssl.eval.protocols import Protocol, knn_protocol
+from patchssl.eval.protocols import Protocol
 from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
-from patchssl.models.pixels import RawPixels
 from patchssl.runtime.distributed import all_gather_objects, rank, world_size
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError, unknown_choice
 from patchssl.runtime.progress import Progress, shifted
@@ -117,11 +116,6 @@ def iter_outputs(
     step = transform.transform() if isinstance(transform, Protocol) else transform
     return _blocks(_Work(backbone, images, step, tuple(outputs), tuple(scales), batch_size, workers, where),
                    cache, progress)
-
-
-def pixel_features(images: ImageSet, size: int) -> Tensor:
-    """Raw pixels (len(images), 3 * size * size) in [0, 1], cut as the `native` protocol does."""
-    return extract_features(RawPixels(size), images, knn_protocol("native", size))
 
 
 class _Work(NamedTuple):
