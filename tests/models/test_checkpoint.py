@@ -79,7 +79,7 @@ def test_a_kill_between_the_two_renames(tmp_path):
 KILLED = """
 import sys, torch
 from pathlib import Path
-from patchssl.checkpoint import save_checkpoint
+from patchssl.models.checkpoint import save_checkpoint
 for step in range(1, 100_000):
     save_checkpoint(Path(sys.argv[1]), {"steps_done": step, "w": torch.full((300_000,), float(step))})
     if step == 3:

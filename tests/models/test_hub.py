@@ -385,7 +385,7 @@ def test_a_proxy_is_used(server, use, monkeypatch):
 
 
 ENVIRONMENT = """
-from patchssl.hub import hub_file
+from patchssl.models.hub import hub_file
 print(hub_file("org/net", ["model.safetensors"]))
 """
 

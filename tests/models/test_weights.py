@@ -534,7 +534,7 @@ def test_what_a_command_line_says_is_only_text(tmp_path):
 
 MEASURE = """
 import sys, torch, timm, safetensors
-from patchssl.loading import load_backbone
+from patchssl.models.load import load_backbone
 
 def anonymous():  # bytes that are this process's own, not a map of a file
     with open("/proc/self/smaps_rollup") as report:

@@ -272,9 +272,9 @@ def test_features_that_are_not_finite_give_no_number(pair, protocol):
 RANKS = """
 import sys
 from patchssl.data import open_pair
-from patchssl.distributed import end_launched, join_launched, rank
-from patchssl.eval.linear import evaluate_linear
-from patchssl.loading import load_backbone
+from patchssl.runtime.distributed import end_launched, join_launched, rank
+from patchssl.eval.linear.task import evaluate_linear
+from patchssl.models.load import load_backbone
 from pathlib import Path
 join_launched()
 for protocol in ("dino", "native"):

@@ -81,7 +81,7 @@ RANKS = """
 import sys
 import torch
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
-from patchssl.distributed import end_launched, join_launched, rank
+from patchssl.runtime.distributed import end_launched, join_launched, rank
 join_launched()
 from test_parallel import SETTINGS, recipe_of, train
 torch.save({name: train(recipe_of(parts), rank=rank(), world_size=2) for name, parts in SETTINGS.items()},
