@@ -13,8 +13,8 @@ import torch
 from patchssl.data.images import ArrayImages
 from patchssl.eval import features
 from patchssl.eval.cache import FeatureCache
-from patchssl.eval.features import compute_outputs, extract_features, extract_outputs
-from patchssl.eval.pooling import gem
+from patchssl.eval.features import extract_features, extract_outputs
+from patchssl.eval.pooling import compute_outputs, gem
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.transforms import ImageTransform, normalize_images
 from patchssl.models.load import load_backbone
@@ -245,7 +245,7 @@ import torch
 sys.path.insert(0, sys.argv[2])
 from test_cache import SMALL, Counting, images_of
 from patchssl.eval import features
-from patchssl.distributed import end_launched, join_launched, rank
+from patchssl.runtime.distributed import end_launched, join_launched, rank
 from test_cache import run
 def keep_threads():
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]

@@ -13,10 +13,11 @@ from torchvision import transforms
 
 from patchssl.data.images import ArrayImages
 from patchssl.data.open import open_pair
-from patchssl.eval.features import compute_outputs, extract_outputs
+from patchssl.eval.features import extract_outputs
 from patchssl.eval.linear import dino as linear_dino
 from patchssl.eval.linear.dino import RandomCrops, dino_batches, dino_probe, join_dino
 from patchssl.eval.linear.task import linear_protocol
+from patchssl.eval.pooling import compute_outputs
 from patchssl.models.load import load_backbone
 from patchssl.runtime.errors import CheckpointError, DataError, NotFiniteError, UsageError
 
