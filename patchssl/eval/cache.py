@@ -1,7 +1,8 @@
 """Features computed once: a folder of arrays, each under a hash of everything its numbers depend on.
 
 An entry is an array and a small JSON file beside it that says what it is and what its bytes hash to; a damaged
-entry is computed again. The oldest unused entries go when the folder grows past its limit.
+entry is computed again. The oldest unused entries go when the folder grows past its limit. A pass over an image set
+stores an entry per output and block of images, so that a killed one goes on from there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from torch import Tensor
 from patchssl.runtime.files import default_folder, default_limit, replacing
 
 _KEY_DIGITS = 40
+
+Block = dict[str, Tensor]  # output -> (images of the block, D)
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +118,38 @@ class FeatureCache:
         text = json.dumps(dict(facts), sort_keys=True, separators=(",", ":"), allow_nan=False)
         key = hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
         return self.folder / f"{key}.f32", self.folder / f"{key}.json"
+
+
+class CachedBlocks:
+    """The blocks of one pass in `cache`, whose outputs depend on `facts`; without either, there are none."""
+
+    def __init__(self, cache: FeatureCache | None, facts: Mapping[str, Any] | None, outputs: Sequence[str]) -> None:
+        self._cache = cache if facts is not None else None
+        self._facts, self._outputs = facts or {}, outputs
+
+    def holds(self, part: range) -> bool:
+        """Whether the block of the images in `part` is there, perhaps damaged."""
+        cache = self._cache
+        return cache is not None and all(cache.holds(self._about(output, part)) for output in self._outputs)
+
+    def load(self, part: range) -> Block | None:
+        """The block of the images in `part`, None unless every output of it is there."""
+        if self._cache is None:
+            return None
+        stored = {output: self._cache.load(self._about(output, part)) for output in self._outputs}
+        found = {output: tensor for output, tensor in stored.items() if tensor is not None}
+        return found if len(found) == len(stored) else None
+
+    def store(self, part: range, block: Block) -> None:
+        """Keep a block whose numbers are all finite."""
+        if self._cache is None:
+            return
+        for output, tensor in block.items():
+            if torch.isfinite(tensor).all():
+                self._cache.store(self._about(output, part), tensor)
+
+    def _about(self, output: str, part: range) -> dict[str, Any]:
+        return {**self._facts, "output": output, "block": [part.start, part.stop]}
 
 
 def _write(path: Path, content: bytes) -> None:

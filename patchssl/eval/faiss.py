@@ -10,12 +10,10 @@ import contextlib
 import importlib
 import logging
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -263,11 +261,12 @@ def _torch_threads(faiss: Any) -> Iterator[None]:
 def _openblas_core() -> Iterator[None]:
     """Tell the OpenBLAS inside FAISS's wheels which kernels this processor can run, while it is loaded.
 
-    That OpenBLAS (0.3.15) takes processors newer than itself for a Prescott of 2004, and multiplies at a
-    third of the speed that they have.
+    That OpenBLAS (0.3.15) takes processors newer than itself for a Prescott of 2004, and multiplies at a third of
+    the speed that they have. Torch knows better.
     """
     name = "OPENBLAS_CORETYPE"
-    core = None if "faiss" in sys.modules or name in os.environ else _core_of_processor()
+    known = None if "faiss" in sys.modules or name in os.environ else torch.backends.cpu.get_cpu_capability()
+    core = {"AVX512": "SkylakeX", "AVX2": "Haswell"}.get(known or "")
     if core is not None:
         os.environ[name] = core
     try:
@@ -275,18 +274,3 @@ def _openblas_core() -> Iterator[None]:
     finally:
         if core is not None:
             os.environ.pop(name, None)
-
-
-def _core_of_processor() -> str | None:
-    """OpenBLAS's name for the best kernels that are safe here; None where it must look itself."""
-    if platform.machine() != "x86_64":
-        return None
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return None
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    flags = set(line.partition(":")[2].split())
-    if {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "fma"} <= flags:
-        return "SkylakeX"
-    return "Haswell" if {"avx2", "fma"} <= flags else None

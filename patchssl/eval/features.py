@@ -20,19 +20,17 @@ from torch.utils.data import DataLoader, Dataset
 import patchssl
 from patchssl.data.images import ImageSet
 from patchssl.data.unreadable import raise_unreadable
-from patchssl.eval.cache import FeatureCache
-from patchssl.eval.pooling import gem, mean_patch
-from patchssl.eval.protocols import Protocol, knn_protocol
+from patchssl.eval.cache import Block, CachedBlocks, FeatureCache
+from patchssl.eval.pooling import compute_outputs, parse_output
+from patchssl.eval.protocols import Protocol
 from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
-from patchssl.models.pixels import RawPixels
 from patchssl.runtime.distributed import all_gather_objects, rank, world_size
-from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError, unknown_choice
+from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
 from patchssl.runtime.progress import Progress, shifted
 
 Transform = Callable[[np.ndarray], Tensor]  # (H, W, 3) uint8 -> (3, h, w)
 BLOCK = 1024  # images that are cached, and dealt to processes, together: what a kill can cost
-OUTPUTS = ("features", "class:N", "mean_patch", "gem:P")
 
 
 def extract_features(
@@ -69,7 +67,7 @@ def extract_outputs(
     All of `iter_outputs` side by side; arguments and errors as there. Memory: the outputs, what `iter_outputs`
     needs, and the batches that workers hold ready.
     """
-    found: _Block = {}
+    found: Block = {}
     for part, block in iter_outputs(backbone, images, transform, outputs, scales=scales, batch_size=batch_size,
                                     workers=workers, device=device, progress=progress, cache=cache):
         for output, tensor in block.items():
@@ -112,16 +110,11 @@ def iter_outputs(
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} images holds none; 1 is the least")
     for output in outputs:
-        _parse(output)
+        parse_output(output)
     where = backbone.device if device is None else torch.device(device)
     step = transform.transform() if isinstance(transform, Protocol) else transform
     return _blocks(_Work(backbone, images, step, tuple(outputs), tuple(scales), batch_size, workers, where),
                    cache, progress)
-
-
-def pixel_features(images: ImageSet, size: int) -> Tensor:
-    """Raw pixels (len(images), 3 * size * size) in [0, 1], cut as the `native` protocol does."""
-    return extract_features(RawPixels(size), images, knn_protocol("native", size))
 
 
 class _Work(NamedTuple):
@@ -152,47 +145,11 @@ class _Work(NamedTuple):
                 "dtype": "bfloat16" if self.device.type == "cuda" else "float32", "patchssl": patchssl.__version__}
 
 
-_Block = dict[str, Tensor]  # output -> (images of the block, D)
-
-
-class _Kept:
-    """The blocks of one pass in the cache; without a cache, or facts to file them under, there are none."""
-
-    def __init__(self, work: _Work, cache: FeatureCache | None) -> None:
-        self._facts = work.facts() if cache is not None else None
-        self._cache = cache if self._facts is not None else None
-        self._outputs = work.outputs
-
-    def holds(self, part: range) -> bool:
-        """Whether the block of the images in `part` is there, perhaps damaged."""
-        cache = self._cache
-        return cache is not None and all(cache.holds(self._about(output, part)) for output in self._outputs)
-
-    def load(self, part: range) -> _Block | None:
-        """The block of the images in `part`, None unless every output of it is there."""
-        if self._cache is None:
-            return None
-        stored = {output: self._cache.load(self._about(output, part)) for output in self._outputs}
-        found = {output: tensor for output, tensor in stored.items() if tensor is not None}
-        return found if len(found) == len(stored) else None
-
-    def store(self, part: range, block: _Block) -> None:
-        """Keep a block whose numbers are all finite."""
-        if self._cache is None:
-            return
-        for output, tensor in block.items():
-            if torch.isfinite(tensor).all():
-                self._cache.store(self._about(output, part), tensor)
-
-    def _about(self, output: str, part: range) -> dict[str, Any]:
-        return {**(self._facts or {}), "output": output, "block": [part.start, part.stop]}
-
-
-def _blocks(work: _Work, cache: FeatureCache | None, progress: Progress | None) -> Iterator[tuple[range, _Block]]:
+def _blocks(work: _Work, cache: FeatureCache | None, progress: Progress | None) -> Iterator[tuple[range, Block]]:
     """Every block in order, from the cache or computed, the network being in evaluation mode meanwhile."""
     total = len(work.images)
     parts = [range(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]
-    kept = _Kept(work, cache)
+    kept = CachedBlocks(cache, work.facts() if cache is not None else None, work.outputs)
     shared = all_gather_objects([part for part in parts if kept.holds(part)])
     everywhere = set.intersection(*(set(held) for held in shared))
     missing = [part for part in parts if part not in everywhere]
@@ -212,7 +169,7 @@ def _blocks(work: _Work, cache: FeatureCache | None, progress: Progress | None) 
             work.backbone.train()
 
 
-def _computed(work: _Work, missing: Sequence[range], kept: _Kept, progress: Progress | None) -> Iterator[_Block]:
+def _computed(work: _Work, missing: Sequence[range], kept: CachedBlocks, progress: Progress | None) -> Iterator[Block]:
     """The blocks `missing`, in order and in every process, dealt among the processes a round at a time.
 
     After an image that cannot be read no block comes, only the error with the list of all, once all are looked at.
@@ -221,7 +178,7 @@ def _computed(work: _Work, missing: Sequence[range], kept: _Kept, progress: Prog
     windows, total, ready = iter(_loader(work, own)), sum(map(len, own)), 0
     bad: list[UnreadableImage] = []
     for start in range(0, len(missing), world_size()):
-        block: _Block | None = None
+        block: Block | None = None
         unreadable: list[UnreadableImage] = []
         for part in missing[start : start + world_size()][rank() : rank() + 1]:  # in the last round perhaps none
             shown = None if progress is None else shifted(progress, ready, total)
@@ -236,7 +193,7 @@ def _computed(work: _Work, missing: Sequence[range], kept: _Kept, progress: Prog
     raise_unreadable(sorted(bad, key=lambda error: error.name), len(work.images))
 
 
-def _repaired(work: _Work, part: range, kept: _Kept) -> _Block:
+def _repaired(work: _Work, part: range, kept: CachedBlocks) -> Block:
     """A block that is damaged in the cache, computed again by this process alone."""
     block, bad = _one_block(work, iter(_loader(work, [part])), len(part), None, skip=False)
     raise_unreadable(bad, len(work.images))
@@ -245,9 +202,9 @@ def _repaired(work: _Work, part: range, kept: _Kept) -> _Block:
 
 
 def _one_block(work: _Work, loader: Iterator[_Window], count: int, progress: Progress | None,
-               skip: bool) -> tuple[_Block, list[UnreadableImage]]:
+               skip: bool) -> tuple[Block, list[UnreadableImage]]:
     """Outputs of the next `count` images and those that cannot be read; past one, images are only decoded."""
-    block: _Block = {}
+    block: Block = {}
     bad: list[UnreadableImage] = []
     done = 0
     while done < count:
@@ -313,13 +270,13 @@ def _loader(work: _Work, parts: Sequence[range]) -> DataLoader[Any]:
 
 
 @torch.inference_mode()
-def _forward(work: _Work, images: Tensor) -> _Block:
+def _forward(work: _Work, images: Tensor) -> Block:
     """Every output (B, D) of a batch, float32 on the CPU, averaged over the scales."""
     net = work.backbone
     images = images.to(work.device, non_blocking=True)
     if images.dtype == torch.uint8:
         images = normalize_images(images, net.mean, net.std)
-    sums: _Block = {}
+    sums: Block = {}
     for scale in work.scales:
         scaled = images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear")
         with torch.autocast(work.device.type, torch.bfloat16, enabled=work.device.type == "cuda"):
@@ -332,38 +289,6 @@ def _forward(work: _Work, images: Tensor) -> _Block:
                 "vector per image is needed"
             )
     return {output: (part / len(work.scales)).cpu() for output, part in sums.items()}
-
-
-def compute_outputs(backbone: Backbone, images: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
-    """The named outputs, each (B, D), of normalized images (B, 3, H, W) by one forward pass."""
-    wanted = {output: _parse(output) for output in outputs}
-    found: dict[str, Tensor] = {}
-    if set(outputs) == {"features"}:
-        return {"features": backbone.features(images)}
-    if not backbone.has_class_token and any(kind == "class" for kind, _ in wanted.values()):
-        raise UsageError(f"{backbone.arch} has no class token, {', '.join(outputs)} were asked for")
-    last = max((int(number) for kind, number in wanted.values() if kind == "class"), default=1)
-    class_tokens, patches = backbone.encode(images, last)
-    for output, (kind, number) in wanted.items():
-        if kind == "features":
-            found[output] = class_tokens[:, -1] if backbone.has_class_token else backbone.features(images)
-        elif kind == "class":
-            found[output] = class_tokens[:, -int(number) :].flatten(1)
-        else:
-            found[output] = mean_patch(patches) if kind == "mean_patch" else gem(patches, number)
-    return found
-
-
-def _parse(output: str) -> tuple[str, float]:
-    """The kind and number of an output's name: ("class", 4) of class:4."""
-    kind, _, number = output.partition(":")
-    try:
-        value = float(number) if number else 1.0
-    except ValueError:
-        value = 0.0
-    if kind not in ("features", "class", "mean_patch", "gem") or not value >= 1 or (kind == "class" and value % 1):
-        raise UsageError(unknown_choice("output", output, OUTPUTS))
-    return kind, value
 
 
 def _require_finite(features: Tensor, work: _Work, part: range) -> None:

@@ -110,8 +110,6 @@ def _as_ranks(ranks: Ranks) -> np.ndarray:
         raise UsageError("ranks count from 0 and ascend, each of them once")
     return places
 
-_ROWS = 256  # queries at a time
-
 
 class CopyScores(NamedTuple):
     """`metrics` holds BLOCK/map for every block and overall/muap; `aps` the queries' APs, block by block."""
@@ -120,43 +118,17 @@ class CopyScores(NamedTuple):
     aps: dict[str, np.ndarray]
 
 
-def score_copies(
-    similarity: np.ndarray | Tensor,
-    originals: np.ndarray,
-    blocks: Mapping[str, int],
-    *,
-    num_ranks: int = 20,
-) -> CopyScores:
-    """Scores of `similarity` (queries, database), larger being more similar; the database starts with the originals.
-
-    The queries are those of all `blocks` (name -> how many) one after the other; `originals` (Q,) are the ids
-    of the database images they are copies of. An original counts among the first `num_ranks` results only:
-    20 in DINO's protocol, 100 in SSCD's; a smaller database is ranked whole. Ties: the lower id first.
-    DataError for NaN and infinity, an original outside the database, or blocks that do not fit.
-    """
-    table = as_table(similarity, "(queries, database)")
-    ids = _checked(originals, table, table.shape[1])
-    if num_ranks < 1:
-        raise UsageError(f"the first {num_ranks} results hold none; 1 is the least")
-    kept = min(num_ranks, table.shape[1])
-    best, places = [], []
-    for start in range(0, len(table), _ROWS):
-        rows, targets = table[start : start + _ROWS], ids[start : start + _ROWS, None]
-        if not np.isfinite(rows).all():
-            raise DataError("similarities hold NaN or infinity; when features were whitened, the whitening failed")
-        own = np.take_along_axis(rows, targets, axis=1)
-        lower = np.arange(rows.shape[1]) < targets
-        places.append(((rows > own) | ((rows == own) & lower)).sum(axis=1))
-        best.append(np.sort(np.partition(rows, -kept, axis=1)[:, -kept:], axis=1)[:, ::-1])
-    return _score(np.concatenate(best), np.concatenate(places), blocks)
-
-
 def score_neighbors(
     similarities: np.ndarray | Tensor, neighbors: np.ndarray | Tensor, originals: np.ndarray, blocks: Mapping[str, int]
 ) -> CopyScores:
-    """As `score_copies`, of what a search found: `similarities` and ids `neighbors`, both (Q, k), best first."""
+    """Scores of what a search found: `similarities` and ids `neighbors`, both (Q, k), best first.
+
+    The queries are those of all `blocks` (name -> how many) one after the other; `originals` (Q,) are the ids of the
+    images they are copies of. An original counts among the k results only: 20 in DINO's protocol, 100 in SSCD's.
+    DataError for NaN and infinity, similarities that do not fall, or blocks that do not fit.
+    """
     table, found = as_table(similarities, "(queries, k)"), as_table(neighbors, "(queries, k)")
-    ids = _checked(originals, table, None)
+    ids = _checked(originals, len(table))
     if found.shape != table.shape or not np.isfinite(table).all() or (np.diff(table, axis=1) > 0).any():
         raise DataError("the neighbors need one finite similarity each, in falling order")
     hits = found == ids[:, None]
@@ -181,11 +153,11 @@ def _score(best: np.ndarray, places: np.ndarray, blocks: Mapping[str, int]) -> C
     return CopyScores({**metrics, "overall/muap": micro_average_precision(best, correct, len(best))}, per_block)
 
 
-def _checked(originals: np.ndarray, table: np.ndarray, num_images: int | None) -> np.ndarray:
-    """`originals` as (Q,) int64; DataError unless they are one for every row of `table`, in the database."""
+def _checked(originals: np.ndarray, num_queries: int) -> np.ndarray:
+    """`originals` as (Q,) int64; DataError unless they are one id for each of Q = `num_queries`."""
     ids = np.asarray(originals)
-    if ids.shape != (len(table),) or ids.dtype.kind not in "iu":
-        raise DataError(f"originals are {ids.dtype} of shape {ids.shape}; {len(table)} queries need one integer each")
-    if ids.min() < 0 or (num_images is not None and ids.max() >= num_images):
-        raise DataError(f"originals from {ids.min()} to {ids.max()} do not lie in a database of {num_images} images")
+    if ids.shape != (num_queries,) or ids.dtype.kind not in "iu":
+        raise DataError(f"originals are {ids.dtype} of shape {ids.shape}; {num_queries} queries need one integer each")
+    if ids.min() < 0:
+        raise DataError(f"originals are ids from 0 on, these begin with {ids.min()}")
     return ids.astype(np.int64)

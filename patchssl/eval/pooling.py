@@ -1,11 +1,16 @@
-"""One vector per image from the tokens of a Vision Transformer, as DINO's evaluations pool them."""
+"""One vector per image from a network's tokens, as DINO's evaluations pool them, each by the name of an output."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from patchssl.runtime.errors import UsageError
+from patchssl.models.backbone import Backbone
+from patchssl.runtime.errors import UsageError, unknown_choice
+
+OUTPUTS = ("features", "class:N", "mean_patch", "gem:P")
 
 
 def gem(patches: Tensor, p: float = 4.0, minimum: float = 1e-6) -> Tensor:
@@ -14,7 +19,7 @@ def gem(patches: Tensor, p: float = 4.0, minimum: float = 1e-6) -> Tensor:
     (mean of max(x, `minimum`)^p)^(1/p) per dimension; p = 1 is the mean of what is positive, a large p comes
     near the maximum. As in facebookresearch/dino, eval_copy_detection.py. Half precision is pooled in float32.
     """
-    _require_tokens(patches, "patch tokens (images, patches, dimensions)")
+    _require_patches(patches)
     if not (p > 0 and minimum > 0):
         raise UsageError(f"GeM needs an exponent and a minimum above 0, not {p} and {minimum}")
     exact = patches if patches.dtype == torch.float64 else patches.float()
@@ -23,27 +28,43 @@ def gem(patches: Tensor, p: float = 4.0, minimum: float = 1e-6) -> Tensor:
 
 def mean_patch(patches: Tensor) -> Tensor:
     """Plain mean over patch tokens: (B, N, D) -> (B, D)."""
-    _require_tokens(patches, "patch tokens (images, patches, dimensions)")
+    _require_patches(patches)
     return patches.mean(dim=1)
 
 
-def class_and_gem(tokens: Tensor, p: float = 4.0) -> Tensor:
-    """[class token, GeM of the patch tokens]: (B, 1 + N, D), class token first -> (B, 2 D), for copy detection."""
-    _require_tokens(tokens, "a class token and patch tokens", least=2)
-    pooled = gem(tokens[:, 1:], p)
-    return torch.cat([tokens[:, 0].to(pooled.dtype), pooled], dim=1)
+def _require_patches(patches: Tensor) -> None:
+    if patches.ndim != 3 or not patches.shape[1]:
+        raise UsageError(f"pooling was given the shape {tuple(patches.shape)}; it needs patch tokens "
+                         "(images, patches, dimensions)")
 
 
-def class_and_mean(tokens: Tensor) -> Tensor:
-    """Class token and mean patch token interleaved: (B, 1 + N, D), class token first -> (B, 2 D).
+def compute_outputs(backbone: Backbone, images: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
+    """The named outputs, each (B, D), of normalized images (B, 3, H, W) by one forward pass."""
+    wanted = {output: parse_output(output) for output in outputs}
+    found: dict[str, Tensor] = {}
+    if set(outputs) == {"features"}:
+        return {"features": backbone.features(images)}
+    if not backbone.has_class_token and any(kind == "class" for kind, _ in wanted.values()):
+        raise UsageError(f"{backbone.arch} has no class token, {', '.join(outputs)} were asked for")
+    last = max((int(number) for kind, number in wanted.values() if kind == "class"), default=1)
+    class_tokens, patches = backbone.encode(images, last)
+    for output, (kind, number) in wanted.items():
+        if kind == "features":
+            found[output] = class_tokens[:, -1] if backbone.has_class_token else backbone.features(images)
+        elif kind == "class":
+            found[output] = class_tokens[:, -int(number) :].flatten(1)
+        else:
+            found[output] = mean_patch(patches) if kind == "mean_patch" else gem(patches, number)
+    return found
 
-    The order is class0, mean0, class1, mean1, ...: DINO's published linear weights for ViT-B expect it
-    (facebookresearch/dino, eval_linear.py, `--avgpool_patchtokens`).
-    """
-    _require_tokens(tokens, "a class token and patch tokens", least=2)
-    return torch.stack([tokens[:, 0], mean_patch(tokens[:, 1:])], dim=2).flatten(1)
 
-
-def _require_tokens(tokens: Tensor, what: str, least: int = 1) -> None:
-    if tokens.ndim != 3 or tokens.shape[1] < least:
-        raise UsageError(f"pooling was given the shape {tuple(tokens.shape)}; it needs {what}")
+def parse_output(output: str) -> tuple[str, float]:
+    """The kind and number of an output's name: ("class", 4) of class:4."""
+    kind, _, number = output.partition(":")
+    try:
+        value = float(number) if number else 1.0
+    except ValueError:
+        value = 0.0
+    if kind not in ("features", "class", "mean_patch", "gem") or not value >= 1 or (kind == "class" and value % 1):
+        raise UsageError(unknown_choice("output", output, OUTPUTS))
+    return kind, value

@@ -63,20 +63,9 @@ def search_topk(database: Features, queries: Features, k: int, **options: Any) -
     return find_neighbors(database, queries, k, **options)[:2]
 
 
-def find_neighbors(
-    database: Features,
-    queries: Features,
-    k: int,
-    *,
-    device: str | torch.device = "cpu",
-    backend: str = "auto",
-    index: str = "Flat",
-    search_params: str = "",
-    gpus: str = "one",
-    seed: int = 0,
-    recall_at: Sequence[int] = (),
-    progress: Progress | None = None,
-) -> Neighbors:
+def find_neighbors(database: Features, queries: Features, k: int, *, device: str | torch.device = "cpu",
+                   backend: str = "auto", index: str = "Flat", search_params: str = "", gpus: str = "one",
+                   seed: int = 0, recall_at: Sequence[int] = (), progress: Progress | None = None) -> Neighbors:
     """The `k` largest inner products of `queries` (Q, D) with `database` (N, D), in batches of queries.
 
     `auto` takes FAISS on the GPU that `device` names if its build can, else torch there; without a GPU FAISS on the
@@ -94,15 +83,7 @@ def find_neighbors(
     backend that is not there, and for an index that is unknown or does not suit the database.
     """
     database, queries = as_features(database, "database"), as_features(queries, "queries")
-    if database.shape[1] != queries.shape[1]:
-        raise DataError(
-            f"the queries have {queries.shape[1]} dimensions, the database has {database.shape[1]}; "
-            "features of both must come from one network"
-        )
-    if k < 1:
-        raise UsageError(f"{k} neighbors were asked for; at least 1 is needed")
-    if min(recall_at, default=k) < 1 or max(recall_at, default=k) > k:
-        raise UsageError(f"recall at {list(recall_at)} cannot be measured on {k} neighbors; 1 to {k} are there")
+    _require_request(database, queries, k, recall_at)
     plan = IndexPlan(index, search_params, gpus, seed)
     require_plan(plan, len(database))
     k = min(k, len(database))
@@ -116,6 +97,17 @@ def find_neighbors(
     recall = measure_recall(database, queries, ids, ks=wanted, seed=seed, device=device, progress=meter.part(sample))
     _report(plan, ids, recall)
     return Neighbors(similarities, ids, name, recall)
+
+
+def _require_request(database: Tensor, queries: Tensor, k: int, recall_at: Sequence[int]) -> None:
+    """DataError for features of two widths, UsageError for numbers of neighbors that there cannot be."""
+    if database.shape[1] != queries.shape[1]:
+        raise DataError(f"the queries have {queries.shape[1]} dimensions, the database has {database.shape[1]}; "
+                        "features of both must come from one network")
+    if k < 1:
+        raise UsageError(f"{k} neighbors were asked for; at least 1 is needed")
+    if min(recall_at, default=k) < 1 or max(recall_at, default=k) > k:
+        raise UsageError(f"recall at {list(recall_at)} cannot be measured on {k} neighbors; 1 to {k} are there")
 
 
 def measure_recall(

@@ -83,10 +83,3 @@ def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]
     center = torch.tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
     scale = torch.tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
     return images.to(torch.float32).div_(255).sub_(center).div_(scale)
-
-
-def transform_image(
-    pixels: np.ndarray, settings: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
-    """(H, W, 3) uint8 to the (3, crop, crop) float32 that a network with `mean` and `std` gets."""
-    return normalize_images(crop_image(pixels, settings), mean, std)

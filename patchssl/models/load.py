@@ -115,19 +115,27 @@ def _from_random(rest: str) -> Backbone:
     options = _options(query, _RANDOM_OPTIONS, rest)
     numbers: dict[str, Any] = {name: _whole(name, value, rest) for name, value in options.items()}
     seed = numbers.pop("seed", 0)
-    origin = Origin(name="random", method="random", pretrain_epochs=0, seed=seed)
     require_arch(arch)
     if family_of(arch) == "vit":
         size, patch = default_sizes(arch)
         spec = NetworkSpec(arch=arch, image_size=numbers.pop("img_size", size),
                            patch_size=numbers.pop("patch_size", patch), **numbers)
-        return VitBackbone(build_vit(spec, seed=seed), arch=spec.label(), origin=origin)
+        return untrained_backbone(spec, seed)
     if numbers:
         raise UsageError(f"{', '.join(numbers)} in random:{rest} can be set for plain Vision Transformers only")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = create(arch)
-    return wrap(network, arch, arch, IMAGENET_MEAN, IMAGENET_STD, origin, 224, dino_positions=False)
+    return wrap(network, arch, arch, IMAGENET_MEAN, IMAGENET_STD, _untrained("random", seed), 224, dino_positions=False)
+
+
+def untrained_backbone(spec: NetworkSpec, seed: int, name: str = "random") -> VitBackbone:
+    """The Vision Transformer that `spec` describes before any training; `seed` fixes its weights."""
+    return VitBackbone(build_vit(spec, seed=seed), arch=spec.label(), origin=_untrained(name, seed))
+
+
+def _untrained(name: str, seed: int) -> Origin:
+    return Origin(name=name, method="random", pretrain_epochs=0, seed=seed)
 
 
 def _options(query: str, allowed: tuple[str, ...], where: str) -> dict[str, str]:

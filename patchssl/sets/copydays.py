@@ -114,6 +114,18 @@ def open_copydays(
     place = Path(root)
     if not place.is_dir():
         raise DataError(f"{place} is no folder: give the one that holds original/, strong/, jpegqual/ and crops/")
+    blocks, official = _read_blocks(place, allow_truncated)
+    return CopydaysSet(
+        root=place,
+        blocks=tuple(blocks),
+        distractors=_extra(place, "distractors", distractors, needs_distractors, allow_truncated),
+        whitening=_extra(place, "whitening", whitening, needs_whitening, allow_truncated),
+        official=official,
+    )
+
+
+def _read_blocks(place: Path, allow_truncated: bool) -> tuple[list[CopydaysBlock], bool]:
+    """The blocks below `place`, and whether they are Copydays' own by the names of the originals."""
     _require_folders(place)
     listings = {name: list_images(place / name) for name in BLOCKS}
     files = {name: _by_stem(place / name, listing.names) for name, listing in listings.items()}
@@ -132,13 +144,7 @@ def open_copydays(
         listing = Listing([files[name][stem] for stem in copies], listings[name].others)
         images = _images(place / name, f"block {name}", listing, allow_truncated)
         blocks.append(CopydaysBlock(name=name, images=images, originals=np.array(originals, dtype=np.int64)))
-    return CopydaysSet(
-        root=place,
-        blocks=tuple(blocks),
-        distractors=_extra(place, "distractors", distractors, needs_distractors, allow_truncated),
-        whitening=_extra(place, "whitening", whitening, needs_whitening, allow_truncated),
-        official=official,
-    )
+    return blocks, official
 
 
 def _require_folders(root: Path) -> None:

@@ -62,17 +62,9 @@ class MadeSet:
         return f"{self.root}: {counts}; left out {number:,} photograph{'s' * (number != 1)}: {reasons}"
 
 
-def make_copydays(
-    folder: str | Path,
-    out: str | Path,
-    *,
-    seed: int = 0,
-    size: int | None = 1024,
-    distractors: str | Path | None = None,
-    whitening: str | Path | None = None,
-    workers: int = 1,
-    progress: Progress | None = None,
-) -> MadeSet:
+def make_copydays(folder: str | Path, out: str | Path, *, seed: int = 0, size: int | None = 1024,
+                  distractors: str | Path | None = None, whitening: str | Path | None = None, workers: int = 1,
+                  progress: Progress | None = None) -> MadeSet:
     """Make a set in Copydays' layout at `out` from the photographs in `folder`, scaled down to `size` pixels.
 
     Original i is original/NNNN00.jpg with NNNN = 3000 + i; its copies in jpegqual/Q and crops/P have the same
@@ -108,17 +100,9 @@ def make_copydays(
     return MadeSet(root=Path(out), counts=_counted(images), left_out=intake.left_out)
 
 
-def make_revisited(
-    folder: str | Path,
-    out: str | Path,
-    *,
-    name: str = "made",
-    seed: int = 0,
-    num_queries: int | None = None,
-    size: int = 640,
-    workers: int = 1,
-    progress: Progress | None = None,
-) -> MadeSet:
+def make_revisited(folder: str | Path, out: str | Path, *, name: str = "made", seed: int = 0,
+                   num_queries: int | None = None, size: int = 640, workers: int = 1,
+                   progress: Progress | None = None) -> MadeSet:
     """Make a set in the layout of revisited Oxford and Paris at `out`: jpg/*.jpg and gnd_NAME.pkl.
 
     Every photograph in `folder`, or the first `num_queries` of them, is a query with a box around its landmark,

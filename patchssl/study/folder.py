@@ -24,7 +24,7 @@ from patchssl.data.open import absolute_name
 from patchssl.eval.records import Result, read_results
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.run.log import LOG, read_rows
-from patchssl.pretrain.run.resume import FACTS, FREE, changes_between, read_run, sentence
+from patchssl.pretrain.run.resume import FACTS, changes_between, read_run, sentence, weighty_among
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
 from patchssl.runtime.files import write_text
 from patchssl.study.config import UNTRAINED, Study
@@ -186,8 +186,7 @@ class StudyFolder:
 
     def _require_same(self, cell: StudyRun, recipe: dict[str, Any], data: str) -> None:
         """UsageError unless `recipe` and `data` are those of `cell`, settings that move no number aside."""
-        changes = {key: values for key, values in changes_between(recipe, cell.recipe).items()
-                   if not key.startswith(FREE)}
+        changes = weighty_among(changes_between(recipe, cell.recipe))
         if self.data and data != self.data:
             changes["data"] = data, self.data
         if changes:

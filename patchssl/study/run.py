@@ -17,9 +17,8 @@ from patchssl.eval.records import Result
 from patchssl.eval.score import make_options
 from patchssl.eval.suite import plan_suite, run_suite
 from patchssl.eval.tasks import ComputeOptions
-from patchssl.models.backbone import Backbone, Origin, VitBackbone
-from patchssl.models.load import load_backbone
-from patchssl.models.networks import build_vit
+from patchssl.models.backbone import Backbone
+from patchssl.models.load import load_backbone, untrained_backbone
 from patchssl.pretrain.network import network_spec
 from patchssl.pretrain.run.log import LOG
 from patchssl.runtime.console import Console
@@ -133,9 +132,7 @@ def _pretrained(place: StudyFolder, cell: StudyRun, device: str | None, console:
 
 def untrained(cell: StudyRun, device: torch.device) -> Backbone:
     """The network that every variant of the cell's seed begins with."""
-    spec = network_spec(cell.recipe)
-    origin = Origin(name=cell.name, method="random", pretrain_epochs=0, seed=cell.seed)
-    network = VitBackbone(build_vit(spec, seed=cell.seed), arch=spec.label(), origin=origin)
+    network = untrained_backbone(network_spec(cell.recipe), cell.seed, cell.name)
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -211,7 +211,7 @@ class StudySummary:
         return "\n\n".join(lines)
 
     def _scores(self, measures: Sequence[Measure]) -> pd.DataFrame:
-        body = [[*self._named(name), *(_mean(self.mean(measure, name)) for measure in measures)]
+        body = [[*self._named(name), *(_shown(self.mean(measure, name)) for measure in measures)]
                 for name in self.variants]
         frame = pd.DataFrame(body, columns=[*_NAMED, *(f"{measure.title}, %" for measure in measures)], dtype=object)
         frame.attrs["notes"] = ["± is half of the 95 % t-interval of the mean over n seeds.",
@@ -231,7 +231,7 @@ class StudySummary:
               measures: Sequence[Measure], what: str) -> pd.DataFrame:
         """A line per pair, which begins with its head."""
         tested = self.tested(measures, pairs)
-        body = [[*head, *(_gap(self.difference(measure, *pair)) for measure in measures)]
+        body = [[*head, *(_shown(self.difference(measure, *pair)) for measure in measures)]
                 for pair, head in zip(pairs, heads, strict=True)]
         frame = pd.DataFrame(body, columns=[*titles, *(f"{measure.title}, points" for measure in measures)],
                              dtype=object)
@@ -253,7 +253,7 @@ class StudySummary:
             share = pace.images_in_time / pace.images
             body.append([*self._named(name), f"{1000 * pace.seconds_per_image:.2f}", ratio, f"{pace.images:,}",
                          f"{pace.images_in_time:,.0f} ({share:.0%})",
-                         *(_mean(self.mean(measure, name)) for measure in self.curves)])
+                         *(_shown(self.mean(measure, name)) for measure in self.curves)])
         titles = ["s per 1,000 images", "to reference", "images", "images in equal time"]
         frame = pd.DataFrame(body, columns=[*_NAMED, *titles, *(f"{measure.title}, %" for measure in self.curves)],
                              dtype=object)
@@ -317,18 +317,8 @@ def _protocols(measures: Sequence[Measure]) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def _mean(found: Mean | None) -> str:
-    if found is None:
-        return NOT_RUN
-    half = "" if found.high is None else f" ± {100 * (found.high - found.mean):.1f}"
-    return f"{100 * found.mean:.1f}{half} (n = {found.n})"
-
-
-def _gap(found: Paired | None) -> str:
-    if found is None:
-        return NOT_RUN
-    between = "" if found.low is None or found.high is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return f"{100 * found.mean:+.1f}{between} (n = {found.n})"
+def _shown(found: Mean | Paired | None) -> str:
+    return NOT_RUN if found is None else str(found)
 
 
 def _percent(found: Mean | Paired | None, names: Sequence[str]) -> dict[str, float | None]:

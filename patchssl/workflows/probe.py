@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from patchssl.data.images import ImageSet
 from patchssl.eval.features import extract_features
 from patchssl.eval.knn import knn_accuracy
 from patchssl.eval.protocols import knn_protocol
@@ -17,9 +18,8 @@ from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import load_recipe
 from patchssl.pretrain.run.estimate import RunEstimate, plan_run
 from patchssl.pretrain.run.loop import KnnProbe
-from patchssl.pretrain.run.resume import changed_recipe, read_run
-from patchssl.pretrain.run.setup import training_images
-from patchssl.pretrain.run.start import interruptible, pretrain, require_new, resume, run_folder
+from patchssl.pretrain.run.resume import read_run
+from patchssl.pretrain.run.start import pretrain, resume
 from patchssl.runtime.console import Console
 from patchssl.runtime.device import default_device
 from patchssl.runtime.signals import StopSignals
@@ -31,38 +31,24 @@ def pretrain_with_probe(recipe: str | Recipe, data: str | None, out: Path | None
                         overrides: tuple[str, ...] = (), *, device: str | None, console: Console,
                         name: str | None = None, stops: StopSignals | None = None) -> Path:
     """`pretrain` with an in-training k-NN where the recipe asks for one."""
-    effective = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
-    folder = out or run_folder(recipe, seed)
-    require_new(folder)
-    chosen = str(default_device(device))
-    with interruptible(folder, stops) as stops:
-        probe = make_probe(effective, data, seed)
-        return pretrain(effective, data, folder, seed, name=name, device=chosen, progress=console, knn=probe,
-                        stops=stops)
+    return pretrain(recipe, data, out, seed, name=name, overrides=overrides, device=str(default_device(device)),
+                    progress=console, make_knn=make_probe, stops=stops)
 
 
 def resume_with_probe(folder: Path, overrides: tuple[str, ...] = (), *, allow_changes: bool = False,
                       device: str | None, console: Console, stops: StopSignals | None = None) -> Path:
     """`resume` with the in-training k-NN the run had."""
-    chosen = str(default_device(device))
-    with interruptible(folder, stops) as stops:
-        _, facts = read_run(folder)
-        recipe, changes = changed_recipe(folder, facts.get("recipe", {}), overrides, allow_changes)
-        data = recipe.data if "data" in changes else facts["data"]
-        return resume(folder, overrides, allow_changes=allow_changes, device=chosen, progress=console,
-                      knn=make_probe(recipe, data, facts["seed"]), stops=stops)
+    return resume(folder, overrides, allow_changes=allow_changes, device=str(default_device(device)), progress=console,
+                  make_knn=make_probe, stops=stops)
 
 
-def make_probe(recipe: Recipe, data: str | None, seed: int) -> KnnProbe | None:
-    """20-NN top-1 of a backbone on images held out of the train split; None where the recipe wants none.
+def make_probe(recipe: Recipe, images: ImageSet, seed: int) -> KnnProbe | None:
+    """20-NN top-1 of a backbone on some of a run's `images`; None where the recipe wants none, or they have no labels.
 
     A seeded choice of at most 1,000 labeled training images is classified by at most 5,000 others; the test split
     is not looked at.
     """
-    if not recipe.run.knn_every_epochs:
-        return None
-    images = training_images(recipe, data, seed)
-    if images.labels is None:
+    if not recipe.run.knn_every_epochs or images.labels is None:
         return None
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
     queries = images.subset(order[: min(PROBE_QUERIES, len(images) // 5)])

@@ -11,12 +11,13 @@ import torch
 from patchssl.data.open import open_pair
 from patchssl.eval.knn.task import evaluate_knn, evaluate_pixels
 from patchssl.eval.tasks import ComputeOptions
-from patchssl.models.backbone import Backbone, Origin, VitBackbone
+from patchssl.models.backbone import Backbone
 from patchssl.models.checkpoint import load_checkpoint
-from patchssl.models.load import load_backbone
-from patchssl.models.networks import NetworkSpec, build_vit
+from patchssl.models.load import load_backbone, untrained_backbone
+from patchssl.models.networks import NetworkSpec
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import load_recipe
+from patchssl.pretrain.run.resume import changes_between, sentence
 from patchssl.report.figures.draw import draw_attention, draw_curves, draw_matches, draw_views
 from patchssl.report.tables.make import make_tables
 from patchssl.runtime.console import Console
@@ -81,29 +82,18 @@ def pretrain_or_go_on(folder: Path, name: str, recipe: Recipe, seed: int, overri
         return pretrain_with_probe(name, None, folder, seed, overrides, device=device, console=console,
                                    name=f"{Path(name).stem}-{seed}")
     there, _, its_seed = run_facts(folder)
-    if changes := _changes(there.model_dump() | {"seed": its_seed}, recipe.model_dump() | {"seed": seed}):
-        raise UsageError(f"{folder} holds a quickstart of another recipe or seed ({'; '.join(changes)}); choose "
+    changes = changes_between(there, recipe) | ({"seed": (its_seed, seed)} if its_seed != seed else {})
+    if changes:
+        said = "; ".join(sentence({key: both}) for key, both in changes.items())
+        raise UsageError(f"{folder} holds a quickstart of another recipe or seed ({said}); choose "
                          "another --out, or ask for what it was made with")
     return resume_with_probe(folder, device=device, console=console)
-
-
-def _changes(there: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two recipes, by dotted name."""
-    found = []
-    for key, value in there.items():
-        if isinstance(value, dict):
-            found += _changes(value, asked[key], f"{prefix}{key}.")
-        elif value != asked[key]:
-            found.append(f"{prefix}{key} was {value}, now {asked[key]}")
-    return found
 
 
 def untrained_copy(run: Path, device: torch.device) -> Backbone:
     """The untrained network that the run in `run` began with."""
     checkpoint = load_checkpoint(run)
-    spec, seed = NetworkSpec(**checkpoint["network"]), checkpoint["origin"]["seed"]
-    origin = Origin(name="random", method="random", pretrain_epochs=0, seed=seed)
-    backbone = VitBackbone(build_vit(spec, seed=seed), arch=spec.label(), origin=origin)
+    backbone = untrained_backbone(NetworkSpec(**checkpoint["network"]), checkpoint["origin"]["seed"])
     return backbone.to(device).eval().requires_grad_(False)
 
 

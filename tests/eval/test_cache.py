@@ -13,8 +13,8 @@ import torch
 from patchssl.data.images import ArrayImages
 from patchssl.eval import features
 from patchssl.eval.cache import FeatureCache
-from patchssl.eval.features import compute_outputs, extract_features, extract_outputs
-from patchssl.eval.pooling import gem
+from patchssl.eval.features import extract_features, extract_outputs
+from patchssl.eval.pooling import compute_outputs, gem
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.transforms import ImageTransform, normalize_images
 from patchssl.models.load import load_backbone

@@ -8,9 +8,9 @@ from torch import nn
 
 from patchssl.data.images import ArrayImages
 from patchssl.data.open import open_images
-from patchssl.eval.features import extract_features, pixel_features
+from patchssl.eval.features import extract_features
 from patchssl.eval.protocols import knn_protocol
-from patchssl.eval.transforms import transform_image
+from patchssl.eval.transforms import crop_image, normalize_images
 from patchssl.models.backbone import Backbone
 from patchssl.models.load import load_backbone
 from patchssl.models.pixels import RawPixels
@@ -70,7 +70,8 @@ def test_features_come_in_the_order_of_the_images_normalized_by_the_networks_mea
 
 def test_a_transform_that_gives_floats_has_normalized_already(images):
     def transform(pixels):
-        return transform_image(pixels, knn_protocol("native", 16).settings, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
+        cut = crop_image(pixels, knn_protocol("native", 16).settings)
+        return normalize_images(cut, (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
 
     ours = extract_features(mean_color(), images, transform)
     assert torch.equal(ours, extract_features(mean_color(), images, knn_protocol("native", 16)))
@@ -79,9 +80,8 @@ def test_a_transform_that_gives_floats_has_normalized_already(images):
 def test_a_real_network_gives_its_final_class_token(images):
     backbone = load_backbone("random:vit_tiny_patch16_224?img_size=16&patch_size=8&embed_dim=48&depth=2")
     protocol = knn_protocol("native", 16)
-    batch = torch.stack(
-        [transform_image(images.pixels(i), protocol.settings, backbone.mean, backbone.std) for i in range(11)]
-    )
+    cut = torch.stack([crop_image(images.pixels(i), protocol.settings) for i in range(11)])
+    batch = normalize_images(cut, backbone.mean, backbone.std)
     with torch.no_grad():
         expected = backbone.tokens(batch)[:, 0]
     features = extract_features(backbone, images, protocol, batch_size=4)
@@ -172,7 +172,7 @@ def test_a_pass_leaves_the_networks_mode_and_the_global_generator_as_they_were(i
 
 
 def test_raw_pixels_are_the_flattened_images_in_0_to_1(images):
-    features = pixel_features(images, 16)
+    features = extract_features(RawPixels(16), images, knn_protocol("native", 16))
     expected = images.array.transpose(0, 3, 1, 2).reshape(11, -1) / np.float32(255)
     assert np.array_equal(features.numpy(), expected)
 

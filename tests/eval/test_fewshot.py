@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from told import Told
 
 from patchssl.data.images import ArrayImages
-from patchssl.eval.features import pixel_features
+from patchssl.eval.features import extract_features
 from patchssl.eval.knn import task as knn_task
 from patchssl.eval.knn.fewshot import FewShot
 from patchssl.eval.knn.task import evaluate_knn
+from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.load import load_backbone
 from patchssl.models.pixels import RawPixels
@@ -89,7 +90,8 @@ def slow_top1(train, train_labels, test, test_labels, k):
 def test_few_shot_accuracy_is_the_mean_of_the_votes_of_the_drawn_images():
     train, val = shades([30, 25, 28, 40], "train", 0), shades([15, 15, 15, 15], "val", 1)
     result = evaluate_knn(RawPixels(8), train, val, "native", shots=(8, 1), draws=3, seed=11)
-    features = [pixel_features(images, 8).double().numpy() for images in (train, val)]
+    features = [extract_features(RawPixels(8), images, knn_protocol("native", 8)).double().numpy()
+                for images in (train, val)]
     for count, k in ((1, 4), (8, 20)):
         values = []
         for draw in range(3):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchssl.eval.pooling import class_and_gem, class_and_mean, gem, mean_patch
+from patchssl.eval.pooling import gem, mean_patch
 from patchssl.runtime.errors import UsageError
 
 
@@ -49,28 +49,14 @@ def test_gem_of_half_precision_does_not_overflow():
     assert gem(patches.double()).dtype == torch.float64
 
 
-def test_the_copy_detection_vector_is_the_class_token_and_then_gem():
-    images = tokens()
-    pooled = class_and_gem(images).numpy()
-    np.testing.assert_array_equal(pooled[:, :5], images[:, 0])
-    np.testing.assert_allclose(pooled[:, 5:], slow_gem(images[:, 1:], 4), rtol=1e-5)
-
-
-def test_the_linear_probes_vector_interleaves_class_and_mean():
-    images = tokens()
-    rows = []
-    for image in images.tolist():
-        row = []
-        for d in range(5):
-            row += [image[0][d], sum(patch[d] for patch in image[1:]) / 6]
-        rows.append(row)
-    np.testing.assert_allclose(class_and_mean(images).numpy(), np.array(rows), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(mean_patch(images[:, 1:]).numpy(), np.array(rows)[:, 1::2], rtol=1e-5, atol=1e-6)
+def test_the_mean_patch_is_the_mean_written_out():
+    patches = tokens()
+    rows = [[sum(column) / len(image) for column in zip(*image, strict=True)] for image in patches.tolist()]
+    np.testing.assert_allclose(mean_patch(patches).numpy(), np.array(rows), rtol=1e-5, atol=1e-6)
 
 
 def test_what_has_no_patches_is_refused():
-    for pool, images in ((gem, tokens()[0]), (mean_patch, tokens(count=0)), (class_and_gem, tokens(count=1)),
-                         (class_and_mean, tokens(count=1))):
+    for pool, images in ((gem, tokens()[0]), (mean_patch, tokens(count=0))):
         with pytest.raises(UsageError, match="pooling was given the shape"):
             pool(images)
     with pytest.raises(UsageError, match="exponent and a minimum above 0"):

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import transforms
 
 from patchssl.eval.protocols import Protocol, knn_protocol, resolve
-from patchssl.eval.transforms import crop_image, native_resize, transform_image
+from patchssl.eval.transforms import crop_image, native_resize, normalize_images
 from patchssl.runtime.errors import UsageError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,14 +37,15 @@ def torchvision_pipeline(pixels, resize, crop):
 def test_images_are_cut_as_torchvision_cuts_pil_images(height, width, sizes, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     resize, crop = sizes
-    ours = transform_image(pixels, {"resize": resize, "crop": crop, "interpolation": "bicubic"}, MEAN, STD)
+    cut = crop_image(pixels, {"resize": resize, "crop": crop, "interpolation": "bicubic"})
+    ours = normalize_images(cut, MEAN, STD)
     assert torch.equal(ours, torchvision_pipeline(pixels, resize, crop))
 
 
 def test_the_dino_protocol_cuts_photographs_as_dinos_script_does():
     pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
     protocol = knn_protocol("dino", 96)
-    ours = transform_image(pixels, protocol.settings, MEAN, STD)
+    ours = normalize_images(protocol.transform()(pixels), MEAN, STD)
     assert torch.equal(ours, torchvision_pipeline(pixels, 256, 224))
     assert protocol.transform()(pixels).dtype == torch.uint8
 

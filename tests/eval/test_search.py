@@ -147,7 +147,7 @@ def test_a_wrong_search_is_refused_in_words():
 
 
 def test_openblas_is_told_the_processor_only_while_faiss_is_loaded(monkeypatch):
-    monkeypatch.setattr(faiss_index, "_core_of_processor", lambda: "Haswell")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     monkeypatch.delitem(sys.modules, "faiss", raising=False)
     with faiss_index._openblas_core():

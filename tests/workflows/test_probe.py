@@ -14,6 +14,7 @@ from patchssl.eval.score import score_knn
 from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.load import load_backbone
 from patchssl.pretrain.recipe import load_recipe
+from patchssl.pretrain.run.setup import training_images
 from patchssl.report.tables.make import make_tables
 from patchssl.runtime.console import Console
 from patchssl.runtime.device import default_device
@@ -86,16 +87,16 @@ def test_default_device(monkeypatch):
 # k-NN while training
 
 def test_the_probe_is_off_unless_asked_for_and_where_there_are_no_labels(colors, tiny, tmp_path, photo):
-    assert make_probe(load_recipe("quickstart", tiny), str(colors), 0) is None
-    asked = load_recipe("quickstart", (*tiny, "run.knn_every_epochs=1"))
+    off, asked = (load_recipe("quickstart", (*tiny, *more)) for more in ((), ("run.knn_every_epochs=1",)))
+    assert make_probe(off, training_images(off, str(colors), 0), 0) is None
     for index in range(10):
         (tmp_path / f"{index}.png").write_bytes(photo.read_bytes())
-    assert make_probe(asked, str(tmp_path), 0) is None
+    assert make_probe(asked, training_images(asked, str(tmp_path), 0), 0) is None
 
 
 def test_the_probe_classifies_training_images_by_others(colors, tiny, monkeypatch):
     asked = load_recipe("quickstart", (*tiny, "run.knn_every_epochs=1"))
-    probe = make_probe(asked, str(colors), 0)
+    probe = make_probe(asked, training_images(asked, str(colors), 0), 0)
     seen = []
 
     def features(backbone, images, protocol, workers):  # a network that tells red from the rest

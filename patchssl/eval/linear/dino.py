@@ -21,8 +21,8 @@ from torchvision import transforms
 
 from patchssl.data.images import ImageSet
 from patchssl.data.unreadable import raise_unreadable
-from patchssl.eval.features import compute_outputs
 from patchssl.eval.linear.scores import ProbeOutcome, true_ranks
+from patchssl.eval.pooling import compute_outputs
 from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
 from patchssl.models.checkpoint import NEWEST, PREVIOUS, load_checkpoint, save_checkpoint

@@ -68,7 +68,7 @@ def changed_recipe(folder: Path, begun: Mapping[str, Any], overrides: Sequence[s
     if impossible := {key: values for key, values in changes.items() if _is_one_of(key, FIXED, EXCEPTED)}:
         raise UsageError(f"{sentence(impossible)}: the checkpoints in {folder} cannot follow that; start a new run, "
                          "or put it back" + (f" in {folder / RECIPE}" if impossible.keys() & edited else ""))
-    weighty = {key: values for key, values in changes.items() if not _is_one_of(key, FREE)}
+    weighty = weighty_among(changes)
     if weighty and not allow:
         by_hand = weighty.keys() & edited.keys()
         where = f"{folder / RECIPE} was edited since the run began" if by_hand else f"{folder} was begun otherwise"
@@ -89,10 +89,16 @@ def settle_recipe(folder: Path, recipe: Recipe, facts: dict[str, Any], changes: 
         write_run(folder, recipe, facts)
 
 
-def changes_between(begun: Mapping[str, Any], recipe: Recipe) -> dict[str, Change]:
+def changes_between(begun: Mapping[str, Any] | Recipe, recipe: Recipe) -> dict[str, Change]:
     """Settings that differ, by dotted name; one that `begun`, of an older version, does not know is left out."""
-    before, now = _flat(begun), _flat(recipe.model_dump(mode="json"))
+    before = _flat(begun.model_dump(mode="json") if isinstance(begun, Recipe) else begun)
+    now = _flat(recipe.model_dump(mode="json"))
     return {key: (before[key], now[key]) for key in now if key in before and before[key] != now[key]}
+
+
+def weighty_among(changes: Mapping[str, Change]) -> dict[str, Change]:
+    """Those of `changes` that a number may depend on."""
+    return {key: values for key, values in changes.items() if not _is_one_of(key, FREE)}
 
 
 def require_own_checkpoint(checkpoint: Mapping[str, Any], folder: Path, recipe: Recipe, seed: int) -> None:

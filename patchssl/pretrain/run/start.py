@@ -7,7 +7,7 @@ begun with), `log.jsonl` (a row every few seconds) and the checkpoints, see `pat
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,13 @@ from patchssl.runtime.errors import Interrupted, UsageError
 from patchssl.runtime.progress import RunProgress, Silent
 from patchssl.runtime.signals import Stopped, StopSignals
 
+# what makes the k-NN of a run from its recipe, images and seed, or None where there shall be none
+KnnMaker = Callable[[Recipe, ImageSet, int], KnnProbe | None]
+
 
 def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: str | Path | None = None,
              seed: int = 0, *, name: str | None = None, overrides: tuple[str, ...] = (), device: str | None = None,
-             progress: RunProgress | None = None, knn: KnnProbe | None = None,
+             progress: RunProgress | None = None, make_knn: KnnMaker | None = None,
              stops: StopSignals | None = None) -> Path:
     """Pretrain as `recipe` says and return the run folder.
 
@@ -61,7 +64,7 @@ def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: s
         if data is not None:
             recipe = recipe.model_copy(update={"data": absolute_name(data)})
         require_new(folder)
-        return train(_begin(folder, recipe, seed, name, device, progress or Silent(), knn, stops))
+        return train(_begin(folder, recipe, seed, name, device, progress or Silent(), make_knn, stops))
 
 
 def run_folder(recipe: Recipe | str | Path, seed: int) -> Path:
@@ -77,12 +80,11 @@ def require_new(folder: Path) -> None:
 
 
 def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: str | None, progress: RunProgress,
-           knn: KnnProbe | None, stops: StopSignals) -> Run:
+           make_knn: KnnMaker | None, stops: StopSignals) -> Run:
     """A run before its first update, in a folder that tells how it is made."""
-    if recipe.run.tensorboard:
-        require_tensorboard()
-    require_shares(recipe)
+    _require_means(recipe)
     images = training_images(recipe, None, seed)
+    knn = make_knn(recipe, images, seed) if make_knn else None
     progress.say(images.describe())
     start = starting_backbone(recipe)
     if start is not None:
@@ -106,7 +108,7 @@ def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: st
 
 
 def resume(folder: str | Path, overrides: tuple[str, ...] = (), *, allow_changes: bool = False,
-           device: str | None = None, progress: RunProgress | None = None, knn: KnnProbe | None = None,
+           device: str | None = None, progress: RunProgress | None = None, make_knn: KnnMaker | None = None,
            stops: StopSignals | None = None) -> Path:
     """Go on with the run in `folder` from its newest whole checkpoint; a run killed before its first one starts anew.
 
@@ -115,11 +117,11 @@ def resume(folder: str | Path, overrides: tuple[str, ...] = (), *, allow_changes
     """
     folder = Path(folder)
     with joined(training_device(device).type), interruptible(folder, stops) as stops:
-        return train(_reopen(folder, overrides, allow_changes, device, progress or Silent(), knn, stops))
+        return train(_reopen(folder, overrides, allow_changes, device, progress or Silent(), make_knn, stops))
 
 
 def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, device: str | None, progress: RunProgress,
-            knn: KnnProbe | None, stops: StopSignals) -> Run:
+            make_knn: KnnMaker | None, stops: StopSignals) -> Run:
     """The run in `folder` where its newest whole checkpoint was saved, all that would spoil it refused by name."""
     _, facts = read_run(folder)
     checkpoint = _newest_checkpoint(folder)
@@ -128,10 +130,9 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
         recipe = recipe.model_copy(update={"data": absolute_name(recipe.data or "")})
     if checkpoint:
         require_own_checkpoint(checkpoint, folder, recipe, facts["seed"])
-    if recipe.run.tensorboard:
-        require_tensorboard()
-    require_shares(recipe)
+    _require_means(recipe)
     images = _same_images(folder, recipe, facts, moved="data" in changes)
+    knn = make_knn(recipe, images, facts["seed"]) if make_knn else None
     start = None if checkpoint else _same_start(folder, recipe, facts)
     engine = make_engine(recipe, images, facts["seed"], device, start)
     _keep_threads(recipe, facts, engine.device, progress)
@@ -146,6 +147,13 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
         run.budget.bad.update(checkpoint.get("unreadable", {}))
     progress.say(f"going on with {folder} at update {engine.steps_done} of {engine.total_steps}")
     return run
+
+
+def _require_means(recipe: Recipe) -> None:
+    """UsageError unless libraries and processes are there for what `recipe` asks; costs nothing, so ask first."""
+    if recipe.run.tensorboard:
+        require_tensorboard()
+    require_shares(recipe)
 
 
 def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:

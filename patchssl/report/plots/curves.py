@@ -42,15 +42,12 @@ def plot_curves(log: LogRows, path: Path | str, *, x: str = "epoch",
     runs = {name: log, **(others or {})}
     if len(runs) > len(LINES):
         raise UsageError(f"{len(runs)} runs in one figure cannot be told apart; {len(LINES)} are the most")
-    panels: list[Callable[[Axes], None]] = []
-    if _has(log, "loss"):
-        panels.append(lambda axes: _draw_loss(axes, runs, x))
-    if _has(log, "knn_top1"):
-        panels.append(lambda axes: _draw_knn(axes, runs, x, references or {}))
-    if _has(log, "teacher_entropy"):
-        panels.append(lambda axes: _draw_entropy(axes, runs, x, num_prototypes))
-    if _has(log, "effective_rank"):
-        panels.append(lambda axes: _draw_rank(axes, runs, x))
+    drawn: dict[str, Callable[[Axes], None]] = {
+        "loss": lambda axes: _draw_loss(axes, runs, x),
+        "knn_top1": lambda axes: _draw_knn(axes, runs, x, references or {}),
+        "teacher_entropy": lambda axes: _draw_entropy(axes, runs, x, num_prototypes),
+        "effective_rank": lambda axes: _draw_rank(axes, runs, x)}
+    panels = [draw for key, draw in drawn.items() if _has(log, key)]
     if not panels:
         raise UsageError(f"there is nothing to draw: the log has {len(log)} rows, and no loss, k-NN, entropy "
                          "or rank in them")

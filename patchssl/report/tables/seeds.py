@@ -22,22 +22,30 @@ Values = Mapping[str, Mapping[int, float]]  # by variant and seed
 
 
 class Mean(NamedTuple):
-    """Of n seeds, with the 95 % t-interval where n is two or more."""
+    """Of n seeds, with the 95 % t-interval where n is two or more; written in percent."""
 
     mean: float
     low: float | None
     high: float | None
     n: int
 
+    def __str__(self) -> str:
+        half = "" if self.high is None else f" ± {100 * (self.high - self.mean):.1f}"
+        return f"{100 * self.mean:.1f}{half} (n = {self.n})"
+
 
 class Paired(NamedTuple):
-    """Mean difference over the n seeds that both sides have, its 95 % t-interval, and the p-value of the t-test."""
+    """Mean difference over the n seeds both sides have, its 95 % t-interval, the t-test's p-value; in points."""
 
     mean: float
     low: float | None
     high: float | None
     p: float | None
     n: int
+
+    def __str__(self) -> str:
+        between = "" if self.low is None or self.high is None else f" [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return f"{100 * self.mean:+.1f}{between} (n = {self.n})"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from patchssl.eval.features import extract_outputs
 from patchssl.eval.linear import dino as linear_dino
 from patchssl.eval.linear.dino import RandomCrops, dino_batches, dino_probe, join_dino
 from patchssl.eval.linear.task import linear_protocol
-from patchssl.eval.pooling import class_and_mean
+from patchssl.eval.pooling import compute_outputs
 from patchssl.models.load import load_backbone
 from patchssl.runtime.errors import CheckpointError, DataError, NotFiniteError, UsageError
 
@@ -83,8 +83,11 @@ def test_two_outputs_are_interleaved_as_dinos_published_weights_expect(recorded)
     plan = linear_protocol("dino", backbone)
     batch = plan.transform()(train.pixels(0))[None].float()
     tokens = backbone.tokens(batch)
-    found = {"class:1": tokens[:, 0], "mean_patch": tokens[:, 1:].mean(dim=1)}
-    assert torch.equal(join_dino(found, {"outputs": list(found)}), class_and_mean(tokens))
+    outputs = ("class:1", "mean_patch")
+    joined = join_dino(compute_outputs(backbone, batch, outputs), {"outputs": outputs})
+    classes, means = tokens[0, 0].tolist(), tokens[0, 1:].mean(dim=0).tolist()
+    written_out = [value for pair in zip(classes, means, strict=True) for value in pair]  # class0, mean0, class1, ...
+    np.testing.assert_allclose(joined.tolist(), [written_out], rtol=1e-6, atol=1e-7)
 
 
 def test_crops_are_those_of_torchvisions_transforms_for_their_seed(small):

@@ -275,15 +275,16 @@ def test_features_that_are_not_finite_give_no_number(pair, protocol):
 
 RANKS = """
 import sys
-from patchssl.data.open import open_pair
+from patchssl.data import open_pair
 from patchssl.runtime.distributed import end_launched, join_launched, rank
 from patchssl.eval.linear.task import evaluate_linear
+from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.load import load_backbone
 from pathlib import Path
 join_launched()
 for protocol in ("dino", "native"):
-    result = evaluate_linear(load_backbone(sys.argv[3]), *open_pair(sys.argv[2]), protocol, batch_size=5, epochs=3,
-                             checkpoint_folder=Path(sys.argv[1]))
+    result = evaluate_linear(load_backbone(sys.argv[3]), *open_pair(sys.argv[2]), protocol, epochs=3,
+                             compute=ComputeOptions(batch_size=5), checkpoint_folder=Path(sys.argv[1]))
     result.write(Path(sys.argv[1]) / str(rank()))
 end_launched(0)
 """
@@ -297,7 +298,7 @@ def test_two_processes_give_the_same_records_as_one(pair, colors, tmp_path):
     end = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=300, check=False)
     assert end.returncode == 0, end.stderr[-3000:]
     for protocol in ("dino", "native"):
-        alone = evaluate(pair, protocol, batch_size=5, epochs=3)
+        alone = evaluate(pair, protocol, compute=ComputeOptions(batch_size=5), epochs=3)
         for rank in ("0", "1"):
             together = read_result(next((tmp_path / rank).rglob(f"*@{protocol}-3-epochs.json")))
             assert (together.metrics, together.detail) == (alone.metrics, json.loads(json.dumps(alone.detail)))

@@ -396,11 +396,11 @@ def test_a_signal_during_the_knn_saves_and_the_resumed_run_makes_up_for_it(data)
 
     every = recipe("run.knn_every_epochs=1", "run.tensorboard=true")
     with pytest.raises(Interrupted, match=f"at update 4 of {STEPS}, saved"):
-        pretrain(every, data, "run", seed=3, knn=probe)
+        pretrain(every, data, "run", seed=3, make_knn=lambda *_: probe)
     assert [row["step"] for row in rows_of(Path("run"))] == [1, 2, 3, 4]
     assert "knn_top1" not in rows_of(Path("run"))[3]
-    resume("run", knn=probe)
-    undisturbed = pretrain(every, data, "undisturbed", seed=3, knn=probe)
+    resume("run", make_knn=lambda *_: probe)
+    undisturbed = pretrain(every, data, "undisturbed", seed=3, make_knn=lambda *_: probe)
     timeless = [[{key: value for key, value in row.items()
                   if key not in ("seconds", "images_per_second", "memory_bytes")} for row in rows_of(run)]
                 for run in (Path("run"), undisturbed)]
@@ -653,14 +653,15 @@ def test_the_probe_is_asked_when_due_and_changes_nothing(whole, data):
         torch.rand(7)
         return 0.25
 
-    folder = pretrain(recipe("run.knn_every_epochs=2"), data, "run", seed=3, knn=probe)
+    folder = pretrain(recipe("run.knn_every_epochs=2"), data, "run", seed=3, make_knn=lambda *_: probe)
     assert {row["step"]: row["knn_top1"] for row in rows_of(folder) if "knn_top1" in row} == {8: 0.25, 12: 0.25}
     assert asked == [(False, (1, 24))] * 2
     assert same(whole, folder)
 
 
 def test_a_probe_is_due_though_no_log_row_is(data):
-    folder = pretrain(recipe("run.knn_every_epochs=1", "run.log_seconds=1000"), data, "run", knn=lambda _: 0.5)
+    asked = recipe("run.knn_every_epochs=1", "run.log_seconds=1000")
+    folder = pretrain(asked, data, "run", make_knn=lambda *_: lambda _: 0.5)
     assert [(row["step"], row["knn_top1"]) for row in rows_of(folder)] == [(4, 0.5), (8, 0.5), (12, 0.5)]
 
 
