@@ -34,7 +34,7 @@ from patchssl.cli.options import (
 from patchssl.eval.tasks import Task, all_tasks
 
 AnyRecord = Any  # its class would import torch
-Score = Callable[..., AnyRecord]  # score(data, protocol, **options) of the model that the command was given
+Scoring = Callable[..., AnyRecord]  # score(data, protocol, **options) of the model that the command was given
 
 
 def shared_options(*, cached: bool = True) -> Callable[[Callable[..., AnyRecord]], Callable[..., None]]:
@@ -93,7 +93,7 @@ PatchesProtocol = Annotated[str | None, protocol_option("patches", "the only one
 
 @shared_options()
 def knn(
-    score: Score, results: Path, data: DataOpt, protocol: KnnProtocol = None,
+    score: Scoring, results: Path, data: DataOpt, protocol: KnnProtocol = None,
     shots: Annotated[list[int] | None, typer.Option("--shots", min=1, help="Also score with so many training images "
                                                                              "per class; may be given several times."
                                                     )] = None,
@@ -107,7 +107,7 @@ def knn(
 
 @shared_options()
 def linear(
-    score: Score, results: Path, data: DataOpt, protocol: LinearProtocol = None,
+    score: Scoring, results: Path, data: DataOpt, protocol: LinearProtocol = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Instead of the protocol's own number; "
                                                                               "another protocol, such as "
                                                                               "dino-10-epochs.")] = None,
@@ -119,7 +119,7 @@ def linear(
 
 @shared_options()
 def copydays(
-    score: Score, results: Path, data: FolderOpt, protocol: CopydaysProtocol = None,
+    score: Scoring, results: Path, data: FolderOpt, protocol: CopydaysProtocol = None,
     ranks: Annotated[int | None, typer.Option("--ranks", min=1, help="How many results count, for a set too small "
                                                                            "for the protocol's 20 (sscd: 100); another "
                                                                            "protocol, as native-12-ranks.")] = None,
@@ -131,7 +131,7 @@ def copydays(
 
 @shared_options()
 def revisited(
-    score: Score, results: Path, data: FolderOpt,
+    score: Scoring, results: Path, data: FolderOpt,
     set_name: Annotated[str, typer.Option("--set", help="roxford5k, rparis6k, or the NAME of gnd_NAME.pkl.")],
     protocol: RevisitedProtocol = None,
     distractors: Annotated[Path | None, typer.Option("--distractors", help="Folder of images that join the database, "
@@ -145,7 +145,7 @@ def revisited(
 
 @shared_options(cached=False)
 def patches(
-    score: Score, results: Path,
+    score: Scoring, results: Path,
     data: Annotated[str, typer.Option("--data", callback=not_empty, help="Folder of images, labels not needed, or a "
                                                                           "set's name; its val images if it has "
                                                                           "them.")],
@@ -158,7 +158,7 @@ def patches(
 
 def plain_command(task: Task) -> Callable[..., None]:
     """The command of a task that has no options of its own."""
-    def command(score: Score, results: Path, data: DataOpt, protocol: str | None = None) -> AnyRecord:
+    def command(score: Scoring, results: Path, data: DataOpt, protocol: str | None = None) -> AnyRecord:
         return score(data, protocol)
 
     command.__name__ = task.name

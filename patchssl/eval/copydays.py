@@ -243,12 +243,10 @@ def _require_enough(run: _CopydaysPass, whitening: FileImages) -> None:
     width = run._replace(compute=replace(run.compute, workers=0, cache=None)).features(image, None).shape[1]
     least = width + (run.plan.settings["whitening"] == "pca")  # centering takes one
     if len(whitening) < least:
-        raise DataError(
-            f"{whitening.root} holds {len(whitening):,} whitening images, too few for features of {width:,} "
-            f"dimensions: at least {least:,} are needed, ten times as many are better; or choose the protocol "
-            "dino-nowhitening (dino-plain: without distractors too), whose numbers cannot be compared with "
-            "published ones"
-        )
+        raise DataError(f"{whitening.root} holds {len(whitening):,} whitening images, too few for features of {width:,} "
+                        f"dimensions: at least {least:,} are needed, ten times as many are better; or choose the "
+                        "protocol dino-nowhitening (dino-plain: without distractors too), whose numbers cannot be "
+                        "compared with published ones")
 
 
 def _all_features(run: _CopydaysPass, images: Mapping[str, FileImages]) -> dict[str, Tensor]:
@@ -257,13 +255,12 @@ def _all_features(run: _CopydaysPass, images: Mapping[str, FileImages]) -> dict[
     before = dict(zip(images, np.cumsum([0, *map(len, images.values())]).tolist(), strict=False))
     shown = {name: None if progress is None else shifted(progress, before[name], total) for name in images}
     try:
-        features = {name: run.features(part, shown[name]) for name, part in images.items()}
+        return {name: run.features(part, shown[name]) for name, part in images.items()}
     except DataError:
-        workers = run.compute.workers
-        bad = [error for name, part in images.items() for error in find_unreadable(part, workers, shown[name])]
+        bad = [error for name, part in images.items()
+               for error in find_unreadable(part, run.compute.workers, shown[name])]
         raise_unreadable([UnreadableImage(name, reason) for name, reason in bad], total)
         raise
-    return features
 
 
 def _score(run: _CopydaysPass, found: CopydaysSet, images: Mapping[str, FileImages],

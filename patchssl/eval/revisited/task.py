@@ -286,15 +286,14 @@ def _boxes(truth: GroundTruth, plan: Protocol) -> tuple[CropBox | None, ...]:
 
 def _detail(found: RevisitedSet, run: _RevisitedPass, levels: Mapping[str, LevelScores]) -> dict[str, Any]:
     sizes = found.num_queries, len(found.truth.imlist)
-    left_out = {level: f"no query has {' or '.join(LEVELS[level][0])} images"
-                for level, scores in levels.items() if not scores.num_queries}
     return {
         "official": OFFICIAL.get(found.place.ground_truth.stem.removeprefix("gnd_")) == sizes,
         "num_queries": sizes[0],
         "num_database": sizes[1],
         "num_distractors": 0 if found.distractors is None else len(found.distractors),
         "queries_used": {level: scores.num_queries for level, scores in levels.items()},
-        "left_out": left_out,
+        "left_out": {level: f"no query has {' or '.join(LEVELS[level][0])} images"
+                     for level, scores in levels.items() if not scores.num_queries},
         "output": run.output,
         "fingerprints": found.fingerprints(),
         "queries": [plain_text(name) for name in found.truth.qimlist],
