@@ -437,7 +437,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path,
     assert 1 <= len(left) < 6
     answer = patchssl("study", file, "--data", colors, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
-    assert "dino-0: cell" not in answer.err and "going on with" in answer.err
+    assert "dino-0: cell" not in answer.err and "resuming" in answer.err
     assert numbers(tmp_path / "out") == numbers(whole)
 
 

@@ -155,7 +155,7 @@ def _count(number: int, word: str) -> str:
 
 
 def _robustness(parts: Sequence[Robustness]) -> list[dict[str, object]]:
-    """A title and two charts for every data set and protocol; what differs in its settings alone says so."""
+    """A title and two charts for every dataset and protocol; what differs in its settings alone says so."""
     names = [f"{part.dataset}, protocol {part.protocol}" for part in parts]
     titles = [name if names.count(name) == 1 else
               f"{name} #{part.dataset_fingerprint[:6]}/{part.protocol_fingerprint[:6]}"
