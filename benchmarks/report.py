@@ -105,7 +105,7 @@ def made_up_records(num_records: int, seed: int = 0) -> Iterator[Result]:
 
 
 def _numbers(cell: int, quality: float, rng: np.random.Generator) -> dict[str, Any]:
-    """Task, data set, metrics and detail of one record."""
+    """Task, dataset, metrics and detail of one record."""
     if cell < len(CLASSIFIED):
         task, dataset, metric = CLASSIFIED[cell]
         correct = rng.random(NUM_TEST) < quality

@@ -75,7 +75,7 @@ def save_classes(root, counts):
 
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory):
-    """A data set of three classes that raw pixels tell apart: 48 images to train on, 12 to test on."""
+    """A dataset of three classes that raw pixels tell apart: 48 images to train on, 12 to test on."""
     return save_classes(tmp_path_factory.mktemp("data") / "colors", {"train": 16, "val": 4})
 
 

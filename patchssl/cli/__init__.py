@@ -16,8 +16,12 @@ from patchssl.cli import machine, models, pretrain, quickstart, report, study
 from patchssl.cli.bench import bench_app
 from patchssl.cli.data import data_app
 from patchssl.cli.eval import eval_app
+from patchssl.cli.options import renamed
 from patchssl.cli.plot import plot_app
 from patchssl.runtime.errors import PatchSSLError, printable
+
+_OLD_NAMES = {study.study: {"--seed": "--only-seed"}, models.export: {"--to": "--out"},
+              report.compare: {"--moved": "--num-changes"}}
 
 
 def _version(asked: bool) -> None:
@@ -38,7 +42,7 @@ def build_app() -> typer.Typer:
         app.add_typer(group, name=name)
     for command in (quickstart.quickstart, pretrain.pretrain, study.study, models.models, models.inspect, models.export,
                     report.tables, report.compare, report.report, machine.cache, machine.doctor):
-        app.command()(command)
+        app.command(cls=renamed(_OLD_NAMES.get(command, {})))(command)
     return app
 
 

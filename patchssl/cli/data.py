@@ -1,4 +1,4 @@
-"""`patchssl data ...`: get, check and make data sets."""
+"""`patchssl data ...`: get, check and make datasets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from patchssl.cli.options import JsonOpt, MadeArg, PhotosArg, SeedOpt, SideOpt
 from patchssl.runtime.errors import DataError
 
-data_app = typer.Typer(no_args_is_help=True, help="Get, check and make data sets.")
+data_app = typer.Typer(no_args_is_help=True, help="Get, check and make datasets.")
 
 
 @data_app.command("get")
@@ -25,7 +25,7 @@ def get_data(
     mirror: Annotated[str | None, typer.Option("--mirror", help="Address to try first.")] = None,
     keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Do not remove what was downloaded.")] = False,
 ) -> None:
-    """Fetch a named set, going on where an earlier attempt broke off, and check it."""
+    """Fetch a named set, resuming where an earlier attempt broke off, and check it."""
     from patchssl.runtime.console import Console
     from patchssl.sets.fetch import get_set
 
@@ -37,11 +37,11 @@ def get_data(
 
 @data_app.command("check")
 def check_data(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a data set.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of a dataset.")],
     name: Annotated[str | None, typer.Option("--set", help="What it should be; default: what it looks like.")] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Count and verify a data set on the disk; says what is missing and how to get it."""
+    """Count and verify a dataset on the disk; says what is missing and how to get it."""
     from patchssl.runtime.console import Console
     from patchssl.sets.check import check_set
 
@@ -79,7 +79,7 @@ def make_copydays(
     whitening: Annotated[Path | None, typer.Option("--whitening", help="Further photographs to fit the whitening "
                                                                           "on.")] = None,
 ) -> None:
-    """A copy detection set in Copydays' layout from any photographs: JPEG, crops and strong edits."""
+    """A synthetic copy detection set in Copydays' layout from any photographs: JPEG, crops and strong edits."""
     from patchssl.runtime.console import Console
     from patchssl.sets import make as make_sets
 
@@ -101,7 +101,7 @@ def make_revisited(
     num_queries: Annotated[int | None, typer.Option("--num-queries", min=1, help="Default: every photograph.")] = None,
     size: SideOpt = 640,
 ) -> None:
-    """A small retrieval set in the layout of revisited Oxford and Paris from any photographs."""
+    """A small synthetic retrieval set in the layout of revisited Oxford and Paris from any photographs."""
     from patchssl.runtime.console import Console
     from patchssl.sets import make as make_sets
 

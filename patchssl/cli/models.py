@@ -40,14 +40,14 @@ def inspect(model: WeightsArg, as_json: JsonOpt = False) -> None:
 
 def export(
     model: WeightsArg,
-    to: Annotated[Path, typer.Option("--to", help="Folder to write; it must not be there yet.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not be there yet.")],
     formats: Annotated[list[str] | None, typer.Option(
         "--format", help="timm, dino or onnx; may be given several times. Default: all that are possible.")] = None,
     license_name: Annotated[str | None, typer.Option("--license", help="License of the weights, such as "
                                                                         "apache-2.0, for the model card.")] = None,
     results: Annotated[Path, typer.Option("--results", help="Folder of records; those of these weights go into the "
                                                             "model card.")] = Path("results"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in --to.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in --out.")] = False,
     push: Annotated[str | None, typer.Option("--push", metavar="ORG/NAME", help="Upload the folder to this "
                                                                                 "repository on the hub.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: a private repository.")] = False,
@@ -58,6 +58,6 @@ def export(
     from patchssl.runtime.console import Console
 
     with Console() as console:
-        report = export_and_push(model, to, tuple(formats or ()), license_name=license_name, results=results,
+        report = export_and_push(model, out, tuple(formats or ()), license_name=license_name, results=results,
                                  overwrite=overwrite, push=push, private=private, console=console)
     typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())

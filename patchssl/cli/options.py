@@ -1,16 +1,17 @@
-"""Arguments and options that several commands share, and the printing of a record."""
+"""Arguments and options that several commands share, options by their old names, and the printing of a record."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from patchssl.runtime.errors import DataError, Interrupted, UsageError
+from patchssl.runtime.errors import DataError, Interrupted, UsageError, printable
 
 if TYPE_CHECKING:
     from patchssl.eval.records import Result
@@ -49,10 +50,18 @@ ModelArg = Annotated[str, typer.Argument(
 WeightsArg = Annotated[str, typer.Argument(
     metavar="MODEL", help="A run folder, a file of weights (PATH#student), an exported folder, timm:NAME or "
                           "hf-hub:ORG/NAME.")]
-DATA = ("Images (see README, Data sets): a folder, {wanted}; a list (.txt); a .zip or .tar; shards-{{000..009}}.tar; "
-        ".parquet; hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64.")
-DataOpt = Annotated[str, typer.Option("--data", callback=not_empty,
-                                      help=DATA.format(wanted="train/ and val/ inside"))]
+
+
+def _data(wanted: str) -> Any:
+    """`--data`, of which a folder is to hold what is `wanted`."""
+    return typer.Option("--data", callback=not_empty, help=(
+        f"Images (see README, Datasets): a folder, {wanted}; a list (.txt); a .zip or .tar; shards-{{000..009}}.tar; "
+        ".parquet; hf:OWNER/NAME[:SPLIT]; timm:torch/NAME?root=DIR; or a set's name: textures, textures-64."))
+
+
+DataOpt = Annotated[str, _data("train/ and val/ inside")]
+StudyDataOpt = Annotated[str | None, _data("train/ and val/ inside")]
+TrainDataOpt = Annotated[str | None, _data("with or without classes")]
 ResultsOpt = Annotated[Path, typer.Option("--results", callback=can_be_written, help="Folder that gets the record.")]
 RecordsOpt = Annotated[Path, typer.Option("--results", callback=_can_be_folder, help="Folder of the records.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -85,16 +94,47 @@ OverridesArg = Annotated[list[str] | None, typer.Argument(
 ViewsOfOpt = Annotated[str | None, typer.Option("--model", help="Take patch and view size from this MODEL.")]
 
 
+def renamed(new_of: Mapping[str, str]) -> type[TyperCommand]:
+    """What a command is made of that takes options by their old names too, {old: new}, for one release."""
+    class CommandOfOldNames(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            return super().parse_args(ctx, _by_new_names(args, new_of))
+
+    return CommandOfOldNames
+
+
+def _by_new_names(args: Sequence[str], new_of: Mapping[str, str]) -> list[str]:
+    """The words of a command line with new names for old ones, which a warning names; UsageError where both stand."""
+    end = args.index("--") if "--" in args else len(args)
+    words = [arg.partition("=") for arg in args[:end]]
+    names = {name for name, _, _ in words}
+    for old, new in new_of.items():
+        if {old, new} <= names:
+            raise UsageError(f"{old} is the old name of {new}; give {new} alone")
+        if old in names:
+            typer.echo(f"warning: {old} is now {new}; the old name goes with the next release", err=True)
+    return ["".join((new_of.get(name, name), *rest)) for name, *rest in words] + [*args[end:]]
+
+
+def say_skipped(problems: Iterable[str]) -> None:
+    """Name the records that could not be used, and end with exit code 1 if there are any."""
+    problems = list(problems)
+    for problem in problems:
+        typer.echo(printable(f"skipped: {problem}"), err=True)
+    if problems:
+        raise typer.Exit(1)
+
+
 @contextmanager
 def scoring_console() -> Iterator[Console]:
-    """The console of a benchmark, whose Ctrl-C ends with what there is to go on from."""
+    """The console of a benchmark, whose Ctrl-C ends with what there is to resume from."""
     from patchssl.runtime.console import Console
 
     with Console() as console:
         try:
             yield console
         except KeyboardInterrupt:
-            raise Interrupted("stopped by Ctrl-C; records that were written stay, and the same command goes on from "
+            raise Interrupted("stopped by Ctrl-C; records that were written stay, and the same command resumes from "
                               "the features that are in the cache (patchssl cache)") from None
 
 

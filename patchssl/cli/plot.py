@@ -7,13 +7,32 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import DeviceOpt, ImagesArg, ModelArg, OutFileOpt, RecipeOpt, RecordsOpt, SeedOpt, ViewsOfOpt
-from patchssl.runtime.errors import UsageError, printable
+from patchssl.cli.options import (
+    DeviceOpt,
+    ImagesArg,
+    ModelArg,
+    OutFileOpt,
+    RecipeOpt,
+    RecordsOpt,
+    SeedOpt,
+    ViewsOfOpt,
+    renamed,
+    say_skipped,
+)
+from patchssl.runtime.errors import UsageError
 
 SideOfImagesOpt = Annotated[int | None, typer.Option("--size", min=8, help="Short side in pixels; default: as in "
                                                                            "training.")]
 MassOpt = Annotated[float, typer.Option("--mass", min=0.01, max=1.0, help="Share of the attention whose patches are "
                                                                           "shown.")]
+MatchModelsOpt = Annotated[list[str] | None, typer.Option(
+    "--model", metavar="MODEL", help="Match by this model's tokens; may be given often. With --rule center or paper: "
+                                     "its patch and view size.")]
+RuleOpt = Annotated[str | None, typer.Option(
+    "--rule", help="center or paper: by geometry, views as in training; similarity: by tokens, views as in 'eval "
+                   "patches'. Default: similarity with --model, else the recipe's.")]
+ColorOpt = Annotated[str | None, typer.Option("--color", help="What colors of token matches mean: right, similarity or "
+                                                              "place.")]
 plot_app = typer.Typer(no_args_is_help=True, help="Draw attention, patch tokens, matches, views, training curves, "
                                                   "robustness, studies.")
 
@@ -41,12 +60,12 @@ def attention(
     typer.echo(draw_attention(model, images, out, size=size, mass=mass, device=default_device(device), say=_say))
 
 
-@plot_app.command()
+@plot_app.command(cls=renamed({"--beside": "--compare"}))
 def pca(
     model: ModelArg,
     images: ImagesArg,
-    others: Annotated[list[str] | None, typer.Option("--beside", metavar="MODEL", help="Another model, drawn below; "
-                                                                                       "may be given often.")] = None,
+    others: Annotated[list[str] | None, typer.Option("--compare", metavar="MODEL", help="Another model, drawn below; "
+                                                                                        "may be given often.")] = None,
     size: SideOfImagesOpt = None,
     out: OutFileOpt = Path("pca.png"),
     device: DeviceOpt = None,
@@ -62,15 +81,10 @@ def pca(
 def matches(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file, or SET:INDEX as in textures:7.")],
     other: Annotated[str | None, typer.Argument(metavar="[IMAGE]", help="A second one to match it with.")] = None,
-    models: Annotated[list[str] | None, typer.Option(
-        "--model", metavar="MODEL", help="Match by this model's tokens; may be given often. With --rule center or "
-                                         "paper: its patch and view size.")] = None,
-    rule: Annotated[str | None, typer.Option(
-        "--rule", help="center or paper: by geometry, views as in training; similarity: by tokens, views as in "
-                       "'eval patches'. Default: similarity with --model, else the recipe's.")] = None,
+    models: MatchModelsOpt = None,
+    rule: RuleOpt = None,
     recipe: RecipeOpt = "quickstart",
-    color: Annotated[str | None, typer.Option("--color", help="What colors of token matches mean: right, similarity or "
-                                                              "place.")] = None,
+    color: ColorOpt = None,
     lines: Annotated[int, typer.Option("--lines", min=1, help="How many token matches to draw, best first.")] = 30,
     size: SideOfImagesOpt = None,
     seed: SeedOpt = 0,
@@ -141,24 +155,20 @@ def robustness(
 
     path, problems = draw_robustness(results, out, dataset=dataset, protocol=protocol)
     typer.echo(path)
-    for problem in problems:
-        typer.echo(printable(f"left out: {problem}"), err=True)
-    if problems:
-        raise typer.Exit(1)
+    say_skipped(problems)
 
 
-@plot_app.command()
+@plot_app.command(cls=renamed({"--beside": "--compare"}))
 def study(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a study, where its study.json is.")],
     out: OutFileOpt = Path("study.png"),
-    beside: Annotated[str | None, typer.Option(metavar="VARIANT", help="Those compared with this variant: "
-                                               "the ablations, with the one they change. Default: the "
-                                               "reference.")] = None,
+    compared_with: Annotated[str | None, typer.Option("--compare", metavar="VARIANT", help=(
+        "Those compared with this variant: the ablations, with the one they change. Default: the reference."))] = None,
 ) -> None:
     """Differences of a study's variants to its reference: every seed, the mean and its 95 % interval."""
     from patchssl.study.figure import draw_study
 
-    typer.echo(draw_study(folder, out, beside))
+    typer.echo(draw_study(folder, out, compared_with))
 
 
 @plot_app.command("attention-video")

@@ -4,139 +4,174 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchssl.cli.options import DATA, DeviceOpt, JsonOpt, OverridesArg, not_empty
-from patchssl.runtime.errors import UsageError, unknown_choice
+from patchssl.cli.options import DeviceOpt, JsonOpt, OverridesArg, TrainDataOpt
+from patchssl.cli.slurm import (
+    ClusterOpt,
+    CpusOpt,
+    HoursOpt,
+    NodeGpusOpt,
+    NodesOpt,
+    PartitionOpt,
+    SbatchOpt,
+    SlurmOpt,
+    slurm_options,
+)
+from patchssl.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from patchssl.workflows.slurm import SlurmOptions
+    from patchssl.runtime.console import Console
+    from patchssl.runtime.signals import StopSignals
+    from patchssl.workflows.slurm import SlurmOptions, Submitted
+
+NewRecipeArg = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file; not "
+                                                                           "needed with --resume.")]
+RunOpt = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe>-<seed>.")]
+RunSeedOpt = Annotated[int | None, typer.Option("--seed", min=0, help="Fixes every random draw; default 0.")]
+ResumeOpt = Annotated[Path | None, typer.Option("--resume", help="Run folder to resume; needs no more.")]
+AllowOpt = Annotated[bool, typer.Option("--allow-changes", help="With --resume: resume though the recipe was "
+                                                                "changed.")]
+PlanOpt = Annotated[bool, typer.Option("--dry-run", help="Print images, steps, memory, time; no training.")]
+ShardOpt = Annotated[bool, typer.Option("--shard", help="Under torchrun: shard the weights over all processes "
+                                                        "(FSDP2).")]
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A run that begins."""
+
+    recipe: str
+    changes: tuple[str, ...]
+    data: str | None
+    out: Path | None
+    seed: int
+    device: str | None
+
+    def train(self, console: Console, stops: StopSignals) -> Path:
+        """The run folder, at its end."""
+        from patchssl.workflows.probe import pretrain_with_probe
+
+        return pretrain_with_probe(self.recipe, self.data, self.out, self.seed, self.changes, device=self.device,
+                                   console=console, stops=stops)
+
+    def submit(self, job: SlurmOptions) -> Submitted:
+        """As a job."""
+        from patchssl.workflows.slurm import submit_pretraining
+
+        return submit_pretraining(self.recipe, self.data, self.out, self.seed, self.changes, job, device=self.device)
+
+    def print_plan(self, as_json: bool) -> None:
+        """What it would cost."""
+        from patchssl.workflows.probe import plan_pretraining
+
+        plan = plan_pretraining(self.recipe, self.data, self.seed, self.changes, device=self.device)
+        typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
+
+
+@dataclass(frozen=True)
+class ResumedRun:
+    """A run that is there already."""
+
+    folder: Path
+    changes: tuple[str, ...]
+    allow_changes: bool
+    device: str | None
+
+    def train(self, console: Console, stops: StopSignals) -> Path:
+        """The run folder, at its end."""
+        from patchssl.workflows.probe import resume_with_probe
+
+        return resume_with_probe(self.folder, self.changes, allow_changes=self.allow_changes, device=self.device,
+                                 console=console, stops=stops)
+
+    def submit(self, job: SlurmOptions) -> Submitted:
+        """As a job."""
+        from patchssl.workflows.slurm import submit_resume
+
+        return submit_resume(self.folder, self.changes, job, allow_changes=self.allow_changes, device=self.device)
 
 
 def pretrain(
-    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file; not needed "
-                                                                          "with --resume.")] = None,
+    recipe: NewRecipeArg = None,
     overrides: OverridesArg = None,
-    data: Annotated[str | None, typer.Option("--data", callback=not_empty,
-                                             help=DATA.format(wanted="with or without classes"))] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe>-<seed>.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0,
-                                             help="Fixes every random draw; default 0.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Run folder to go on with; needs no more.")] = None,
-    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="With --resume: go on though the recipe was "
-                                                                          "changed.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print images, steps, memory, time; no training.")] = False,
+    data: TrainDataOpt = None,
+    out: RunOpt = None,
+    seed: RunSeedOpt = None,
+    resume: ResumeOpt = None,
+    allow_changes: AllowOpt = False,
+    dry_run: PlanOpt = False,
     device: DeviceOpt = None,
-    shard: Annotated[bool, typer.Option("--shard", help="Under torchrun: deal the weights over all processes "
-                                                          "(FSDP2).")] = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Submit it as a job that requeues itself until the run is "
-                                                        "done.")] = False,
-    slurm_partition: Annotated[str | None, typer.Option(help="Partition of the job.")] = None,
-    slurm_nodes: Annotated[int | None, typer.Option(min=1, help="Machines; default 1.")] = None,
-    slurm_gpus: Annotated[int | None, typer.Option(min=0, help="GPUs, and processes, on each; default 1.")] = None,
-    slurm_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs for each process; default 8.")] = None,
-    slurm_hours: Annotated[float | None, typer.Option(min=0.02, help="Until it is requeued; default 24.")] = None,
-    slurm_option: Annotated[list[str] | None, typer.Option(
-        metavar="KEY=VALUE", help="Further option of sbatch, such as mem=64G; may be given several times.")] = None,
-    slurm_cluster: Annotated[str | None, typer.Option(help="slurm, or local: a process of this machine, for a trial."
-                                                      )] = None,
+    shard: ShardOpt = False,
+    slurm: SlurmOpt = False,
+    slurm_partition: PartitionOpt = None,
+    slurm_nodes: NodesOpt = None,
+    slurm_gpus: NodeGpusOpt = None,
+    slurm_cpus: CpusOpt = None,
+    slurm_hours: HoursOpt = None,
+    slurm_option: SbatchOpt = None,
+    slurm_cluster: ClusterOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Pretrain a Vision Transformer with PW-Self, DINO or iBOT.
 
     By several processes: torchrun --nproc-per-node=N -m patchssl pretrain ...; they share out every batch.
     """
-    job = _slurm_options(slurm, partition=slurm_partition, nodes=slurm_nodes, gpus=slurm_gpus, cpus=slurm_cpus,
-                         hours=slurm_hours, option=slurm_option, cluster=slurm_cluster)
+    job = slurm_options(slurm, partition=slurm_partition, nodes=slurm_nodes, gpus=slurm_gpus, cpus=slurm_cpus,
+                        hours=slurm_hours, option=slurm_option, cluster=slurm_cluster)
     changes = (*(overrides or ()), *(["run.shard=true"] if shard else []))
     if resume is not None:
-        given = _refused_with_resume(recipe, data=data, out=out, seed=seed, dry_run=dry_run or None)
-        if given:
-            raise UsageError(f"--resume RUN takes no {given}: recipe, data and seed are those of the run; key=value "
-                             "changes its recipe")
-        changes = (recipe, *changes) if recipe else changes  # the first word is no recipe here
-    elif allow_changes:
-        raise UsageError("--allow-changes belongs to --resume RUN: a new run has nothing to differ from")
-    elif recipe is None or "=" in recipe:
-        raise UsageError(f"name a recipe first ({', '.join(_shipped_recipes())}), a YAML file, or --resume RUN")
+        _require_none(recipe, data=data, out=out, seed=seed, dry_run=dry_run or None)
+        words = (recipe, *changes) if recipe else changes  # the first word is no recipe here
+        _launch(ResumedRun(resume, words, allow_changes, device), job, as_json)
+        return
+    run = NewRun(_named(recipe, allow_changes), changes, data, out, seed or 0, device)
     if dry_run:
-        _print_plan(str(recipe), changes, data, seed or 0, device, as_json)
-    elif job is not None:
-        _submit(recipe, changes, data, out, seed or 0, resume, allow_changes, device, job, as_json)
+        run.print_plan(as_json)
     else:
-        _pretrain_here(recipe, changes, data, out, seed or 0, resume, allow_changes, device, as_json)
+        _launch(run, job, as_json)
 
 
-def _pretrain_here(recipe: str | None, changes: tuple[str, ...], data: str | None, out: Path | None, seed: int,
-                   resume: Path | None, allow_changes: bool, device: str | None, as_json: bool) -> None:
+def _require_none(recipe: str | None, **options: object) -> None:
+    """UsageError, beside --resume, for what a new run alone is told."""
+    given = [f"RECIPE ({recipe})"] if recipe and "=" not in recipe else []
+    given += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"--resume RUN takes no {', '.join(given)}: recipe, data and seed are those of the run; "
+                         "key=value changes its recipe")
+
+
+def _named(recipe: str | None, allow_changes: bool) -> str:
+    """The recipe of a new run; UsageError where there is none."""
+    if allow_changes:
+        raise UsageError("--allow-changes belongs to --resume RUN: a new run has nothing to differ from")
+    if recipe is None or "=" in recipe:
+        from patchssl.pretrain.recipe import recipe_names
+
+        raise UsageError(f"name a recipe first ({', '.join(recipe_names())}), a YAML file, or --resume RUN")
+    return recipe
+
+
+def _launch(run: NewRun | ResumedRun, job: SlurmOptions | None, as_json: bool) -> None:
+    """Train here, or submit the `job`, and say where the run is."""
+    if job is not None:
+        submitted = run.submit(job)
+        typer.echo(json.dumps(submitted.as_dict()) if as_json else submitted.text())
+        return
     from patchssl.runtime.signals import StopSignals
 
     with StopSignals(held=True) as stops:  # before the imports, which take seconds
         from patchssl.runtime.console import Console
-        from patchssl.workflows.probe import pretrain_with_probe, resume_with_probe
 
         with Console() as console:
-            if resume is not None:
-                folder = resume_with_probe(resume, changes, allow_changes=allow_changes, device=device,
-                                           console=console, stops=stops)
-            else:
-                folder = pretrain_with_probe(str(recipe), data, out, seed, changes, device=device, console=console,
-                                             stops=stops)
+            folder = run.train(console, stops)
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes one answers
     if as_json:
         typer.echo(json.dumps({"run": str(folder)}))
     else:
         typer.echo(f"{folder}\nscore it: patchssl eval knn {folder} --data DIR")
-
-
-def _refused_with_resume(recipe: str | None, **options: object) -> str:
-    """What of a new run's arguments was given, for a sentence."""
-    given = [f"RECIPE ({recipe})"] if recipe and "=" not in recipe else []
-    given += [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
-    return ", ".join(given)
-
-
-def _slurm_options(slurm: bool, **given: Any) -> SlurmOptions | None:
-    """What was asked of Slurm; None without --slurm."""
-    given = {name: value for name, value in given.items() if value is not None}
-    if not slurm:
-        if given:
-            raise UsageError(f"--slurm-{next(iter(given))} needs --slurm, which submits the run as a job")
-        return None
-    from patchssl.workflows.slurm import SlurmOptions
-
-    if given.get("cluster", "slurm") not in ("slurm", "local"):
-        raise UsageError(unknown_choice("cluster", given["cluster"], ("slurm", "local")))
-    options = given.pop("option", [])
-    if wrong := [option for option in options if "=" not in option]:
-        raise UsageError(f"--slurm-option {wrong[0]} is not KEY=VALUE, for example mem=64G")
-    return SlurmOptions(**given, others=dict(option.split("=", 1) for option in options))
-
-
-def _submit(recipe: str | None, changes: tuple[str, ...], data: str | None, out: Path | None, seed: int,
-            resume: Path | None, allow_changes: bool, device: str | None, job: SlurmOptions, as_json: bool) -> None:
-    from patchssl.workflows.slurm import submit_pretraining, submit_resume
-
-    if resume is not None:
-        submitted = submit_resume(resume, changes, job, allow_changes=allow_changes, device=device)
-    else:
-        submitted = submit_pretraining(str(recipe), data, out, seed, changes, job, device=device)
-    typer.echo(json.dumps(submitted.as_dict()) if as_json else submitted.text())
-
-
-def _shipped_recipes() -> list[str]:
-    from patchssl.pretrain.recipe import recipe_names
-
-    return recipe_names()
-
-
-def _print_plan(recipe: str, overrides: tuple[str, ...], data: str | None, seed: int, device: str | None,
-                as_json: bool) -> None:
-    from patchssl.workflows.probe import plan_pretraining
-
-    plan = plan_pretraining(recipe, data, seed, overrides, device=device)
-    typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import JsonOpt, RecordsOpt, SeedOpt
+from patchssl.cli.options import JsonOpt, RecordsOpt, SeedOpt, say_skipped
 from patchssl.runtime.errors import printable
 
 
@@ -35,10 +35,7 @@ def report(
         made = make_report(out, results=results, runs=runs or (), data=data or (), models=models or (),
                            images=images or (), console=console)
     typer.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.path)
-    for problem in made.problems:
-        typer.echo(printable(f"left out: {problem}"), err=True)
-    if made.problems:
-        raise typer.Exit(1)
+    say_skipped(made.problems)
 
 
 def tables(
@@ -49,7 +46,7 @@ def tables(
     reproduce: Annotated[bool, typer.Option("--reproduce", help="Only print what to run to meet the published "
                                                                   "numbers, and how near.")] = False,
 ) -> None:
-    """Comparison tables (Markdown, CSV, LaTeX) from the records in a folder; prints those of all data sets found."""
+    """Comparison tables (Markdown, CSV, LaTeX) from the records in a folder; prints those of all datasets found."""
     if reproduce:
         from patchssl.report.reproduce import as_markdown
 
@@ -60,15 +57,7 @@ def tables(
     text, paths, problems = make_tables(results, out or results, paper=paper)
     typer.echo(printable(text))
     typer.echo("written to " + ", ".join(str(path) for path in paths), err=True)
-    _left_out(problems)
-
-
-def _left_out(problems: list[str]) -> None:
-    """Name the records that could not be used, and end with exit code 1 if there are any."""
-    for problem in problems:
-        typer.echo(printable(f"left out: {problem}"), err=True)
-    if problems:
-        raise typer.Exit(1)
+    say_skipped(problems)
 
 
 def compare(
@@ -77,13 +66,13 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="Another.")],
     results: Annotated[Path, typer.Option("--results", help="Folder of records.")] = Path("results"),
     seed: SeedOpt = 0,
-    num_moved: Annotated[int, typer.Option("--moved", min=0, help="How many queries or classes to name.")] = 5,
+    num_changes: Annotated[int, typer.Option("--num-changes", min=0, help="How many queries or classes to name.")] = 5,
     as_json: JsonOpt = False,
 ) -> None:
     """How much B is better than A in every task both were scored on, how surely, and where it moved most."""
     from patchssl.report.tables import compare as comparing
 
     sides = [comparing.find_records(name, results) for name in (first, second)]
-    found = comparing.compare(*(side.records for side in sides), seed=seed, num_moved=num_moved)
+    found = comparing.compare(*(side.records for side in sides), seed=seed, num_moved=num_changes)
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else printable(found.as_text()))
-    _left_out(list(dict.fromkeys(problem for side in sides for problem in side.problems)))
+    say_skipped(dict.fromkeys(problem for side in sides for problem in side.problems))

@@ -8,24 +8,23 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import DATA, DeviceOpt, JsonOpt, not_empty
+from patchssl.cli.options import DeviceOpt, JsonOpt, StudyDataOpt
 
 
 def study(
     source: Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study (textures, fashion-mnist, cifar10, "
                                                                   "imagenet100, imagenet1k) or a YAML file.")],
-    data: Annotated[str | None, typer.Option("--data", callback=not_empty,
-                                             help=DATA.format(wanted="train/ and val/ inside"))] = None,
+    data: StudyDataOpt = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of runs, records and tables; default "
                                                              "studies/<name>. Processes that share it share the "
                                                              "work.")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="VARIANT", help="This variant alone; may be given "
                                                                                       "several times.")] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="This seed of the study alone; may be given "
-                                                                            "several times.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--only-seed", min=0, help="This seed of the study alone; may be "
+                                                                                 "given several times.")] = None,
     ablations: Annotated[bool, typer.Option("--ablations", help="Also the further variants, after the core "
                                                                   "comparison.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print cells, updates, time and the tables to fill; run "
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print runs, updates, time and the tables to fill; run "
                                                               "nothing.")] = False,
     device: DeviceOpt = None,
     as_json: JsonOpt = False,
@@ -33,7 +32,7 @@ def study(
     """Pretrain and score variants of a recipe with paired seeds, only what is missing, and compare them.
 
     Start it as often as there are cores or GPUs: all processes share the work. After Ctrl-C or a kill the same command
-    goes on.
+    resumes it.
     """
     from patchssl.runtime.console import Console
     from patchssl.study import command

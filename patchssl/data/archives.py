@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class Members(NamedTuple):
-    """Plain files in archives, in their order; hidden ones are left out."""
+    """Plain files in archives, in their order; hidden ones are skipped."""
 
     names: Names  # "/" between the parts, no ./ in front
     places: np.ndarray  # (len,) PLACE

@@ -137,7 +137,7 @@ def saved_splits(root: Path, allow_truncated: bool) -> Openers:
     above = any(place.name in names for names in SPLIT_FOLDERS.values())
     tables = dict(saved) if isinstance(saved, dict) else {"all": saved}
     return {split: partial(_images, tables[key], place.parent.name if above else place.name, split,
-                           f"saved data set {root}", _HubRequest("", None), allow_truncated)
+                           f"saved dataset {root}", _HubRequest("", None), allow_truncated)
             for split, key in _chosen(list(tables), str(root)).items()}
 
 

@@ -183,7 +183,7 @@ class FileImages(ImageSet):
     root: Path
     names: Names  # relative to `root`
     allow_truncated: bool = False
-    others: Mapping[str, int] = field(default_factory=dict)  # files left out, by extension
+    others: Mapping[str, int] = field(default_factory=dict)  # files skipped, by extension
 
     def __len__(self) -> int:
         return len(self.names)
@@ -226,8 +226,8 @@ class FileImages(ImageSet):
         return replace(self, classes=classes, labels=translated(self, *found, classes))
 
     def describe(self) -> str:
-        left_out = f"; left out {counted(self.others)}" if self.others else ""
-        return super().describe() + left_out
+        skipped = f"; skipped {counted(self.others)}" if self.others else ""
+        return super().describe() + skipped
 
 
 def files_fingerprint(count: int, allow_truncated: bool, entries: Iterable[tuple[str, int]]) -> str:

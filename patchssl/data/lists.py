@@ -1,6 +1,6 @@
 """Text lists of images: one path a line, optionally with a label.
 
-    # comments and blank lines are left out
+    # comments and blank lines are skipped
     images/a.jpg<TAB>cat        a label after a tab, a number or a name
     images/b.jpg 3              or a last column that is a whole number
 

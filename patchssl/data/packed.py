@@ -45,7 +45,7 @@ class PackedImages(ImageSet):
     places: np.ndarray  # (len,) archive.PLACE
     by_folder: bool  # classes are folders, if there are any
     allow_truncated: bool = False
-    others: Mapping[str, int] = field(default_factory=dict)  # members left out, by extension
+    others: Mapping[str, int] = field(default_factory=dict)  # members skipped, by extension
 
     def __len__(self) -> int:
         return len(self.names)
@@ -95,7 +95,7 @@ class PackedImages(ImageSet):
         return replace(self, classes=classes, labels=translated(self, names, labels, classes))
 
     def describe(self) -> str:
-        return super().describe() + (f"; left out {counted(self.others)}" if self.others else "")
+        return super().describe() + (f"; skipped {counted(self.others)}" if self.others else "")
 
 
 class _Contents(NamedTuple):
@@ -225,7 +225,7 @@ class Samples(NamedTuple):
 
     images: np.ndarray  # (len,) int64, which members are the images
     words: list[str] | None  # what the .cls members say, None without any
-    others: Mapping[str, int]  # members left out, by extension
+    others: Mapping[str, int]  # members skipped, by extension
 
 
 def split_key(name: str) -> tuple[str, str]:

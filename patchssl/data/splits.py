@@ -46,7 +46,7 @@ def choose_splits(where: str, folders: Iterable[str], has_images: bool,
 def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Files by the split that a word of their names tells, as in imagenet-train-0007.tar; "all" if none tells any.
 
-    Beside val, test is left out, as of folders. DataError where some names tell a split and others none.
+    Beside val, test is skipped, as of folders. DataError where some names tell a split and others none.
     """
     home = Path(os.path.commonpath([path.parent for path in files]))
     by_word: dict[str, list[Path]] = {}

@@ -243,9 +243,9 @@ def _require_enough(run: _CopydaysPass, whitening: FileImages) -> None:
     width = run._replace(compute=replace(run.compute, workers=0, cache=None)).features(image, None).shape[1]
     least = width + (run.plan.settings["whitening"] == "pca")  # centering takes one
     if len(whitening) < least:
-        raise DataError(f"{whitening.root} holds {len(whitening):,} whitening images, too few for features of {width:,} "
-                        f"dimensions: at least {least:,} are needed, ten times as many are better; or choose the "
-                        "protocol dino-nowhitening (dino-plain: without distractors too), whose numbers cannot be "
+        raise DataError(f"{whitening.root} holds {len(whitening):,} whitening images, too few for features of "
+                        f"{width:,} dimensions: at least {least:,} are needed, ten times as many are better; or choose "
+                        "the protocol dino-nowhitening (dino-plain: without distractors too), whose numbers cannot be "
                         "compared with published ones")
 
 

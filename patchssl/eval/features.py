@@ -1,7 +1,7 @@
 """Frozen features: one pass of a network over an image set gives everything that several benchmarks need.
 
 The pass decodes every image once, groups images of one size into batches, and works in blocks: a block that is
-done is cached, so that a killed run goes on from there, and several processes deal the blocks among themselves.
+done is cached, so that a killed run resumes there, and several processes deal the blocks among themselves.
 What cannot be read is collected to the end and then named, all of it.
 """
 

@@ -87,7 +87,7 @@ def evaluate_patches(backbone: Backbone, images: ImageSet, protocol: str | None 
 
     Metrics: `exact`, the share of patches whose nearest token by cosine is that of the patch which contains their
     center, and `within1`, that patch or one of its eight neighbors; each a mean over images, patches whose center lies
-    outside the other view left out. `pixels/`, `position/` and `chance/` before them: the patches' own pixels as
+    outside the other view skipped. `pixels/`, `position/` and `chance/` before them: the patches' own pixels as
     tokens, the same place of the grid, and the expectation of a blind guess. Detail: the shares of every image.
 
     A batch is one of views; on a GPU the network runs in bfloat16. Of several processes each looks at every so many-th

@@ -1,4 +1,4 @@
-"""Result records: one model on one task and data set, with everything needed to trust and repeat the number.
+"""Result records: one model on one task and dataset, with everything needed to trust and repeat the number.
 
 A record is a small JSON file, `<root>/<model>-<sha8>/<task>-<dataset>@<protocol>.json` (sha8: the first 8 hex
 digits of the sha256 of the weights), never half written. Reading a folder survives whatever else lies there.
@@ -64,7 +64,7 @@ class Result:
     duration: Amount  # seconds
 
     def path(self, root: Path) -> Path:
-        """Where the record lies below `root`: one file per model, task, data set and protocol."""
+        """Where the record lies below `root`: one file per model, task, dataset and protocol."""
         folder = f"{safe_name(self.model)}-{self.weights_sha256[:8]}"
         parts = (safe_name(part) for part in (self.task, self.dataset, self.protocol))
         return Path(root) / folder / "{}-{}@{}.json".format(*parts)
@@ -79,7 +79,7 @@ class Result:
 
 
 def read_results(root: Path) -> tuple[list[Result], list[str]]:
-    """All records below `root`, in the order of their paths, and a sentence for every JSON file left out.
+    """All records below `root`, in the order of their paths, and a sentence for every JSON file skipped.
 
     Records of another kind (`*.cost.json`) are passed over.
     """

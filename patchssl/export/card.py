@@ -20,7 +20,7 @@ from patchssl.report.tables.scores import METHODS
 
 CARD_FILE = "README.md"
 NOT_STATED = "not stated"
-# data sets by what we call them, and where the Hugging Face hub has them
+# datasets by what we call them, and where the Hugging Face hub has them
 _HUB_DATASETS = {"ImageNet-1K": "ILSVRC/imagenet-1k", "cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100",
                  "fashion-mnist": "zalando-datasets/fashion_mnist"}
 _PATHS_IN_RECIPE = ("data", "init")

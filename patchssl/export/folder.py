@@ -31,7 +31,7 @@ _FILES = {CARD_FILE, FOLDER_CONFIG, FOLDER_WEIGHTS, DINO_FILE, ONNX_FILE, ONNX_W
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was exported, how far each format is from the network itself, and what was left out and why."""
+    """What was exported, how far each format is from the network itself, and what was skipped and why."""
 
     model: str
     name: str
@@ -50,7 +50,7 @@ class ExportReport:
         return "\n".join([f"{self.name} ({self.arch}) exported to {self.folder}",
                           *(f"  {name:{width}}  {size:>13,} bytes" for name, size in self.files.items()),
                           f"largest difference from the network, as a share of the largest feature: {found}",
-                          *(f"left out: {sentence}" for sentence in self.left_out), *self.notes])
+                          *(f"skipped: {sentence}" for sentence in self.left_out), *self.notes])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -49,7 +49,7 @@ def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> Path:
             partial.unlink(missing_ok=True)
         before = "the checkpoint before it is intact, " if newest.exists() else "no checkpoint was there before it, "
         raise CheckpointError(f"{newest} could not be written ({_reason(error)}); {before}"
-                              f"free some space, then go on with: patchssl pretrain --resume {folder}") from error
+                              f"free some space, then resume with: patchssl pretrain --resume {folder}") from error
     return newest
 
 
@@ -79,7 +79,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def recover_checkpoint(folder: Path) -> dict[str, Any]:
-    """As `load_checkpoint` of a run folder, for who goes on writing there.
+    """As `load_checkpoint` of a run folder, for who resumes it and writes there.
 
     A damaged newest checkpoint is renamed, or the next save would put it in the place of the whole one before it.
     """

@@ -89,7 +89,7 @@ class RunConfig(ConfigPart):
     workers: NonNegativeInt = 2
     threads: NonNegativeInt = 0  # torch threads on a CPU; 0 leaves torch's choice
     compile: bool = False  # torch.compile of every transformer block
-    shard: bool = False  # deal the weights over all processes (FSDP2) instead of keeping them whole in each
+    shard: bool = False  # shard the weights over all processes (FSDP2) instead of keeping them whole in each
     deterministic: bool = False  # on a GPU: the same bits again, slower
     log_seconds: PositiveFloat = 5.0
     checkpoint_minutes: PositiveFloat = 10.0

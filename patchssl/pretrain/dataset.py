@@ -192,7 +192,7 @@ def batch_share(batch_size: int, processes: int) -> int:
 
 
 def updates_per_epoch(num_images: int, batch_size: int) -> int:
-    """Whole batches in a set of `num_images`, the rest left out; UsageError where there is none."""
+    """Whole batches in a set of `num_images`, the rest skipped; UsageError where there is none."""
     if num_images < batch_size:
         raise UsageError(f"optim.batch_size = {batch_size} is more than the {num_images} images of the set; lower it "
                          "or add images")
@@ -203,7 +203,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) from update `start_step` to the end of the last epoch: one rank's share.
 
     Each epoch is a shuffle of its own of the whole set, cut into batches of `batch_size` images, the rest
-    left out. A rank takes its slice of every batch: the number of ranks does not change what a batch holds.
+    skipped. A rank takes its slice of every batch: the number of ranks does not change what a batch holds.
     """
 
     def __init__(self, num_images: int, batch_size: int, *, epochs: int, seed: int, start_step: int = 0,

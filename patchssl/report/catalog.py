@@ -83,7 +83,7 @@ def known_models(pattern: str | None = None) -> list[KnownModel]:
 def published_scores(model: KnownModel) -> dict[str, tuple[Published, ...]]:
     """What is printed of `model`, by benchmark (`BENCHMARKS`): every printed number in the order of the file.
 
-    Benchmarks without a number are left out, and so is the accuracy of a supervised network's own classifier, which
+    Benchmarks without a number are skipped, and so is the accuracy of a supervised network's own classifier, which
     papers repeat in their columns of k-NN and linear probes.
     """
     names = set(model.published_name.split(" | ")) if model.published_name else set()
@@ -96,7 +96,7 @@ def published_scores(model: KnownModel) -> dict[str, tuple[Published, ...]]:
 def as_text(models: Sequence[KnownModel], width: int | None = None) -> str:
     """An aligned table, downloads and notes, for a terminal of `width` characters (None: as wide as it gets).
 
-    Columns that do not fit are left out, the least needed first, and named below the table.
+    Columns that do not fit are hidden, the least needed first, and named below the table.
     """
     downloads = [model for model in models if not model.uri]
     table = [[_call(model, downloads), *(column.text(model) for column in _COLUMNS)] for model in models]

@@ -55,7 +55,7 @@ class Target(NamedTuple):
 def targets() -> list[Target]:
     """Every command for DINO's and iBOT's public Vision Transformers with a printed number, in the catalog's order.
 
-    Training checkpoints that hold the same weights again are left out.
+    Training checkpoints that hold the same weights again are skipped.
     """
     found = []
     for model in known_models():

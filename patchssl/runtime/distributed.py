@@ -128,7 +128,7 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def shard(module: nn.Module, parts: Sequence[nn.Module]) -> nn.Module:
-    """`module` with its weights dealt over all processes (FSDP2), gathered for each of `parts` when it computes.
+    """`module` with its weights sharded over all processes (FSDP2), gathered for each of `parts` when it computes.
 
     In place. Its own forward pass has to be called: weights are whole inside only. Alone, nothing changes.
     """
@@ -156,12 +156,12 @@ def gradients_shared(module: nn.Module, *, when: bool) -> contextlib.AbstractCon
 
 
 def own_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What this process holds of each tensor: all of it, unless it is dealt over processes."""
+    """What this process holds of each tensor: all of it, unless it is sharded over processes."""
     return [getattr(tensor, "to_local", lambda whole=tensor: whole)() for tensor in tensors]
 
 
 def whole_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The norm of each tensor, (len(tensors),), over all processes where tensors are dealt over them."""
+    """The norm of each tensor, (len(tensors),), over all processes where tensors are sharded over them."""
     norms = torch.stack(torch._foreach_norm(own_shards(tensors)))
     return all_reduce_sum(norms.square()).sqrt() if hasattr(tensors[0], "to_local") else norms
 

@@ -3,7 +3,7 @@
     PatchSSLError          1  something failed, the sentence says what to do
     +-- UsageError         2  the command, the recipe or an argument is wrong
     +-- NotFiniteError     3  the loss is not finite
-    +-- DataError          4  images or data sets that cannot be used
+    +-- DataError          4  images or datasets that cannot be used
     |   +-- UnreadableImage    one image that cannot be decoded
     +-- CheckpointError    1  weights that are missing, damaged or of another network
     +-- Interrupted      130  Ctrl-C (75 on another signal); what was done is saved
@@ -36,7 +36,7 @@ class NotFiniteError(PatchSSLError):
 
 
 class DataError(PatchSSLError):
-    """Images or a data set that cannot be used as asked."""
+    """Images or a dataset that cannot be used as asked."""
 
     exit_code = 4
 

@@ -41,5 +41,5 @@ class MovedModules(MetaPathFinder, Loader):
 
 
 def warn_moved(old: str, new: str) -> None:
-    """FutureWarning, which Python shows to everybody: `old` is called `new` now."""
-    warnings.warn(f"{old} is now {new}; the old name goes with the next release", FutureWarning, stacklevel=2)
+    """FutureWarning, which Python shows to everybody, at the line that asked: `old` is called `new` now."""
+    warnings.warn(f"{old} is now {new}; the old name goes with the next release", FutureWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Whether a data set on the disk is what it is taken for: recognized by its layout, counted, compared.
+"""Whether a dataset on the disk is what it is taken for: recognized by its layout, counted, compared.
 
 What is known of the official sets stands here: how many images they have, and the checksums that their publishers
 or torchvision state. Nothing is changed and nothing fetched; every finding that is no praise says what to do.
@@ -65,7 +65,7 @@ _MOST_LISTED = 10
 
 @dataclass(frozen=True)
 class SetReport:
-    """What was found in a data set."""
+    """What was found in a dataset."""
 
     path: Path
     kind: str  # a name in CHECKS
@@ -103,7 +103,7 @@ def check_set(path: str | Path, name: str | None = None, *, progress: Progress |
         raise UsageError(unknown_choice("set", name, CHECKS))
     root = Path(path)
     if not root.is_dir():
-        raise DataError(f"{root} is no folder: give the one that holds the data set" if root.exists() else
+        raise DataError(f"{root} is no folder: give the one that holds the dataset" if root.exists() else
                         f"there is no folder {root}")
     if name is not None:
         places = [root, root / name, root / "datasets" / name]

@@ -85,9 +85,9 @@ class CopydaysSet:
         copies = sum(len(block.images) for block in self.blocks[1:])
         extra = "".join(f", {len(images):,} in {name}" for name, images in self._parts().items()
                         if name in ("distractors", "whitening"))
-        left_out = f"; left out {counted(self.others)}" if self.others else ""
+        skipped = f"; skipped {counted(self.others)}" if self.others else ""
         kind = "Copydays" if self.official else "a set in Copydays' layout"
-        return f"{kind} in {self.root}: {len(self.originals):,} originals, {copies:,} copies{extra}{left_out}"
+        return f"{kind} in {self.root}: {len(self.originals):,} originals, {copies:,} copies{extra}{skipped}"
 
     def _parts(self) -> dict[str, FileImages]:
         extra = {"distractors": self.distractors, "whitening": self.whitening}

@@ -1,4 +1,4 @@
-"""One file over HTTP: goes on where an earlier try stopped, tries mirrors in turn, and checks what came.
+"""One file over HTTP: resumes where an earlier try stopped, tries mirrors in turn, and checks what came.
 
 The file grows as TARGET.partial and gets its name when all of it is there and its size and checksum are right: what
 is called TARGET is whole. Proxies are those of the environment (HTTPS_PROXY and its kind).
@@ -91,7 +91,7 @@ def download(
         else:
             partial.replace(target)
             return target
-    kept = f"; {_size(partial):,} bytes are in {partial}, and the next run goes on from there" if _size(partial) else ""
+    kept = f"; {_size(partial):,} bytes are in {partial}, and the next run resumes there" if _size(partial) else ""
     raise DataError(f"{target.name} could not be fetched:{''.join(failures)}\nTry again later, or get the file by "
                     f"other means and save it as {target}{kept}")
 

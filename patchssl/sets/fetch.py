@@ -1,7 +1,7 @@
 """The sets that can be fetched: what each consists of, as data, and how it gets into place.
 
-A set is put together in ROOT/NAME.partial, checked there (`check_sets`) and then named ROOT/NAME; a run that was
-killed is gone on with. fetched.json in the folder says which files it was made of.
+A set is put together in ROOT/NAME.partial, checked there (`check_sets`) and then named ROOT/NAME; one that was
+killed is resumed. fetched.json in the folder says which files it was made of.
 
 A checksum stands here where the publisher, or torchvision, states one. Where none is published, `recorded` is what
 two projects have noted independently; a file with another one is reported, not refused.

@@ -1,4 +1,4 @@
-"""Views of a landmark for a made set in the revisited layout: of easy, of hard and of hardly any use.
+"""Views of a landmark for a synthetic set in the revisited layout: of easy, of hard and of hardly any use.
 
 A landmark is a box in a photograph; a view of it is a picture that shows it, all of it or a part, as another
 camera might have on another day. What is easy, hard and junk follows F. Radenović et al., "Revisiting Oxford

@@ -1,7 +1,7 @@
-"""Sets for copy detection and retrieval, made from any folder of photographs.
+"""Synthetic sets for copy detection and retrieval, from any folder of photographs.
 
 `make_copydays` writes the layout of INRIA Copydays, `make_revisited` that of revisited Oxford and Paris: for
-machines without the official sets, and for one's own pictures. Scores on a made set compare models with each
+machines without the official sets, and for one's own pictures. Scores on a synthetic set compare models with each
 other, not with published numbers.
 
 The same photographs, seed and size give the same files with the same versions of Pillow and NumPy; every image
@@ -45,7 +45,7 @@ _OFFICIAL = ("roxford5k", "rparis6k", "revisitop1m")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadeSet:
+class SyntheticSet:
     """What was made; `left_out` says for each photograph that could not serve, why."""
 
     root: Path
@@ -53,28 +53,28 @@ class MadeSet:
     left_out: Mapping[str, str]
 
     def describe(self) -> str:
-        """One line: where it lies, how many images of each kind, what was left out."""
+        """One line: where it lies, how many images of each kind, what was skipped."""
         counts = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
         if not self.left_out:
             return f"{self.root}: {counts}"
         reasons = shortened([f"{name} ({reason})" for name, reason in self.left_out.items()], 5)
         number = len(self.left_out)
-        return f"{self.root}: {counts}; left out {number:,} photograph{'s' * (number != 1)}: {reasons}"
+        return f"{self.root}: {counts}; skipped {number:,} photograph{'s' * (number != 1)}: {reasons}"
 
 
 def make_copydays(folder: str | Path, out: str | Path, *, seed: int = 0, size: int | None = 1024,
                   distractors: str | Path | None = None, whitening: str | Path | None = None, workers: int = 1,
-                  progress: Progress | None = None) -> MadeSet:
+                  progress: Progress | None = None) -> SyntheticSet:
     """Make a set in Copydays' layout at `out` from the photographs in `folder`, scaled down to `size` pixels.
 
     Original i is original/NNNN00.jpg with NNNN = 3000 + i; its copies in jpegqual/Q and crops/P have the same
     name; its strong copies are strong/NNNN01.jpg and, for every other original, NNNN02.jpg.
     jpegqual: a quarter of either side, saved at quality Q ("scale 1/16 (pixels)"); crops: P percent of the area
-    cut away, around one drawn place per original ("surface removed"; both after the data set's own page,
+    cut away, around one drawn place per original ("surface removed"; both after the dataset's own page,
     lear.inrialpes.fr/~jegou/data.php#copydays); strong: one kind of `STRONG_EDITS` each, dealt evenly.
     `distractors` and `whitening` are folders of further photographs, scaled down into folders of these names.
 
-    Photographs that are too small, of one color or like an earlier one are left out: a copy has one original.
+    Photographs that are too small, of one color or like an earlier one are skipped: a copy has one original.
     `progress` counts photographs read and originals copied. UsageError for an `out` that is not empty,
     DataError for unreadable files, all listed, and for fewer than two photographs.
     """
@@ -97,22 +97,22 @@ def make_copydays(folder: str | Path, out: str | Path, *, seed: int = 0, size: i
             (stage / block).mkdir(parents=True, exist_ok=True)
         _write_all(partial(_write_copies, stage, seed), list(taken["original"]), workers, steps, images)
         _write_listing(stage, "copydays", seed, size, images, intake.left_out)
-    return MadeSet(root=Path(out), counts=_counted(images), left_out=intake.left_out)
+    return SyntheticSet(root=Path(out), counts=_counted(images), left_out=intake.left_out)
 
 
 def make_revisited(folder: str | Path, out: str | Path, *, name: str = "made", seed: int = 0,
                    num_queries: int | None = None, size: int = 640, workers: int = 1,
-                   progress: Progress | None = None) -> MadeSet:
+                   progress: Progress | None = None) -> SyntheticSet:
     """Make a set in the layout of revisited Oxford and Paris at `out`: jpg/*.jpg and gnd_NAME.pkl.
 
     Every photograph in `folder`, or the first `num_queries` of them, is a query with a box around its landmark,
     drawn; the database holds two easy, three hard and one junk view of each landmark, and the photographs that
-    are no query. Longest sides are `size` pixels or less. What is left out and what is refused: see
+    are no query. Longest sides are `size` pixels or less. What is skipped and what is refused: see
     `make_copydays`; UsageError also for a `name` that a file cannot have or an official set has.
     """
     _check_numbers(seed, size, workers)
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in _OFFICIAL:
-        raise UsageError(f"a made set cannot be called '{name}': take letters, digits, - and _, and no official "
+        raise UsageError(f"a synthetic set cannot be called '{name}': take letters, digits, - and _, and no official "
                          f"name ({', '.join(_OFFICIAL)})")
     if num_queries is not None and num_queries < 1:
         raise UsageError(f"{num_queries} queries were asked for: ask for one or more")
@@ -129,7 +129,7 @@ def make_revisited(folder: str | Path, out: str | Path, *, name: str = "made", s
         (stage / f"gnd_{name}.pkl").write_bytes(pickle.dumps(truth, protocol=2))
         _write_listing(stage, "revisited", seed, size, images, intake.left_out)
     counts = {"queries": len(queries), "database images": len(truth["imlist"])}
-    return MadeSet(root=Path(out), counts=counts, left_out=intake.left_out)
+    return SyntheticSet(root=Path(out), counts=counts, left_out=intake.left_out)
 
 
 def _sources_of(taken: Mapping[str, Mapping[str, str]]) -> dict[str, SetRecord]:

@@ -1,4 +1,4 @@
-"""Photographs on their way into a made set: found, read, scaled down, told apart, and written beside the goal."""
+"""Photographs on their way into a synthetic set: found, read, scaled down, told apart, and written beside the goal."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Intake:
                 reasons = "".join(f"\n  {name}: {reason}" for name, reason in self.left_out.items())
                 purpose = f" as {kind}" if kind in _EXTRA else ""
                 raise DataError(f"{sources[kind].root} holds {len(names)} of the {least} or more photographs that are "
-                                f"needed{purpose}{'; left out:' if reasons else ''}{reasons}")
+                                f"needed{purpose}{'; skipped:' if reasons else ''}{reasons}")
 
     def _unfit(self, name: str, image: Image.Image, distinct: bool) -> str | None:
         """Why an image cannot serve; one that can is remembered."""

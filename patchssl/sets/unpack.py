@@ -28,7 +28,7 @@ def unpack(
     """Unpack the files of a .tar.gz into `folder`; their names there, in the archive's order.
 
     Of a file's path the last `keep` parts are kept, all of them by default: 1 leaves the folders of the archive out.
-    Hidden files are left out, a file that is there is replaced. DataError for an archive that is damaged, that holds
+    Hidden files are skipped, a file that is there is replaced. DataError for an archive that is damaged, that holds
     what is refused (see above), two files of one name, more than `most_bytes`, or no file at all.
     """
     names: list[str] = []

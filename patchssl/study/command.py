@@ -1,4 +1,4 @@
-"""`patchssl study`: from the words of the command line to cells, a plan, and what was found."""
+"""`patchssl study`: from the words of the command line to runs, a plan, and what was found."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from patchssl.data.open import open_pair
 from patchssl.runtime.console import Console
 from patchssl.runtime.errors import DataError
 from patchssl.study.config import LEAST_ORIGINALS, load_study
-from patchssl.study.folder import StudyFolder, StudyRun, cells_of, place_of
+from patchssl.study.folder import StudyFolder, StudyRun, runs_of, study_folder
 from patchssl.study.plan import StudyPlan, plan_study
-from patchssl.study.run import StudyProgress, run_cells
+from patchssl.study.run import StudyProgress, do_runs
 from patchssl.study.summary import StudySummary, summarize
 
 
@@ -21,8 +21,8 @@ from patchssl.study.summary import StudySummary, summarize
 class StudyRequest:
     """What the command line asks for."""
 
-    place: StudyFolder
-    cells: Sequence[StudyRun]
+    folder: StudyFolder
+    runs: Sequence[StudyRun]
     device: str | None
 
 
@@ -51,43 +51,43 @@ class Answer:
 
 def ask(source: str, out: Path | None, data: str | None, *, only: Sequence[str], seeds: Sequence[int],
         ablations: bool, device: str | None, planning: bool) -> StudyRequest:
-    """The cells of the study `source`, and where they go; everything that would spoil them is refused here."""
+    """The runs of the study `source`, and where they go; everything that would spoil them is refused here."""
     study = load_study(source)
-    place = place_of(study, out, data, planning=planning)
-    cells = cells_of(study, only, seeds, ablations=ablations)
-    for cell in cells:
-        place.outcome(cell)
-        if cell.trained:
-            place.begun(cell)
-    return StudyRequest(place, cells, device)
+    folder = study_folder(study, out, data, planning=planning)
+    runs = runs_of(study, only, seeds, ablations=ablations)
+    for run in runs:
+        folder.outcome(run)
+        if run.trained:
+            folder.begun(run)
+    return StudyRequest(folder, runs, device)
 
 
 def plan(asked: StudyRequest, console: Console) -> tuple[StudyPlan, StudySummary]:
     """What the study would cost, and the tables it would fill."""
-    found = plan_study(asked.place, asked.cells, device=asked.device, progress=console.counter("planning"))
-    return found, summarize(asked.place, asked.cells)
+    found = plan_study(asked.folder, asked.runs, device=asked.device, progress=console.counter("planning"))
+    return found, summarize(asked.folder, asked.runs)
 
 
-def _require_enough(place: StudyFolder) -> None:
-    """DataError, before the first cell and not after it, for images without labels, or too few to make copies of."""
-    pair = open_pair(place.data)
+def _require_enough(folder: StudyFolder) -> None:
+    """DataError, before the first run and not after it, for images without labels, or too few to make copies of."""
+    pair = open_pair(folder.data)
     for images in pair:
         images.require_labels()
-    if "copydays" in place.study.evaluations and (count := len(pair[1])) < LEAST_ORIGINALS:
-        raise DataError(f"{place.data} has {count} images to score on, and copy detection needs {LEAST_ORIGINALS} "
-                        f"originals; leave copydays out of the evaluations of study {place.study.name}")
+    if "copydays" in folder.study.evaluations and (count := len(pair[1])) < LEAST_ORIGINALS:
+        raise DataError(f"{folder.data} has {count} images to score on, and copy detection needs {LEAST_ORIGINALS} "
+                        f"originals; leave copydays out of the evaluations of study {folder.study.name}")
 
 
 def run(asked: StudyRequest, console: Console) -> Answer:
     """Plan, run what is missing, tabulate what is there."""
-    _require_enough(asked.place)
-    before = plan_study(asked.place, asked.cells, device=asked.device, progress=console.counter("planning"))
+    _require_enough(asked.folder)
+    before = plan_study(asked.folder, asked.runs, device=asked.device, progress=console.counter("planning"))
     console.say(before.text())
 
     def left(waiting: Sequence[StudyRun], processes: int) -> str:
-        now = plan_study(asked.place, waiting, device=asked.device, known=before.costs)
+        now = plan_study(asked.folder, waiting, device=asked.device, known=before.costs)
         return now.left(processes)
 
-    progress = run_cells(asked.place, asked.cells, left, device=asked.device, console=console)
-    summary = summarize(asked.place, asked.cells)
+    progress = do_runs(asked.folder, asked.runs, left, device=asked.device, console=console)
+    summary = summarize(asked.folder, asked.runs)
     return Answer(progress, summary, summary.write())

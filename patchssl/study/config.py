@@ -24,8 +24,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]+([.-][a-z0-9]+)*$", max_length=4
 Settings = dict[str, Any]  # dotted names of a recipe's settings, and their values
 
 
-class MadeCopydays(ConfigPart):
-    """A copy detection set made from the images that the study scores on."""
+class SyntheticCopydays(ConfigPart):
+    """A synthetic copy detection set, of the images that the study scores on."""
 
     originals: Annotated[int, Field(ge=LEAST_ORIGINALS)] = 100
     seed: NonNegativeInt = 0
@@ -54,7 +54,7 @@ class Study(ConfigPart):
     contrasts: tuple[tuple[Name, Name], ...] = ()  # further pairs of variants, the first minus the second
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     evaluations: Annotated[tuple[str, ...], Field(min_length=1)] = ("knn", "linear", "patches", "copydays")
-    copydays: MadeCopydays = MadeCopydays()
+    copydays: SyntheticCopydays = SyntheticCopydays()
     split: Literal["test", "validation"] = "test"  # validation: scored on a share of train that is not trained on
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     tried: NonNegativeInt = 0  # configurations that were compared elsewhere before these were chosen
@@ -161,7 +161,7 @@ def _overrides(settings: Settings) -> Sequence[str]:
 
 
 def _sentences(error: ValidationError) -> Iterable[str]:
-    parts: dict[str, type[ConfigPart]] = {"copydays": MadeCopydays, "stand_in": StandIn}
+    parts: dict[str, type[ConfigPart]] = {"copydays": SyntheticCopydays, "stand_in": StandIn}
     for found in error.errors():
         words = [str(part) for part in found["loc"]]
         key = ".".join(words)

@@ -1,4 +1,4 @@
-"""The copy detection set of a study, made once from the images it scores on."""
+"""The synthetic copy detection set of a study, made once from the images it scores on."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from patchssl.sets.photos import LEAST_SIDE
 from patchssl.study.folder import StudyFolder
 
 
-def made_copydays(place: StudyFolder, console: Console) -> Path:
+def synthetic_copydays(folder: StudyFolder, console: Console) -> Path:
     """The set in Copydays' layout in the study's folder; whoever comes first makes it, others wait for it."""
-    with place.claimed("copydays", wait=True):
-        if not place.copydays.exists():
-            wanted = place.study.copydays
-            images = open_pair(place.data)[1]
-            place.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=place.root, prefix=".originals-") as folder:
-                write_originals(images, Path(folder) / "originals", wanted.originals, wanted.seed)
-                made = make_copydays(Path(folder) / "originals", place.copydays, seed=wanted.seed,
+    with folder.claimed("copydays", wait=True):
+        if not folder.copydays.exists():
+            wanted = folder.study.copydays
+            images = open_pair(folder.data)[1]
+            folder.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.root, prefix=".originals-") as scratch:
+                write_originals(images, Path(scratch) / "originals", wanted.originals, wanted.seed)
+                made = make_copydays(Path(scratch) / "originals", folder.copydays, seed=wanted.seed,
                                      progress=console.counter("making copies"))
             console.say(made.describe())
-    return place.copydays
+    return folder.copydays
 
 
 def write_originals(images: ImageSet, folder: Path, count: int, seed: int) -> None:

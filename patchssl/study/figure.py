@@ -37,10 +37,10 @@ class _StudyJson(BaseModel):
     variants: list[_Variant]
 
 
-def draw_study(folder: Path, out: Path, beside: str | None = None) -> Path:
-    """Write the differences of all variants that are compared with `beside` (by default the reference) in `folder`.
+def draw_study(folder: Path, out: Path, reference: str | None = None) -> Path:
+    """Write the differences of all variants that are compared with `reference` (by default the study's) in `folder`.
 
-    Measure by measure, from study.json. The untrained network, which would stretch the axes, is left out.
+    Measure by measure, from study.json. The untrained network, which would stretch the axes, is skipped.
     UsageError where there is no study.json, or nothing to compare; DataError for a damaged one.
     """
     path = folder / f"{STEM}.json"
@@ -54,16 +54,16 @@ def draw_study(folder: Path, out: Path, beside: str | None = None) -> Path:
                         "make it anew with patchssl study") from None
     found = {variant.variant: {measure.title: measure for measure in variant.measures} for variant in study.variants}
     compared = {variant.variant: variant.compared_with for variant in study.variants if variant.compared_with}
-    if beside is not None and beside not in compared.values():
-        raise UsageError(unknown_choice("variant that others are compared with", beside,
+    if reference is not None and reference not in compared.values():
+        raise UsageError(unknown_choice("variant that others are compared with", reference,
                                         dict.fromkeys(compared.values())))
-    beside = beside or study.reference
-    own = found.get(beside, {})
-    others = [name for name, other in compared.items() if other == beside and name != UNTRAINED]
+    reference = reference or study.reference
+    own = found.get(reference, {})
+    others = [name for name, other in compared.items() if other == reference and name != UNTRAINED]
     panels = [GapPanel(title, measure.mean, [_gap(name, found[name][title], measure) for name in others
                                              if title in found[name] and found[name][title].difference])
               for title, measure in own.items()]
-    return plot_differences([panel for panel in panels if panel.gaps], beside, out,
+    return plot_differences([panel for panel in panels if panel.gaps], reference, out,
                             note="small circles: seeds; bars: 95 % interval of the mean; filled: significant among "
                                  "all tests of the study's table (Holm)")
 

@@ -1,11 +1,11 @@
-"""A study's folder: its cells, what is known of each, and who works on it.
+"""A study's folder: its runs, what is known of each, and who works on it.
 
     runs/<variant>-<seed>/          the run folder, as `patchssl pretrain` leaves it
     records/<variant>/              result records, each with its variant
-    cells/<variant>-<seed>.json     how a finished cell was made, or why it failed
-    locks/                          one file for each cell; the system drops the lock of a process that ends, or is
+    cells/<variant>-<seed>.json     how a finished run was made, or why it failed
+    locks/                          one file for each run; the system drops the lock of a process that ends, or is
                                     killed, so that nobody waits for the dead
-    copydays/                       the made set
+    copydays/                       the synthetic set
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a cell ended; seconds are those of the process that did it."""
+    """How a run ended; seconds are those of the process that did it."""
 
     variant: str
     seed: int
@@ -73,9 +73,9 @@ class RunOutcome:
         return self.train_seconds + self.score_seconds
 
 
-def cells_of(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = (), *,
-             ablations: bool = False) -> list[StudyRun]:
-    """The cells asked for, seed after seed, so that what is finished early can be compared in pairs; ablations last.
+def runs_of(study: Study, only: Sequence[str] = (), seeds: Sequence[int] = (), *,
+            ablations: bool = False) -> list[StudyRun]:
+    """The runs asked for, seed after seed, so that what is finished early can be compared in pairs; ablations last.
 
     UsageError for a variant in `only` or a seed that the study does not have.
     """
@@ -110,60 +110,60 @@ class StudyFolder:
     def copydays(self) -> Path:
         return self.root / "copydays"
 
-    def run(self, cell: StudyRun) -> Path:
-        """The run folder of `cell`."""
-        return self.root / "runs" / cell.name
+    def run_folder(self, run: StudyRun) -> Path:
+        """The run folder of `run`."""
+        return self.root / "runs" / run.name
 
-    def records_of(self, cell: StudyRun) -> Path:
-        """Where the records of the cell's variant lie: two variants may well end with the same weights."""
-        return self.records / cell.variant
+    def records_of(self, run: StudyRun) -> Path:
+        """Where the records of the run's variant lie: two variants may well end with the same weights."""
+        return self.records / run.variant
 
-    def results(self, cells: Sequence[StudyRun]) -> list[Result]:
-        """The records of those `cells` that have ended well, and of the weights they ended with."""
-        ended = {cell.name: found.weights for cell in cells if (found := self.outcome(cell)) and not found.failed}
+    def results(self, runs: Sequence[StudyRun]) -> list[Result]:
+        """The records of those `runs` that have ended well, and of the weights they ended with."""
+        ended = {run.name: found.weights for run in runs if (found := self.outcome(run)) and not found.failed}
         records, _ = read_results(self.records) if self.records.is_dir() else ([], [])
         return [record for record in records if ended.get(record.model) == record.weights_sha256]
 
-    def log(self, cell: StudyRun) -> list[dict[str, Any]]:
+    def log(self, run: StudyRun) -> list[dict[str, Any]]:
         """The rows of the run's log, [] where there is none."""
-        return read_rows(self.run(cell) / LOG)
+        return read_rows(self.run_folder(run) / LOG)
 
-    def begun(self, cell: StudyRun) -> bool:
-        """Is there a run that can be gone on with? UsageError for one of another recipe or other images."""
-        if not (self.run(cell) / FACTS).is_file():
+    def begun(self, run: StudyRun) -> bool:
+        """Is there a run that can be resumed? UsageError for one of another recipe or other images."""
+        if not (self.run_folder(run) / FACTS).is_file():
             return False
-        _, facts = read_run(self.run(cell))
-        self._require_same(cell, facts["recipe"], facts["data"])
+        _, facts = read_run(self.run_folder(run))
+        self._require_same(run, facts["recipe"], facts["data"])
         return True
 
-    def outcome(self, cell: StudyRun) -> RunOutcome | None:
-        """How `cell` ended, None while it has not; UsageError where that was another recipe or other images."""
-        path = self._outcome(cell)
+    def outcome(self, run: StudyRun) -> RunOutcome | None:
+        """How `run` ended, None while it has not; UsageError where that was another recipe or other images."""
+        path = self._outcome(run)
         if not path.is_file():
             return None
         try:
             found = RunOutcome(**json.loads(path.read_text("utf-8")))
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path} is damaged ({error}); remove it, and the cell is scored again") from None
-        self._require_same(cell, found.recipe, found.data)
+            raise DataError(f"{path} is damaged ({error}); remove it, and the run is scored again") from None
+        self._require_same(run, found.recipe, found.data)
         return found
 
-    def finished(self, cell: StudyRun) -> bool:
+    def finished(self, run: StudyRun) -> bool:
         """Is there nothing left to do: failed for good, or scored by all that the study asks for?"""
-        found = self.outcome(cell)
+        found = self.outcome(run)
         return found is not None and bool(found.failed or {*self.study.evaluations} <= {*found.evaluations})
 
-    def keep(self, cell: StudyRun, **facts: Any) -> RunOutcome:
-        """Write down how `cell` ended."""
-        outcome = RunOutcome(cell.variant, cell.seed, self.data, cell.recipe.model_dump(mode="json"),
+    def keep(self, run: StudyRun, **facts: Any) -> RunOutcome:
+        """Write down how `run` ended."""
+        outcome = RunOutcome(run.variant, run.seed, self.data, run.recipe.model_dump(mode="json"),
                              list(self.study.evaluations), **facts)
-        write_text(self._outcome(cell), json.dumps(asdict(outcome), indent=2, sort_keys=True) + "\n", "outcome")
+        write_text(self._outcome(run), json.dumps(asdict(outcome), indent=2, sort_keys=True) + "\n", "outcome")
         return outcome
 
     def known(self, asked: Sequence[StudyRun]) -> list[StudyRun]:
-        """The cells `asked` for, and all others of the study that have ended."""
-        names = {cell.name for cell in asked}
-        return [cell for cell in cells_of(self.study, ablations=True) if cell.name in names or self.outcome(cell)]
+        """The runs `asked` for, and all others of the study that have ended."""
+        names = {run.name for run in asked}
+        return [run for run in runs_of(self.study, ablations=True) if run.name in names or self.outcome(run)]
 
     @contextmanager
     def claimed(self, name: str, *, wait: bool = False) -> Iterator[bool]:
@@ -181,17 +181,17 @@ class StudyFolder:
         finally:
             lock.release()
 
-    def _outcome(self, cell: StudyRun) -> Path:
-        return self.root / "cells" / f"{cell.name}.json"
+    def _outcome(self, run: StudyRun) -> Path:
+        return self.root / "cells" / f"{run.name}.json"
 
-    def _require_same(self, cell: StudyRun, recipe: dict[str, Any], data: str) -> None:
-        """UsageError unless `recipe` and `data` are those of `cell`, settings that move no number aside."""
-        changes = weighty_among(changes_between(recipe, cell.recipe))
+    def _require_same(self, run: StudyRun, recipe: dict[str, Any], data: str) -> None:
+        """UsageError unless `recipe` and `data` are those of `run`, settings that move no number aside."""
+        changes = weighty_among(changes_between(recipe, run.recipe))
         if self.data and data != self.data:
             changes["data"] = data, self.data
         if changes:
-            raise UsageError(f"{self.root} holds another study's cell {cell.name} ({sentence(changes)}); choose "
-                             f"another --out, or remove {self.run(cell)} and {self._outcome(cell)}")
+            raise UsageError(f"{self.root} holds another study's run {run.name} ({sentence(changes)}); choose "
+                             f"another --out, or remove {self.run_folder(run)} and {self._outcome(run)}")
 
 
 def configurations(*roots: Path) -> int:
@@ -204,13 +204,13 @@ def _settings_of(path: Path) -> str:
     try:
         recipe = json.loads(path.read_text("utf-8")).get("recipe") or {}
     except (ValueError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}); put it back, or remove the run and its cell") from None
+        raise DataError(f"{path} is damaged ({error}); put it back, or remove the run and its file in cells/") from None
     with suppress(ValidationError):  # of another version: told apart as it stands
         recipe = Recipe.model_validate(recipe).model_dump(mode="json")
     return json.dumps({key: value for key, value in recipe.items() if key not in ("run", "data")}, sort_keys=True)
 
 
-def place_of(study: Study, out: Path | None, data: str | None, *, planning: bool = False) -> StudyFolder:
+def study_folder(study: Study, out: Path | None, data: str | None, *, planning: bool = False) -> StudyFolder:
     """Where the study goes, by default studies/<name>, and what it works on, which a plan can do without."""
     unnamed = planning and data is None and study.data is None and study.stand_in is not None
     return StudyFolder(out or Path("studies") / study.name, study, "" if unnamed else absolute_name(study.images(data)))

@@ -1,4 +1,4 @@
-"""What a study would cost: cells, updates and time, planned by a few updates of each variant, or measured."""
+"""What a study would cost: runs, updates and time, planned by a few updates of each variant, or measured."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from patchssl.pretrain.run.estimate import plan_run
 from patchssl.runtime.console import clock
 from patchssl.runtime.device import default_device
 from patchssl.study.config import StandIn
-from patchssl.study.folder import RunOutcome, StudyFolder, StudyRun, cells_of
+from patchssl.study.folder import RunOutcome, StudyFolder, StudyRun, runs_of
 
 _DIFFERENT = 8  # images of noise that stand for all others
 
 
 @dataclass(frozen=True)
 class RunCost:
-    """Of one cell of a variant, in seconds; `score` is None where no cell has been scored yet."""
+    """Of one run of a variant, in seconds; `score` is None where no run has been scored yet."""
 
     images: int  # seen, all epochs
     updates: int
     train: float
     score: float | None
-    measured: int  # cells that these are means of; 0: planned on a few updates
+    measured: int  # runs that these are means of; 0: planned on a few updates
 
     @property
     def seconds(self) -> float:
@@ -38,30 +38,30 @@ class RunCost:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """Which cells are done and which are not, and what they cost."""
+    """Which runs are done and which are not, and what they cost."""
 
     name: str
     data: str
-    cells: tuple[StudyRun, ...]
-    done: frozenset[str]  # names of cells
+    runs: tuple[StudyRun, ...]
+    done: frozenset[str]  # names of runs
     failed: Mapping[str, str]  # name -> why
     costs: Mapping[str, RunCost]  # by variant
     stand_in: StandIn | None = None
 
     @property
     def missing(self) -> list[StudyRun]:
-        """Cells that are still to be run."""
-        return [cell for cell in self.cells if cell.name not in self.done and cell.name not in self.failed]
+        """Runs that are still to be run."""
+        return [run for run in self.runs if run.name not in self.done and run.name not in self.failed]
 
     @property
     def seconds(self) -> float:
         """Left for one process."""
-        return sum(self.costs[cell.variant].seconds for cell in self.missing)
+        return sum(self.costs[run.variant].seconds for run in self.missing)
 
     @property
     def scoring_counted(self) -> bool:
         """Is the time of every benchmark known?"""
-        return all(self.costs[cell.variant].score is not None for cell in self.missing)
+        return all(self.costs[run.variant].score is not None for run in self.missing)
 
     def left(self, processes: int = 1) -> str:
         """In words: about 1:52:30 left for 2 processes."""
@@ -72,8 +72,8 @@ class StudyPlan:
     def as_dict(self) -> dict[str, Any]:
         """For machines; seconds are those of one process."""
         variants = {name: {**asdict(cost), "seconds": cost.seconds} for name, cost in self.costs.items()}
-        return {"study": self.name, "data": self.data, "cells": [cell.name for cell in self.cells],
-                "missing": [cell.name for cell in self.missing], "done": sorted(self.done),
+        return {"study": self.name, "data": self.data, "cells": [run.name for run in self.runs],
+                "missing": [run.name for run in self.missing], "done": sorted(self.done),
                 "failed": dict(self.failed), "variants": variants, "estimated_seconds": self.seconds,
                 "scoring_counted": self.scoring_counted}
 
@@ -82,14 +82,14 @@ class StudyPlan:
         width = max(len(name) for name in self.costs)
         assumed = "" if self.stand_in is None else (f"{self.stand_in.images:,} images of {self.stand_in.width} x "
                                                     f"{self.stand_in.height} pixels, assumed and timed on noise")
-        lines = [f"study {self.name} on {self.data or assumed}: {len(self.cells)} cells, {len(self.done)} done, "
+        lines = [f"study {self.name} on {self.data or assumed}: {len(self.runs)} runs, {len(self.done)} done, "
                  f"{len(self.failed)} failed, {len(self.missing)} to run"]
         for name, cost in self.costs.items():
-            seeds = [str(cell.seed) for cell in self.missing if cell.variant == name]
+            seeds = [str(run.seed) for run in self.missing if run.variant == name]
             score = "" if cost.score is None else f" + {clock(cost.score)} scoring"
             how = f"measured on {cost.measured}" if cost.measured else "planned"
             lines.append(f"  {name:<{width}}  {cost.updates:>7,} updates, {cost.images:>11,} images, "
-                         f"{clock(cost.train)} training{score} a cell ({how}); "
+                         f"{clock(cost.train)} training{score} a run ({how}); "
                          + (f"seeds {', '.join(seeds)} to run" if seeds else "all done"))
         lines += [f"failed: {name}: {why}" for name, why in self.failed.items()]
         if self.missing:
@@ -97,36 +97,36 @@ class StudyPlan:
         return "\n".join(lines)
 
 
-def plan_study(place: StudyFolder, cells: Sequence[StudyRun], *, device: str | None,
+def plan_study(folder: StudyFolder, runs: Sequence[StudyRun], *, device: str | None,
                known: Mapping[str, RunCost] | None = None,
                progress: Callable[[int, int], None] | None = None) -> StudyPlan:
-    """What is left of `cells` and what it costs: as measured in cells that are done, else on a few updates.
+    """What is left of `runs` and what it costs: as measured in runs that are done, else on a few updates.
 
     `known` are costs that were planned already.
     """
-    whole = cells_of(place.study, ablations=True)  # other cells' benchmarks take as long
-    everything = {cell.name: found for cell in whole if (found := place.outcome(cell)) is not None}
-    outcomes = {cell.name: everything[cell.name] for cell in cells if cell.name in everything}
+    whole = runs_of(folder.study, ablations=True)  # other runs' benchmarks take as long
+    everything = {run.name: found for run in whole if (found := folder.outcome(run)) is not None}
+    outcomes = {run.name: everything[run.name] for run in runs if run.name in everything}
     failed = {name: found.failed for name, found in outcomes.items() if found.failed}
-    done = frozenset(cell.name for cell in cells if place.finished(cell) and cell.name not in failed)
-    variants = list(dict.fromkeys(cell.variant for cell in cells))
+    done = frozenset(run.name for run in runs if folder.finished(run) and run.name not in failed)
+    variants = list(dict.fromkeys(run.variant for run in runs))
     ended = [found for found in everything.values() if not found.failed]
     scoring = fmean(found.score_seconds for found in ended) if ended else None
     costs: dict[str, RunCost] = {}
     for number, variant in enumerate(variants, 1):
-        cell = next(cell for cell in cells if cell.variant == variant)
+        run = next(run for run in runs if run.variant == variant)
         if own := [found for found in ended if found.variant == variant]:
             costs[variant] = _measured(own)
         elif known and variant in known:
             costs[variant] = replace(known[variant], score=scoring)
-        elif cell.trained:
-            costs[variant] = _planned(place, cell, device, scoring)
+        elif run.trained:
+            costs[variant] = _planned(folder, run, device, scoring)
         else:
             costs[variant] = RunCost(0, 0, 0.0, scoring, 0)
         if progress:
             progress(number, len(variants))
-    return StudyPlan(place.study.name, place.data, tuple(cells), done, failed, costs,
-                     place.study.stand_in)
+    return StudyPlan(folder.study.name, folder.data, tuple(runs), done, failed, costs,
+                     folder.study.stand_in)
 
 
 def _measured(own: Sequence[RunOutcome]) -> RunCost:
@@ -134,12 +134,12 @@ def _measured(own: Sequence[RunOutcome]) -> RunCost:
                    fmean(found.score_seconds for found in own), len(own))
 
 
-def _planned(place: StudyFolder, cell: StudyRun, device: str | None, scoring: float | None) -> RunCost:
-    """The cost of a variant without a finished cell; without images, on noise in their place."""
-    chosen, stand_in = str(default_device(device)), place.study.stand_in
-    noise = None if place.data or stand_in is None else _noise(stand_in, cell.recipe)
-    plan = plan_run(cell.recipe, place.data, cell.seed, chosen, images=noise)
-    images = plan.total_steps * cell.recipe.optim.batch_size
+def _planned(folder: StudyFolder, run: StudyRun, device: str | None, scoring: float | None) -> RunCost:
+    """The cost of a variant without a finished run; without images, on noise in their place."""
+    chosen, stand_in = str(default_device(device)), folder.study.stand_in
+    noise = None if folder.data or stand_in is None else _noise(stand_in, run.recipe)
+    plan = plan_run(run.recipe, folder.data, run.seed, chosen, images=noise)
+    images = plan.total_steps * run.recipe.optim.batch_size
     return RunCost(images, plan.total_steps, plan.estimated_seconds, scoring, 0)
 
 

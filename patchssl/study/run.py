@@ -1,7 +1,7 @@
-"""Work through a study: pretrain and score every cell that is missing, together with whoever else does.
+"""Work through a study: pretrain and score every run that is missing, together with whoever else does.
 
-Processes share a study by its folder alone: each takes the next cell that nobody has, and a process that is killed
-leaves its cell to the others, which go on from its last checkpoint.
+Processes share a study by its folder alone: each takes the next run that nobody has, and a process that is killed
+leaves its run to the others, which resume it from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from patchssl.pretrain.run.log import LOG
 from patchssl.runtime.console import Console
 from patchssl.runtime.device import default_device
 from patchssl.runtime.errors import DataError, Interrupted, NotFiniteError, PatchSSLError
-from patchssl.study.copies import made_copydays
+from patchssl.study.copies import synthetic_copydays
 from patchssl.study.folder import RunOutcome, StudyFolder, StudyRun
 from patchssl.workflows.probe import pretrain_with_probe, resume_with_probe
 
 
 @dataclass
 class StudyProgress:
-    """How far a study is: `failed` says why, by cell, `busy` are cells that other processes are at."""
+    """How far a study is: `failed` says why, by run, `busy` are runs that other processes are at."""
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -43,112 +43,112 @@ class StudyProgress:
         return {*self.done, *self.failed}
 
 
-def run_cells(place: StudyFolder, cells: Sequence[StudyRun], left: Callable[[Sequence[StudyRun], int], str], *,
-              device: str | None, console: Console) -> StudyProgress:
-    """Do every one of `cells` that is missing and that no other process is at; a failed one does not stop the others.
+def do_runs(folder: StudyFolder, runs: Sequence[StudyRun], left: Callable[[Sequence[StudyRun], int], str], *,
+             device: str | None, console: Console) -> StudyProgress:
+    """Do every one of `runs` that is missing and that no other process is at; a failed one does not stop the others.
 
-    `left(cells, processes)` says for how long those cells keep so many processes busy. Interrupted after saving.
+    `left(runs, processes)` says for how long those runs keep so many processes busy. Interrupted after saving.
     """
     progress = StudyProgress()
     while True:
         before = len(progress.settled)
         progress.busy = []
-        for cell in cells:
-            if cell.name in progress.settled or _settle(place, cell, progress):
+        for run in runs:
+            if run.name in progress.settled or _settle(folder, run, progress):
                 continue
-            with place.claimed(cell.name) as mine:
+            with folder.claimed(run.name) as mine:
                 if not mine:
-                    progress.busy.append(cell.name)
-                elif not _settle(place, cell, progress):  # by another process in the meantime
-                    waiting = [other for other in cells if other.name not in progress.settled]
-                    console.say(f"{cell.name}: cell {len(progress.settled) + 1} of {len(cells)}, "
+                    progress.busy.append(run.name)
+                elif not _settle(folder, run, progress):  # by another process in the meantime
+                    waiting = [other for other in runs if other.name not in progress.settled]
+                    console.say(f"{run.name}: run {len(progress.settled) + 1} of {len(runs)}, "
                                 f"{left(waiting, 1 + len(progress.busy))}")
-                    _do(place, cell, progress, device=device, console=console)
+                    _do(folder, run, progress, device=device, console=console)
         if not progress.busy or len(progress.settled) == before:
             return progress
 
 
-def _settle(place: StudyFolder, cell: StudyRun, progress: StudyProgress) -> bool:
-    """Note a cell that has ended."""
-    if not place.finished(cell):
+def _settle(folder: StudyFolder, run: StudyRun, progress: StudyProgress) -> bool:
+    """Note a run that has ended."""
+    if not folder.finished(run):
         return False
-    found = place.outcome(cell)
+    found = folder.outcome(run)
     if found is not None and found.failed:
-        progress.failed[cell.name] = found.failed
+        progress.failed[run.name] = found.failed
     else:
-        progress.done.append(cell.name)
+        progress.done.append(run.name)
     return True
 
 
-def _do(place: StudyFolder, cell: StudyRun, progress: StudyProgress, *, device: str | None, console: Console) -> None:
-    """One cell from where it is to its end."""
+def _do(folder: StudyFolder, run: StudyRun, progress: StudyProgress, *, device: str | None, console: Console) -> None:
+    """One run from where it is to its end."""
     try:
-        do_cell(place, cell, device=device, console=console)
+        do_run(folder, run, device=device, console=console)
     except Interrupted as stop:
-        raise Interrupted(f"{cell.name}: {stop}; or go on with the study by the same command", stop.exit_code,
+        raise Interrupted(f"{run.name}: {stop}; or resume the study by the same command", stop.exit_code,
                           stop.number) from None
     except KeyboardInterrupt:  # pretraining has its own way with signals
-        raise Interrupted(f"stopped while {cell.name} was scored, nothing is lost; go on with the study by the same "
+        raise Interrupted(f"stopped while {run.name} was scored, nothing is lost; resume the study by the same "
                           "command") from None
     except (PatchSSLError, RuntimeError, MemoryError, OSError) as error:  # torch tells of most things by RuntimeError
         why = str(error) if isinstance(error, PatchSSLError) else f"{type(error).__name__}: {error}"
         if isinstance(error, NotFiniteError):  # the same again, whoever tries
-            place.keep(cell, failed=why)
-        progress.failed[cell.name] = why
-        console.say(f"{cell.name} failed: {why}")
+            folder.keep(run, failed=why)
+        progress.failed[run.name] = why
+        console.say(f"{run.name} failed: {why}")
     else:
-        progress.done.append(cell.name)
+        progress.done.append(run.name)
 
 
-def do_cell(place: StudyFolder, cell: StudyRun, *, device: str | None, console: Console) -> RunOutcome:
-    """Pretrain what is missing of `cell`, score it, and write down what it took."""
-    if cell.recipe.run.threads:
-        torch.set_num_threads(cell.recipe.run.threads)  # also where all training is done already
+def do_run(folder: StudyFolder, run: StudyRun, *, device: str | None, console: Console) -> RunOutcome:
+    """Pretrain what is missing of `run`, score it, and write down what it took."""
+    if run.recipe.run.threads:
+        torch.set_num_threads(run.recipe.run.threads)  # also where all training is done already
     chosen = default_device(device)
-    row = _pretrained(place, cell, device, console) if cell.trained else {}
+    row = _pretrained(folder, run, device, console) if run.trained else {}
     began = time.monotonic()
-    compute = make_options(device, workers=cell.recipe.run.workers, progress=console)
-    backbone = (load_backbone(str(place.run(cell)), chosen) if cell.trained else untrained(cell, chosen))
-    _score(place, cell, backbone, compute, console)
+    compute = make_options(device, workers=run.recipe.run.workers, progress=console)
+    backbone = load_backbone(str(folder.run_folder(run)), chosen) if run.trained else untrained(run, chosen)
+    _score(folder, run, backbone, compute, console)
     updates = int(row.get("step", 0))
-    return place.keep(cell, weights=backbone.weights_sha256, train_seconds=row.get("seconds", 0.0),
-                      score_seconds=round(time.monotonic() - began, 3),
-                      images=updates * cell.recipe.optim.batch_size, updates=updates, device=str(chosen),
-                      threads=torch.get_num_threads())
+    return folder.keep(run, weights=backbone.weights_sha256, train_seconds=row.get("seconds", 0.0),
+                       score_seconds=round(time.monotonic() - began, 3),
+                       images=updates * run.recipe.optim.batch_size, updates=updates, device=str(chosen),
+                       threads=torch.get_num_threads())
 
 
-def _pretrained(place: StudyFolder, cell: StudyRun, device: str | None, console: Console) -> Mapping[str, float]:
-    """The last row of the log of the cell's run, which is begun, or gone on with, and made to its end."""
-    folder = place.run(cell)
-    if place.begun(cell):
-        resume_with_probe(folder, device=device, console=console)
+def _pretrained(folder: StudyFolder, run: StudyRun, device: str | None, console: Console) -> Mapping[str, float]:
+    """The last row of the run's log; the run is begun, or resumed, and made to its end."""
+    where = folder.run_folder(run)
+    if folder.begun(run):
+        resume_with_probe(where, device=device, console=console)
     else:
-        pretrain_with_probe(cell.recipe, place.data, folder, cell.seed, device=device, console=console, name=cell.name)
-    if not (rows := place.log(cell)):
-        raise DataError(f"{folder} has no {LOG} any more, which says what the run took; remove {folder}, and it is run "
+        pretrain_with_probe(run.recipe, folder.data, where, run.seed, device=device, console=console, name=run.name)
+    if not (rows := folder.log(run)):
+        raise DataError(f"{where} has no {LOG} any more, which says what the run took; remove {where}, and it is run "
                         "again")
     return rows[-1]
 
 
-def untrained(cell: StudyRun, device: torch.device) -> Backbone:
-    """The network that every variant of the cell's seed begins with."""
-    network = untrained_backbone(network_spec(cell.recipe), cell.seed, cell.name)
+def untrained(run: StudyRun, device: torch.device) -> Backbone:
+    """The network that every variant of the run's seed begins with."""
+    network = untrained_backbone(network_spec(run.recipe), run.seed, run.name)
     return network.to(device).eval().requires_grad_(False)
 
 
-def _score(place: StudyFolder, cell: StudyRun, backbone: Backbone, compute: ComputeOptions, console: Console) -> None:
+def _score(folder: StudyFolder, run: StudyRun, backbone: Backbone, compute: ComputeOptions, console: Console) -> None:
     """A record for every benchmark of the study that has none of these weights yet."""
-    tasks = [task for task in place.study.evaluations if task != "copydays"]
-    sets: list[tuple[str, Sequence[str]]] = [(place.data, tasks)] if tasks else []
-    if "copydays" in place.study.evaluations:
-        sets.append((str(made_copydays(place, console)), ["copydays"]))
+    tasks = [task for task in folder.study.evaluations if task != "copydays"]
+    sets: list[tuple[str, Sequence[str]]] = [(folder.data, tasks)] if tasks else []
+    if "copydays" in folder.study.evaluations:
+        sets.append((str(synthetic_copydays(folder, console)), ["copydays"]))
     for data, wanted in sets:
-        plan = plan_suite(backbone, data, wanted, place.records_of(cell), compute)
+        plan = plan_suite(backbone, data, wanted, folder.records_of(run), compute)
         if plan.left_out:
-            raise PatchSSLError(f"{cell.name} cannot be scored: "
+            raise PatchSSLError(f"{run.name} cannot be scored: "
                                 + "; ".join(f"{what}: {why}" for what, why in plan.left_out.items()))
-        run_suite(backbone, plan, compute, keep=partial(_keep, place, cell), stop_at_errors=True)
+        run_suite(backbone, plan, compute, keep=partial(_keep, folder, run), stop_at_errors=True)
 
 
-def _keep(place: StudyFolder, cell: StudyRun, result: Result) -> None:
-    replace(result, variant=cell.variant).write(place.records_of(cell))
+def _keep(folder: StudyFolder, run: StudyRun, result: Result) -> None:
+    replace(result, variant=run.variant).write(folder.records_of(run))

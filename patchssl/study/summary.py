@@ -50,11 +50,11 @@ class TestFamily(NamedTuple):
 
 @dataclass(frozen=True)
 class StudySummary:
-    """What is known of a study's cells by now."""
+    """What is known of a study's runs by now."""
 
-    place: StudyFolder
+    folder: StudyFolder
     variants: Mapping[str, Sequence[StudyRun]]
-    outcomes: Mapping[str, RunOutcome]  # by cell
+    outcomes: Mapping[str, RunOutcome]  # by run
     measures: Sequence[Measure]  # of records
     curves: Sequence[Measure]  # of logs
     paces: Mapping[str, Pace]
@@ -62,19 +62,19 @@ class StudySummary:
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: fractions and seconds; differences, paired by seed, are to what a variant is compared with."""
-        study, sure = self.place.study, self._significant([family for family in self._families() if family.own])
-        return {"study": study.name, "data": self.place.data, "split": study.split, "reference": study.reference,
+        study, sure = self.folder.study, self._significant([family for family in self._families() if family.own])
+        return {"study": study.name, "data": self.folder.data, "split": study.split, "reference": study.reference,
                 "configurations_tried": self.tried, "failed": self.failed, "contrasts": self._contrast_values(),
                 "variants": [self._variant(name, sure) for name in self.variants]}
 
     @property
     def failed(self) -> dict[str, str]:
-        """Why, by cell."""
+        """Why, by run."""
         return {name: found.failed for name, found in self.outcomes.items() if found.failed}
 
     def ended(self, variant: str) -> list[RunOutcome]:
-        """The cells of `variant` that have a result."""
-        found = [self.outcomes[cell.name] for cell in self.variants[variant] if cell.name in self.outcomes]
+        """The runs of `variant` that have a result."""
+        found = [self.outcomes[run.name] for run in self.variants[variant] if run.name in self.outcomes]
         return [outcome for outcome in found if not outcome.failed]
 
     def mean(self, measure: Measure, variant: str) -> Mean | None:
@@ -83,7 +83,7 @@ class StudySummary:
 
     def difference(self, measure: Measure, variant: str, other: str | None = None) -> Paired | None:
         """To the `other` variant, or the one it is set beside, on the seeds that both have."""
-        values, other = measure.values, other or self.place.study.compared_with(variant)
+        values, other = measure.values, other or self.folder.study.compared_with(variant)
         return None if other is None else paired_over_seeds(values.get(other, {}), values.get(variant, {}))
 
     def tested(self, measures: Sequence[Measure], pairs: Sequence[Pair]) -> dict[tuple[Pair, int], bool]:
@@ -104,7 +104,7 @@ class StudySummary:
                         "variant": variant, "task": measure.task, "dataset": measure.dataset,
                         "protocol": measure.protocol, "metric": measure.metric, "measure": measure.title,
                         **_percent(mean, ("mean", "low", "high")), "n": mean.n,
-                        "compared_with": self.place.study.compared_with(variant),
+                        "compared_with": self.folder.study.compared_with(variant),
                         **_percent(gap, ("difference", "difference_low", "difference_high")),
                         "p": None if gap is None or gap.p is None else round(gap.p, 6),
                         "pairs": None if gap is None else gap.n})
@@ -112,7 +112,7 @@ class StudySummary:
 
     def text(self) -> str:
         """All tables in Markdown."""
-        study, measures = self.place.study, self.measures or _expected(self.place)
+        study, measures = self.folder.study, self.measures or _expected(self.folder)
         tables = {"Scores": self._scores(measures)}
         for title, pairs, _, between in self._families():
             tables[f"{title}, paired by seed"] = (self._between if between else self._differences)(pairs, measures)
@@ -132,14 +132,14 @@ class StudySummary:
         """Write study.md, study.csv and study.json, and the comparison tables of all records as table.*."""
         texts = {"md": self.text(), "csv": to_csv(pd.DataFrame(self.rows(), dtype=object)),
                  "json": json.dumps(self.as_dict(), indent=2, sort_keys=True) + "\n"}
-        paths = [self.place.root / f"{STEM}.{suffix}" for suffix in texts]
+        paths = [self.folder.root / f"{STEM}.{suffix}" for suffix in texts]
         for path, text in zip(paths, texts.values(), strict=True):
             write_text(path, text, "summary")
-        records = self.place.results([cell for cells in self.variants.values() for cell in cells])
-        return paths + (write_tables(records, self.place.root, "table") if records else [])
+        records = self.folder.results([run for runs in self.variants.values() for run in runs])
+        return paths + (write_tables(records, self.folder.root, "table") if records else [])
 
     def _variant(self, name: str, sure: Collection[tuple[Pair, str]]) -> dict[str, Any]:
-        ended, pace, other = self.ended(name), self.paces.get(name), self.place.study.compared_with(name)
+        ended, pace, other = self.ended(name), self.paces.get(name), self.folder.study.compared_with(name)
         measures = []
         for measure in (*self.measures, *self.curves):
             if (mean := self.mean(measure, name)) is not None:
@@ -149,15 +149,15 @@ class StudySummary:
                                  "protocol": measure.protocol, "metric": measure.metric, **mean._asdict(),
                                  "by_seed": {str(seed): value for seed, value in measure.values[name].items()},
                                  "difference": said})
-        return {"variant": name, "settings": _settings(self.place, name),
-                "compared_with": other, "seeds": [cell.seed for cell in ended],
+        return {"variant": name, "settings": _settings(self.folder, name),
+                "compared_with": other, "seeds": [run.seed for run in ended],
                 "images": ended[0].images if ended else None, "pace": asdict(pace) if pace else None,
                 "train_seconds": [found.train_seconds for found in ended],
                 "score_seconds": [found.score_seconds for found in ended], "measures": measures}
 
     def _families(self) -> list[TestFamily]:
         """Every table of differences; ablations have tables of their own, and weaken no other's tests."""
-        study, here = self.place.study, [*self.variants]
+        study, here = self.folder.study, [*self.variants]
         core, ablations = ([name for name in here if (name in study.ablations) is wanted] for wanted in (False, True))
         contrasts = [pair for pair in study.contrasts if {*pair} <= {*here}]
         found = [TestFamily(f"Differences to {study.reference}",
@@ -189,10 +189,10 @@ class StudySummary:
 
     def _what(self) -> str:
         """Data, split, budget, and how many configurations were tried."""
-        study, ended = self.place.study, [found for name in self.variants for found in self.ended(name)]
+        study, ended = self.folder.study, [found for name in self.variants for found in self.ended(name)]
         split = ("scored on the test images" if study.split == "test" else
                  f"scored on {study.validation_share:g} of the train images, held out; the test images were not opened")
-        data = self.place.data or "images that were not named"
+        data = self.folder.data or "images that were not named"
         lines = [f"{len(ended)} of {sum(map(len, self.variants.values()))} cells on {data}; {split}."]
         trained = [found for found in ended if found.images]
         if trained:
@@ -246,7 +246,7 @@ class StudySummary:
 
     def _costs(self) -> pd.DataFrame:
         """Pace, what fits into the time of the cheapest one of the core, and the in-training k-NN at either."""
-        reference = self.paces.get(self.place.study.reference)
+        reference = self.paces.get(self.folder.study.reference)
         body = []
         for name, pace in self.paces.items():
             ratio = f"{pace.seconds_per_image / reference.seconds_per_image:.2f}" if reference else ""
@@ -268,47 +268,46 @@ class StudySummary:
 
     def _named(self, name: str) -> list[str]:
         seeds = [str(found.seed) for found in self.ended(name)]
-        own = [f"{key}={json.dumps(value)}" for key, value in _settings(self.place, name).items()]
+        own = [f"{key}={json.dumps(value)}" for key, value in _settings(self.folder, name).items()]
         what = "before the first update" if name == UNTRAINED else ", ".join(own)
         return [name, what, ", ".join(seeds) or NOT_RUN]
 
 
-def summarize(place: StudyFolder, cells: Sequence[StudyRun]) -> StudySummary:
-    """All that is known by now of `cells` and of whatever else of the study has ended."""
-    cells = place.known(cells)
+def summarize(folder: StudyFolder, runs: Sequence[StudyRun]) -> StudySummary:
+    """All that is known by now of `runs` and of whatever else of the study has ended."""
+    runs = folder.known(runs)
     variants: dict[str, list[StudyRun]] = {}
-    for cell in cells:
-        variants.setdefault(cell.variant, []).append(cell)
+    for run in runs:
+        variants.setdefault(run.variant, []).append(run)
     if UNTRAINED in variants:
         variants = {UNTRAINED: variants.pop(UNTRAINED), **variants}
-    outcomes = {cell.name: found for cell in cells if (found := place.outcome(cell)) is not None}
-    whole = {name: {cell.seed: place.log(cell) for cell in own if cell.trained and cell.name in outcomes
-                    and not outcomes[cell.name].failed} for name, own in variants.items()}
+    outcomes = {run.name: found for run in runs if (found := folder.outcome(run)) is not None}
+    whole = {name: {run.seed: folder.log(run) for run in own if run.trained and run.name in outcomes
+                    and not outcomes[run.name].failed} for name, own in variants.items()}
     logs = {name: runs for name, runs in whole.items() if runs}
     sizes = {name: own[0].recipe.optim.batch_size for name, own in variants.items()}
-    paces = paces_of(logs, sizes, place.study.ablations)
-    folders = [place.root, *(place.root.parent / name for name in place.study.searches)]
-    tried = place.study.tried + configurations(*folders)
-    return StudySummary(place, variants, outcomes, measures_of(place.results(cells)), curve_measures(logs, paces,
-                                                                                                     sizes),
-                        paces, tried)
+    paces = paces_of(logs, sizes, folder.study.ablations)
+    folders = [folder.root, *(folder.root.parent / name for name in folder.study.searches)]
+    tried = folder.study.tried + configurations(*folders)
+    return StudySummary(folder, variants, outcomes, measures_of(folder.results(runs)),
+                        curve_measures(logs, paces, sizes), paces, tried)
 
 
-def _expected(place: StudyFolder) -> list[Measure]:
+def _expected(folder: StudyFolder) -> list[Measure]:
     """The columns there will be."""
     return [Measure(title, task, "", "", metric, {}) for (task, metric), title in study_measures().items()
-            if task in place.study.evaluations]
+            if task in folder.study.evaluations]
 
 
 def _published(dataset: str) -> pd.DataFrame:
-    """What others print for the data set, under the protocol they print it for."""
+    """What others print for the dataset, under the protocol they print it for."""
     shown = ("knn", "top1@20"), ("linear", "top1")
     columns = [Column(task, dataset, "dino", metric, "", "") for task, metric in shown]
     return make_frames([], columns, [], [])[0]
 
 
-def _settings(place: StudyFolder, variant: str) -> dict[str, Any]:
-    return place.study.all_variants().get(variant, {})
+def _settings(folder: StudyFolder, variant: str) -> dict[str, Any]:
+    return folder.study.all_variants().get(variant, {})
 
 
 def _protocols(measures: Sequence[Measure]) -> list[str]:

@@ -52,7 +52,7 @@ class QuickstartSummary:
 
 def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...], *, device: str | None,
                    console: Console) -> QuickstartSummary:
-    """Pretrain (or go on with an interrupted quickstart in `out`), score, tabulate and draw."""
+    """Pretrain (or resume an interrupted quickstart in `out`), score, tabulate and draw."""
     effective = load_recipe(recipe, overrides)
     if effective.data is None:
         raise UsageError(f"recipe {recipe} names no data: add data=FOLDER (with train/ and val/ of class folders)")
@@ -60,7 +60,7 @@ def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...]
     train, val = open_pair(effective.data)
     for images in (train, val):
         images.require_labels()  # said before the pretraining, not after it
-    run = pretrain_or_go_on(out / "run", recipe, effective, seed, overrides, device, console)
+    run = pretrain_or_resume(out / "run", recipe, effective, seed, overrides, device, console)
     backbone = load_backbone(str(run), chosen)
     compute = ComputeOptions(progress=console)
     pixels = evaluate_pixels(train, val, effective.views.global_size, compute=compute)
@@ -75,7 +75,7 @@ def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...]
                              top1["pretrained"] - top1["random network"])
 
 
-def pretrain_or_go_on(folder: Path, name: str, recipe: Recipe, seed: int, overrides: tuple[str, ...],
+def pretrain_or_resume(folder: Path, name: str, recipe: Recipe, seed: int, overrides: tuple[str, ...],
                       device: str | None, console: Console) -> Path:
     """A finished run in `folder`: the one that is there, that one resumed, or a new one."""
     if not (folder / "recipe.yaml").exists():

@@ -1,7 +1,7 @@
 """Pretraining as a job of Slurm, by submitit: submitted, and requeued by itself until the run is done.
 
 Slurm warns a job before its time is over; the run then saves and stops (see `patchssl.runtime.signals`), the job is
-put back in the queue, and what it does there is go on with the run. submitit's own handler of that warning would
+put back in the queue, and what it does there is resume the run. submitit's own handler of that warning would
 requeue in the middle of an update: it is called when the run has saved.
 """
 
@@ -82,7 +82,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class PretrainJob:
-    """What the job does, each time it starts: begin the run in `folder`, or go on with what is there."""
+    """What the job does, each time it starts: begin the run in `folder`, or resume the one that is there."""
 
     folder: Path
     recipe: Recipe | None  # None: the run is there
@@ -127,7 +127,7 @@ def submit_pretraining(recipe: str, data: str | None, out: Path | None, seed: in
     folder = (out or run_folder(recipe, seed)).absolute()
     require_new(folder)
     if (folder / FACTS).exists():
-        raise UsageError(f"{folder} holds a run that has not saved yet; go on with --resume {folder}, or remove it")
+        raise UsageError(f"{folder} holds a run that has not saved yet; resume it with --resume {folder}, or remove it")
     return _submit(PretrainJob(folder, effective, seed, device=device), options)
 
 

@@ -277,7 +277,7 @@ def test_a_record_that_cannot_be_read_is_named_and_the_code_says_so(patchssl, tm
     (tmp_path / "other.json").write_text("{}")
     answer = patchssl("tables", "--results", tmp_path)
     assert answer.code == 1
-    assert "Raw pixels" in answer.out and "left out: " in answer.err and "other.json" in answer.err
+    assert "Raw pixels" in answer.out and "skipped: " in answer.err and "other.json" in answer.err
 
 
 @pytest.mark.parametrize("what", ["attention", "matches", "views", "curves"])
@@ -317,11 +317,11 @@ def test_a_signal_saves_the_run_which_can_go_on(tmp_path, colors, tiny, sent, co
     process.send_signal(sent)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, ""), err
-    assert f"saved; go on with: patchssl pretrain --resume {run}" in err and "Traceback" not in err
+    assert f"saved; resume with: patchssl pretrain --resume {run}" in err and "Traceback" not in err
     assert (run / "checkpoint.pth").is_file()
     done = int(re.search(r"at update (\d+) of 600000", err)[1])
     again = start("pretrain", "--resume", run, cwd=tmp_path)
-    assert again.stderr.readline() == f"going on with {run} at update {done} of 600000\n"
+    assert again.stderr.readline() == f"resuming {run} at update {done} of 600000\n"
     again.kill()
     again.communicate()
 

@@ -50,7 +50,7 @@ def test_a_saved_set(tmp_path):
     whole.save_to_disk(tmp_path / "pets")
     images = open_images(tmp_path / "pets")
     assert (images.name, images.split, images.classes) == ("pets", "all", tuple(NAMES))
-    assert images.describe() == f"saved data set {tmp_path}/pets: 12 images in 3 classes"
+    assert images.describe() == f"saved dataset {tmp_path}/pets: 12 images in 3 classes"
     check(images, whole)
     part = images.subset([7, 2])
     assert (part.item_name(0), part.labels.tolist()) == ("row 00000007", [1, 2])

@@ -206,5 +206,5 @@ def test_files_say_what_was_left_out(tmp_path):
     images = open_images(tmp_path / "set")
     assert isinstance(images, FileImages)
     assert images.describe() == (
-        f"folder {tmp_path}/set: 1 image without labels; left out 1 file with other extensions (.heic 1)"
+        f"folder {tmp_path}/set: 1 image without labels; skipped 1 file with other extensions (.heic 1)"
     )

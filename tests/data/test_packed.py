@@ -52,7 +52,7 @@ def test_a_folder_that_holds_all_the_rest_is_looked_through(suffix, tmp_path):
 
 def test_describe_says_where_and_what_was_left_out(tmp_path):
     path = pack(tmp_path / "x.tar", {"a/1.png": png(1), "b/1.png": png(2), "b/1.txt": b"words", "c.HEIC": b""})
-    assert open_images(path).describe() == (f"archive {path}: 2 images in 2 classes; left out 2 files with other "
+    assert open_images(path).describe() == (f"archive {path}: 2 images in 2 classes; skipped 2 files with other "
                                             "extensions (.heic 1, .txt 1)")
 
 

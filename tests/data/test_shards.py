@@ -63,7 +63,7 @@ def test_shards_written_by_webdataset(tmp_path):
         assert images.classes == ("0", "1", "2", "3")
         for index, (_, pixels, _) in enumerate(expected):
             np.testing.assert_array_equal(images.pixels(index), pixels)
-        assert images.describe() == (f"5 shards in {tmp_path}: 30 images in 4 classes; left out 60 files with other "
+        assert images.describe() == (f"5 shards in {tmp_path}: 30 images in 4 classes; skipped 60 files with other "
                                      "extensions (.json 30, .txt 30)")
 
 

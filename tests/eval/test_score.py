@@ -456,20 +456,20 @@ def test_ctrl_c_says_what_there_is_to_go_on_from(patchssl, task, colors, tmp_pat
     monkeypatch.setattr("patchssl.eval.features._forward", stop)
     stopped = patchssl("eval", task, SMALL, "--data", colors, "--results", tmp_path / "out", "--workers", "0")
     assert (stopped.code, stopped.out) == (130, "")
-    assert "stopped by Ctrl-C; records that were written stay, and the same command goes on from" in stopped.err
+    assert "stopped by Ctrl-C; records that were written stay, and the same command resumes from" in stopped.err
     assert not (tmp_path / "out").exists() or not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_export_then_inspect_then_score(patchssl, tiny_run, colors, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record = json.loads(patchssl("eval", "knn", tiny_run, "--data", colors, "--workers", "0", "--json").out)
-    made = patchssl("export", tiny_run, "--to", "out", "--format", "timm", "--format", "dino", "--license", "cc0-1.0",
+    made = patchssl("export", tiny_run, "--out", "out", "--format", "timm", "--format", "dino", "--license", "cc0-1.0",
                     "--json")
     assert made.code == 0, made.err
     assert json.loads(made.out)["weights_sha256"] == record["weights_sha256"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "license: cc0-1.0" in card and "colors" in card
-    refused = patchssl("export", tiny_run, "--to", "out")
+    refused = patchssl("export", tiny_run, "--out", "out")
     assert refused.code == 2 and "--overwrite" in refused.err
     for model in ("out", "out/dino.pth?heads=3"):
         again = json.loads(patchssl("eval", "knn", model, "--data", colors, "--workers", "0", "--json").out)

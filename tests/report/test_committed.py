@@ -11,7 +11,7 @@ from patchssl.report.tables.build import write_tables
 from patchssl.report.tables.cost import read_costs, write_costs
 from patchssl.report.tables.paper import read_unavailable, write_paper
 from patchssl.study.config import load_study
-from patchssl.study.folder import StudyFolder, cells_of
+from patchssl.study.folder import StudyFolder, runs_of
 from patchssl.study.summary import summarize
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -52,7 +52,7 @@ def test_a_committed_study_is_summarized_again_to_the_same_bytes(name, tmp_path)
                         ignore=shutil.ignore_patterns("study.*", "table.*"))
     data = {json.loads(path.read_text())["data"] for path in (tmp_path / name / "cells").iterdir()}
     assert len(data) == 1
-    for path in summarize(StudyFolder(tmp_path / name, study, data.pop()), cells_of(study)).write():
+    for path in summarize(StudyFolder(tmp_path / name, study, data.pop()), runs_of(study)).write():
         assert path.read_bytes() == (RESULTS / "studies" / name / path.name).read_bytes(), path.name
 
 

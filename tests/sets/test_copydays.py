@@ -78,7 +78,7 @@ def test_extensions_in_any_case_and_files_that_are_no_images(small):
     found = open_copydays(small)
     assert len(found.blocks[1].images) == 5
     assert found.others == {".db": 2, ".txt": 1}
-    assert "left out 3 files with other extensions (.db 2, .txt 1)" in found.describe()
+    assert "skipped 3 files with other extensions (.db 2, .txt 1)" in found.describe()
 
 
 @pytest.mark.parametrize("block", BLOCKS)

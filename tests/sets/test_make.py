@@ -226,7 +226,7 @@ def test_further_photographs(folder, tmp_path):
 
 
 def test_distractors_that_are_the_originals(folder, tmp_path):
-    with pytest.raises(DataError, match=r"holds 0 of the 1 or more photographs that are needed as distractors; left out"
+    with pytest.raises(DataError, match=r"holds 0 of the 1 or more photographs that are needed as distractors; skipped"
                                         r":\n  distractors: 00.png: looks like 00.png"):
         make_copydays(folder, tmp_path / "out", distractors=folder)
     assert names_in(tmp_path) == []
@@ -241,7 +241,7 @@ def test_what_cannot_serve_is_left_out_and_named(tmp_path):
     assert made.left_out == {"enlarged.jpg": "looks like 00.png", "flat.png": "one color",
                              "icon.png": "63 x 80 pixels are too few"}
     assert made.counts["original"] == 2
-    assert "left out 3 photographs: enlarged.jpg (looks like 00.png), flat" in made.describe()
+    assert "skipped 3 photographs: enlarged.jpg (looks like 00.png), flat" in made.describe()
     assert json.loads((tmp_path / "out/made.json").read_text())["left_out"] == made.left_out
 
 

@@ -1,4 +1,4 @@
-"""Studies: the file, the cells and who does them, the plan, and a small one from beginning to end."""
+"""Studies: the file, the runs and who does them, the plan, and a small one from beginning to end."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from patchssl.study import command
 from patchssl.study import run as module
 from patchssl.study.config import load_study, parse_study
 from patchssl.study.copies import write_originals
-from patchssl.study.folder import RunOutcome, cells_of, configurations, place_of
+from patchssl.study.folder import RunOutcome, configurations, runs_of, study_folder
 from patchssl.study.plan import plan_study
 from patchssl.study.summary import StudySummary
 
@@ -134,7 +134,7 @@ def test_the_command_names_what_it_does_not_know(patchssl, tmp_path, monkeypatch
     assert "did you mean 'textures'?" in patchssl("study", "texture").err
     assert "give --data DIR" in patchssl("study", file).err
     assert "did you mean 'pwself'?" in patchssl("study", file, "--data", "textures", "--only", "pwsef").err
-    assert "seed 7 is none of study tiny: 0, 1" in patchssl("study", file, "--data", "textures", "--seed", 7).err
+    assert "seed 7 is none of study tiny: 0, 1" in patchssl("study", file, "--data", "textures", "--only-seed", 7).err
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
@@ -144,27 +144,27 @@ def test_a_recipe_of_ones_own_lies_beside_the_study(tmp_path):
     assert study.recipe_of("dino").optim.epochs == 7
 
 
-def test_cells_come_seed_after_seed_and_ablations_last():
+def test_runs_come_seed_after_seed_and_ablations_last():
     study = parse_study(yaml.safe_dump(TINY))
-    names = [cell.name for cell in cells_of(study, ablations=True)]
+    names = [run.name for run in runs_of(study, ablations=True)]
     assert names == ["dino-0", "pwself-0", "untrained-0", "dino-1", "pwself-1", "untrained-1",
                      "pwself-random-matches-0", "pwself-random-matches-1"]
-    assert [cell.name for cell in cells_of(study)] == names[:6]
-    assert [cell.name for cell in cells_of(study, ["pwself-random-matches"], [1])] == ["pwself-random-matches-1"]
+    assert [run.name for run in runs_of(study)] == names[:6]
+    assert [run.name for run in runs_of(study, ["pwself-random-matches"], [1])] == ["pwself-random-matches-1"]
 
 
 # the plan
 
 def test_what_a_study_costs_is_the_sum_of_what_is_missing(tmp_path, colors):
-    place = place_of(load_study(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors))
-    cells = cells_of(place.study)
-    for cell, train in ((cells[0], 100.0), (cells[1], 130.0), (cells[2], 0.0)):
-        place.keep(cell, train_seconds=train, score_seconds=20.0, images=96, updates=12)
-    plan = plan_study(place, cells, device="cpu")
+    folder = study_folder(load_study(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors))
+    runs = runs_of(folder.study)
+    for run, train in ((runs[0], 100.0), (runs[1], 130.0), (runs[2], 0.0)):
+        folder.keep(run, train_seconds=train, score_seconds=20.0, images=96, updates=12)
+    plan = plan_study(folder, runs, device="cpu")
     assert plan.seconds == (100 + 20) + (130 + 20) + (0 + 20)
-    assert [cell.name for cell in plan.missing] == ["dino-1", "pwself-1", "untrained-1"]
+    assert [run.name for run in plan.missing] == ["dino-1", "pwself-1", "untrained-1"]
     assert plan.left(2) == "about 2:25 left for 2 processes"
-    assert "6 cells, 3 done, 0 failed, 3 to run" in plan.text() and "measured on 1" in plan.text()
+    assert "6 runs, 3 done, 0 failed, 3 to run" in plan.text() and "measured on 1" in plan.text()
 
 
 def test_a_plan_counts_updates_and_can_do_without_the_images(tmp_path, patchssl, colors):
@@ -185,7 +185,7 @@ def test_a_plan_counts_updates_and_can_do_without_the_images(tmp_path, patchssl,
 
 # a small study from beginning to end
 
-def test_every_cell_leaves_a_record_with_its_variant_and_the_tables_have_a_row_for_each(whole):
+def test_every_run_leaves_a_record_with_its_variant_and_the_tables_have_a_row_for_each(whole):
     records = numbers(whole)
     assert {model for model, _ in records} == {f"{v}-{s}" for v in ("dino", "pwself", "untrained") for s in (0, 1)}
     assert {record.variant for record in records.values()} == {"dino", "pwself", "untrained"}
@@ -212,7 +212,7 @@ def test_the_figure_has_every_variant_but_the_untrained_one_beside_the_reference
     for measure in dino["measures"]:
         assert f"<!-- dino: {100 * measure['mean']:.1f} % -->" in drawn
     assert "<!-- pwself -->" in drawn and "untrained" not in drawn
-    answer = patchssl("plot", "study", whole, "--beside", "pwself", "--out", tmp_path / "study.svg")
+    answer = patchssl("plot", "study", whole, "--compare", "pwself", "--out", tmp_path / "study.svg")
     assert answer.code == 2 and "'pwself'" in answer.err and "dino" in answer.err  # nobody is compared with it
 
 
@@ -231,13 +231,13 @@ def test_what_is_bold_in_the_tables_is_significant_in_the_json():
     """Five paired seeds, one variant 10 points better in every one, one equal but for noise."""
     contrasts = [["dino", "pwself"], ["pwself", "pwself-random-matches"]]  # the latter was not run
     study = parse_study(yaml.safe_dump(TINY | {"seeds": [0, 1, 2, 3, 4], "contrasts": contrasts}))
-    place = place_of(study, Path("nowhere"), "textures")
+    folder = study_folder(study, Path("nowhere"), "textures")
     base = {seed: 0.3 + 0.01 * seed for seed in study.seeds}
     values = {"dino": base, "pwself": {seed: value + 0.1 + 0.001 * seed for seed, value in base.items()},
               "untrained": {seed: value + (-1) ** seed * 0.01 for seed, value in base.items()}}
     measure = Measure("20-NN top-1", "knn", "textures", "native", "top1@20", values)
-    cells = {name: [cell for cell in cells_of(study) if cell.variant == name] for name in values}
-    summary = StudySummary(place, cells, {}, [measure], [], {}, tried=2)
+    runs = {name: [run for run in runs_of(study) if run.variant == name] for name in values}
+    summary = StudySummary(folder, runs, {}, [measure], [], {}, tried=2)
     said = {v["variant"]: v["measures"][0]["difference"] for v in summary.as_dict()["variants"]}
     assert {name: gap and gap["significant"] for name, gap in said.items()} == {
         "dino": None, "pwself": True, "untrained": False}
@@ -251,11 +251,11 @@ def test_what_is_bold_in_the_tables_is_significant_in_the_json():
 
 @pytest.fixture
 def ablated(whole, colors, tmp_path, patchssl):
-    """The folder of the tiny study after one cell of its ablation was asked for, and what the command said."""
+    """The folder of the tiny study after one run of its ablation was asked for, and what the command said."""
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     answer = patchssl("study", save(tmp_path / "tiny.yaml", ablated="pwself"), "--data", colors, "--out", out,
-                      "--only", "pwself-random-matches", "--seed", 1)
+                      "--only", "pwself-random-matches", "--only-seed", 1)
     assert answer.code == 0, answer.err
     return out, answer
 
@@ -274,7 +274,7 @@ def test_ablations_are_set_beside_the_variant_they_change_in_a_table_of_their_ow
     section = now.partition("## Ablations: differences to pwself, paired by seed")[2].partition("##")[0]
     assert section.count("\n| pwself-random-matches") == 1 and "\n| pwself " not in section
     assert "\n| pwself-random-matches" in now.partition("## Ablations: differences to dino, paired by seed")[2]
-    answer = patchssl("plot", "study", out, "--beside", "pwself", "--out", tmp_path / "study.svg")
+    answer = patchssl("plot", "study", out, "--compare", "pwself", "--out", tmp_path / "study.svg")
     assert answer.code == 0, answer.err
     drawn = (tmp_path / "study.svg").read_text("utf-8")
     assert "<!-- pwself-random-matches -->" in drawn and "<!-- dino" not in drawn
@@ -282,7 +282,7 @@ def test_ablations_are_set_beside_the_variant_they_change_in_a_table_of_their_ow
 
 def test_the_tables_keep_what_a_call_did_not_ask_for(ablated, whole, colors, tmp_path, patchssl):
     out, answer = ablated
-    assert "1 cells, 0 done" in answer.err
+    assert "1 runs, 0 done" in answer.err
     assert "7 of 7 cells" in (out / "study.md").read_text()
     assert numbers(whole).items() < numbers(out).items()
     text = (out / "study.md").read_bytes()
@@ -302,9 +302,9 @@ def test_tests_of_ablations_do_not_weaken_those_of_the_core():
     p = stats.ttest_1samp(gaps, 0).pvalue
     assert 0.025 < p < 0.05
     values = {"dino": base, "pwself": better, "pwself-random-matches": better}
-    cells = {name: [cell for cell in cells_of(study, ablations=True) if cell.variant == name] for name in values}
+    runs = {name: [run for run in runs_of(study, ablations=True) if run.variant == name] for name in values}
     measure = Measure("20-NN top-1", "knn", "textures", "native", "top1@20", values)
-    summary = StudySummary(place_of(study, Path("nowhere"), "textures"), cells, {}, [measure], [], {}, tried=3)
+    summary = StudySummary(study_folder(study, Path("nowhere"), "textures"), runs, {}, [measure], [], {}, tried=3)
     found = summary.as_dict()
     said = {v["variant"]: v["measures"][0]["difference"] for v in found["variants"]}
     assert said["pwself"]["significant"] and said["pwself-random-matches"]["significant"]
@@ -321,14 +321,15 @@ def test_a_second_call_does_nothing_and_says_the_same(whole, colors, patchssl):
     text = (whole / "study.md").read_bytes()
     answer = patchssl("study", file, "--data", colors, "--out", whole)
     assert answer.code == 0
-    assert "6 done, 0 failed, 0 to run" in answer.err and "cell 1 of" not in answer.err
+    assert "6 done, 0 failed, 0 to run" in answer.err and "run 1 of" not in answer.err
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*.json") if path.parent != whole}
     assert (whole / "study.md").read_bytes() == text
 
 
-def test_one_cell_run_again_gives_the_same_record(whole, colors, tmp_path, patchssl):
+def test_one_run_made_again_gives_the_same_record(whole, colors, tmp_path, patchssl):
     file = whole.parent / "tiny.yaml"
-    answer = patchssl("study", file, "--data", colors, "--out", tmp_path / "again", "--only", "pwself", "--seed", 1)
+    answer = patchssl("study", file, "--data", colors, "--out", tmp_path / "again", "--only", "pwself",
+                      "--only-seed", 1)
     assert answer.code == 0, answer.err
     again = numbers(tmp_path / "again")
     assert list(again) == [("pwself-1", "knn")]
@@ -374,7 +375,7 @@ def test_originals_too_small_for_copies_are_enlarged_in_whole(tmp_path):
     assert sizes == [(80, 80)] * 3
 
 
-def test_a_cell_that_diverges_is_named_the_rest_goes_on_and_the_code_says_so(tmp_path, colors, patchssl):
+def test_a_run_that_diverges_is_named_the_rest_goes_on_and_the_code_says_so(tmp_path, colors, patchssl):
     wild = {"method": "dino", "photometric.patch_share": 0, "optim.lr": 1e30, "optim.clip_grad": 0}
     file = save(tmp_path / "tiny.yaml", variants={"wild": wild, "dino": TINY["variants"]["dino"]}, seeds=[0],
                 untrained=False)
@@ -389,10 +390,10 @@ def test_a_cell_that_diverges_is_named_the_rest_goes_on_and_the_code_says_so(tmp
 
 # several processes, and what happens to them
 
-def test_a_cell_that_another_process_has_is_left_to_it(tmp_path, colors):
+def test_a_run_that_another_process_has_is_left_to_it(tmp_path, colors):
     asked = command.ask(str(save(tmp_path / "tiny.yaml", seeds=[0])), tmp_path / "out", str(colors), only=(), seeds=(),
                         ablations=False, device="cpu", planning=False)
-    with asked.place.claimed("dino-0") as mine:
+    with asked.folder.claimed("dino-0") as mine:
         assert mine
         answer = command.run(asked, QUIET)
     assert answer.progress.busy == ["dino-0"]
@@ -401,28 +402,28 @@ def test_a_cell_that_another_process_has_is_left_to_it(tmp_path, colors):
 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, colors):
-    place = place_of(load_study(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors))
-    (place.root / "locks").mkdir(parents=True)
+    folder = study_folder(load_study(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors))
+    (folder.root / "locks").mkdir(parents=True)
     code = ("import sys, time\nfrom filelock import FileLock\n"
             "with FileLock(sys.argv[1]):\n    print(True, flush=True)\n    time.sleep(600)\n")
-    process = subprocess.Popen([sys.executable, "-c", code, place.root / "locks" / "dino-0.lock"], text=True,
+    process = subprocess.Popen([sys.executable, "-c", code, folder.root / "locks" / "dino-0.lock"], text=True,
                                stdout=subprocess.PIPE)
     assert process.stdout.readline() == "True\n"
-    with place.claimed("dino-0") as mine:
+    with folder.claimed("dino-0") as mine:
         assert not mine
     process.kill()
     process.communicate()
-    with place.claimed("dino-0") as mine:
+    with folder.claimed("dino-0") as mine:
         assert mine
 
 
-def test_two_processes_share_the_cells_and_end_as_one_would(tmp_path, colors, whole):
+def test_two_processes_share_the_runs_and_end_as_one_would(tmp_path, colors, whole):
     file = save(tmp_path / "tiny.yaml")
-    both = [start(file, "--data", colors, "--out", tmp_path / "out", "--seed", 1, cwd=tmp_path) for _ in range(2)]
+    both = [start(file, "--data", colors, "--out", tmp_path / "out", "--only-seed", 1, cwd=tmp_path) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    names = [cell.name for cell in cells_of(load_study(file), (), [1])]
-    done = [[name for name in names if f"{name}: cell " in err] for _, err in said]
+    names = [run.name for run in runs_of(load_study(file), (), [1])]
+    done = [[name for name in names if f"{name}: run " in err] for _, err in said]
     assert sorted(done[0] + done[1]) == sorted(names)  # each by one of them
     assert numbers(tmp_path / "out") == {key: record for key, record in numbers(whole).items() if key[0] in names}
 
@@ -437,7 +438,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path,
     assert 1 <= len(left) < 6
     answer = patchssl("study", file, "--data", colors, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
-    assert "dino-0: cell" not in answer.err and "going on with" in answer.err
+    assert "dino-0: run" not in answer.err and "resuming" in answer.err
     assert numbers(tmp_path / "out") == numbers(whole)
 
 
@@ -449,12 +450,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, colors):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "saved" in err and "go on with the study by the same command" in err and "Traceback" not in err
+    assert "saved" in err and "resume the study by the same command" in err and "Traceback" not in err
     assert (out / "runs" / "dino-0" / "checkpoint.pth").is_file()
     assert not (out / "cells").exists()
 
 
-def test_what_goes_wrong_in_one_cell_is_named_and_tried_again(tmp_path, colors, monkeypatch):
+def test_what_goes_wrong_in_one_run_is_named_and_tried_again(tmp_path, colors, monkeypatch):
     asked = command.ask(str(save(tmp_path / "tiny.yaml", seeds=[0])), tmp_path / "out", str(colors), only=(), seeds=(),
                         ablations=False, device="cpu", planning=False)
     with monkeypatch.context() as patch:
@@ -474,7 +475,7 @@ def test_what_goes_wrong_in_one_cell_is_named_and_tried_again(tmp_path, colors, 
     assert command.run(asked, QUIET).progress.failed == {}
 
 
-def test_ctrl_c_while_a_cell_is_scored_costs_its_scoring_only(tmp_path, colors, monkeypatch):
+def test_ctrl_c_while_a_run_is_scored_costs_its_scoring_only(tmp_path, colors, monkeypatch):
     asked = command.ask(str(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors), only=("dino",), seeds=(0,),
                         ablations=False, device="cpu", planning=False)
 
@@ -486,9 +487,9 @@ def test_ctrl_c_while_a_cell_is_scored_costs_its_scoring_only(tmp_path, colors, 
         with pytest.raises(Interrupted, match="while dino-0 was scored, nothing is lost") as told:
             command.run(asked, QUIET)
     assert told.value.exit_code == 130
-    trained = (asked.place.run(asked.cells[0]) / "checkpoint.pth").stat().st_mtime_ns
+    trained = (asked.folder.run_folder(asked.runs[0]) / "checkpoint.pth").stat().st_mtime_ns
     assert command.run(asked, QUIET).progress.done == ["dino-0"]
-    assert (asked.place.run(asked.cells[0]) / "checkpoint.pth").stat().st_mtime_ns == trained
+    assert (asked.folder.run_folder(asked.runs[0]) / "checkpoint.pth").stat().st_mtime_ns == trained
 
 
 def test_a_damaged_outcome_is_named(tmp_path, colors, patchssl):
@@ -508,11 +509,11 @@ def test_configurations_are_counted_whatever_their_seeds_in_searches_too(tmp_pat
     with pytest.raises(UsageError, match="searches"):
         parse_study(yaml.safe_dump(TINY | {"searches": ["../x"]}))
     study = parse_study(yaml.safe_dump(TINY | {"searches": [whole.name], "tried": 10}))
-    place = place_of(study, tmp_path / "final", str(colors))
+    folder = study_folder(study, tmp_path / "final", str(colors))
     shutil.copytree(whole, tmp_path / whole.name)
-    assert command.summarize(place, cells_of(study)).tried == 10 + 2
+    assert command.summarize(folder, runs_of(study)).tried == 10 + 2
     shutil.copytree(whole / "runs" / "dino-0", tmp_path / "final" / "runs" / "dino-7")  # the same recipe once more
-    assert command.summarize(place, cells_of(study)).tried == 10 + 2
+    assert command.summarize(folder, runs_of(study)).tried == 10 + 2
 
 
 def test_settings_that_an_older_version_did_not_know_make_no_other_configuration(tmp_path):
@@ -530,16 +531,16 @@ def test_settings_that_an_older_version_did_not_know_make_no_other_configuration
 def test_a_finished_run_without_its_log_is_said(tmp_path, colors, whole):
     shutil.copytree(whole, tmp_path / "out")
     study = parse_study(yaml.safe_dump(TINY))
-    place = place_of(study, tmp_path / "out", str(colors))
-    cell = cells_of(study)[0]
-    (place.run(cell) / "log.jsonl").unlink()
+    folder = study_folder(study, tmp_path / "out", str(colors))
+    run = runs_of(study)[0]
+    (folder.run_folder(run) / "log.jsonl").unlink()
     with pytest.raises(DataError, match=r"has no log\.jsonl any more"):
-        module.do_cell(place, cell, device="cpu", console=QUIET)
+        module.do_run(folder, run, device="cpu", console=QUIET)
 
 
 def test_an_outcome_is_read_as_it_was_written(tmp_path, colors):
-    place = place_of(load_study(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors))
-    cell = cells_of(place.study)[0]
-    assert place.outcome(cell) is None
-    kept = place.keep(cell, weights="ab" * 32, train_seconds=1.5, score_seconds=0.25, images=96, updates=12)
-    assert place.outcome(cell) == kept and isinstance(kept, RunOutcome) and kept.seconds == 1.75
+    folder = study_folder(load_study(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors))
+    run = runs_of(folder.study)[0]
+    assert folder.outcome(run) is None
+    kept = folder.keep(run, weights="ab" * 32, train_seconds=1.5, score_seconds=0.25, images=96, updates=12)
+    assert folder.outcome(run) == kept and isinstance(kept, RunOutcome) and kept.seconds == 1.75

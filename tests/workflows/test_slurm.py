@@ -69,8 +69,8 @@ def test_a_warned_job_saves_comes_back_by_itself_and_ends_like_a_run_nobody_warn
     log = said(submitted)
     stopped = int(re.search(rf"stopped by {number.name} at update (\d+) of 120, saved", log)[1])
     assert 0 < stopped < 120
-    assert f"going on with {tmp_path / 'run'} at update {stopped} of 120" in log
-    assert log.index("Requeued job") < log.index("going on with")
+    assert f"resuming {tmp_path / 'run'} at update {stopped} of 120" in log
+    assert log.index("Requeued job") < log.index("resuming")
     assert "Job completed successfully" in log and "Traceback" not in log
     assert [json.loads(row)["step"] for row in rows(submitted)][-1] == 120
     straight = pretrain("quickstart", colors, "straight", overrides=overrides, device="cpu")

@@ -59,7 +59,7 @@ def dino_probe(training: ProbeTraining, test: Mapping[str, Tensor], test_labels:
     """Train as DINO does and give the logits of the best test epoch.
 
     `test` maps the protocol's outputs to features (Q, D) of the test images' center crops, which are the same in
-    every epoch. With a `folder`, every epoch leaves a checkpoint there and a killed training goes on from it;
+    every epoch. With a `folder`, every epoch leaves a checkpoint there and a killed training resumes from it;
     `facts` say what is trained, and must be those of the checkpoint. `progress` counts crops of all epochs.
     DataError lists all training images that cannot be read; UsageError for another training's checkpoint;
     NotFiniteError when the training diverges.
@@ -189,7 +189,7 @@ def _share(logits: Tensor, labels: Tensor, k: int) -> float:
 
 
 def _resume(probe: Probe, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Go on from the checkpoint in `folder`, if there is one; UsageError if it is of another training."""
+    """Resume from the checkpoint in `folder`, if there is one; UsageError if it is of another training."""
     if not any((folder / name).exists() for name in (NEWEST, PREVIOUS)):
         return
     state = load_checkpoint(folder)

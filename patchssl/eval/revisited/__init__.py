@@ -14,7 +14,7 @@ def score_ranking(ranks: np.ndarray | Tensor, gnd: Truth) -> dict[str, dict[str,
 
     `ranks` (database, queries), as in the official code: a column holds every image id once, best first. `gnd`
     is what `read_ground_truth` returns, or the `gnd` of the file. Queries without positives on a level are
-    left out of its means, which are NaN when none is left; `ranking.levels_of_ranking` gives single queries.
+    skipped in its means, which are NaN when none is left; `ranking.levels_of_ranking` gives single queries.
     DataError names what does not fit.
     """
     return {level: scores.means() for level, scores in levels_of_ranking(ranks, gnd).items()}

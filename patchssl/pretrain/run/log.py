@@ -91,9 +91,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> PatchSSLError:
-    """The error that says so, and how to go on."""
+    """The error that says so, and how to resume."""
     return PatchSSLError(f"{path} could not be written ({error.strerror}); what was saved before is intact: free some "
-                         f"space, then go on with: patchssl pretrain --resume {path.parent}")
+                         f"space, then resume with: patchssl pretrain --resume {path.parent}")
 
 
 class TensorBoardWriter:

@@ -84,7 +84,7 @@ def train(run: Run) -> Path:
             raise
         # the update at hand may be half done: it is not saved
         raise PatchSSLError(f"a process that reads images ended unexpectedly, often for want of memory ({lost}); with "
-                            "fewer run.workers, go on from the last checkpoint with: "
+                            "fewer run.workers, resume from the last checkpoint with: "
                             f"patchssl pretrain --resume {run.folder}") from error
     run.progress.say(f"pretraining done in {run.seconds:.0f} s, saved in {run.folder}")
     return run.folder
@@ -113,14 +113,14 @@ def _loader_let_go() -> Iterator[None]:
 
 def _interrupted(run: Run, stop: Stopped) -> Interrupted:
     """Save what is done; no signal is obeyed any more, but for a second one of the same kind."""
-    done, go_on = run.engine.steps_done, f"go on with: patchssl pretrain --resume {run.folder}"
+    done, then = run.engine.steps_done, f"resume with: patchssl pretrain --resume {run.folder}"
     if run.pending:
         _write_row(run, run.pending)  # without its k-NN, which the resumed run begins with
     if done:
         _save(run)
     _close(run)
     where = f"at update {done} of {run.engine.total_steps}, saved" if done else "before the first update"
-    return Interrupted(f"stopped by {stop} {where}; {go_on}", stop.exit_code, stop.number)
+    return Interrupted(f"stopped by {stop} {where}; {then}", stop.exit_code, stop.number)
 
 
 def _make_updates(run: Run) -> None:
@@ -283,7 +283,7 @@ def _close(run: Run) -> None:
 def _require_finite(run: Run) -> None:
     assert run.report is not None
     loss, grad_norm = float(run.report.losses.total), float(run.report.grad_norm)
-    overflow = run.engine.scaler.is_enabled()  # of fp16: that update is left out, and the scale lowered
+    overflow = run.engine.scaler.is_enabled()  # of fp16: that update is skipped, and the scale lowered
     if not (math.isfinite(loss) and (overflow or math.isfinite(grad_norm))):
         raise NotFiniteError(f"the loss is {loss}, its gradient's norm {grad_norm} at update {run.engine.steps_done}; "
                              f"the last good checkpoint in {run.folder} is untouched; try a lower optim.lr")

@@ -58,7 +58,7 @@ def begun_with(facts: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -
 
 def changed_recipe(folder: Path, begun: Mapping[str, Any], overrides: Sequence[str],
                    allow: bool) -> tuple[Recipe, dict[str, Change]]:
-    """The recipe that the run in `folder` goes on with, and what of it differs from the settings it was `begun` with.
+    """The recipe that the run in `folder` resumes with, and what of it differs from the settings it was `begun` with.
 
     UsageError, by name, for a change that was not allowed, or that the run's checkpoints cannot follow.
     """
@@ -90,7 +90,7 @@ def settle_recipe(folder: Path, recipe: Recipe, facts: dict[str, Any], changes: 
 
 
 def changes_between(begun: Mapping[str, Any] | Recipe, recipe: Recipe) -> dict[str, Change]:
-    """Settings that differ, by dotted name; one that `begun`, of an older version, does not know is left out."""
+    """Settings that differ, by dotted name; one that `begun`, of an older version, does not know is skipped."""
     before = _flat(begun.model_dump(mode="json") if isinstance(begun, Recipe) else begun)
     now = _flat(recipe.model_dump(mode="json"))
     return {key: (before[key], now[key]) for key in now if key in before and before[key] != now[key]}

@@ -1,4 +1,4 @@
-"""A pretraining run from its first word to its last: begun in a new folder, or gone on with in an old one.
+"""A pretraining run from its first word to its last: begun in a new folder, or resumed in an old one.
 
 A run folder holds `recipe.yaml` (the effective recipe), `run.json` (data, seed, versions, and the recipe the run was
 begun with), `log.jsonl` (a row every few seconds) and the checkpoints, see `patchssl.pretrain.run.loop`.
@@ -76,7 +76,7 @@ def run_folder(recipe: Recipe | str | Path, seed: int) -> Path:
 def require_new(folder: Path) -> None:
     """UsageError for a folder with a run that can be resumed."""
     if any(folder.glob("checkpoint*.pth")):
-        raise UsageError(f"{folder} already holds a run; go on with --resume {folder}, or choose another --out")
+        raise UsageError(f"{folder} already holds a run; resume it with --resume {folder}, or choose another --out")
 
 
 def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: str | None, progress: RunProgress,
@@ -110,7 +110,7 @@ def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: st
 def resume(folder: str | Path, overrides: tuple[str, ...] = (), *, allow_changes: bool = False,
            device: str | None = None, progress: RunProgress | None = None, make_knn: KnnMaker | None = None,
            stops: StopSignals | None = None) -> Path:
-    """Go on with the run in `folder` from its newest whole checkpoint; a run killed before its first one starts anew.
+    """Resume the run in `folder` from its newest whole checkpoint; a run killed before its first one starts anew.
 
     On a CPU the weights at the end are those of an uninterrupted run, bit by bit. `overrides` are key=value changes
     of the recipe: those of run.* and data at any time, others with `allow_changes`. Raises as `pretrain` does.
@@ -145,7 +145,7 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
     if checkpoint:
         run.seconds = checkpoint["seconds"]
         run.budget.bad.update(checkpoint.get("unreadable", {}))
-    progress.say(f"going on with {folder} at update {engine.steps_done} of {engine.total_steps}")
+    progress.say(f"resuming {folder} at update {engine.steps_done} of {engine.total_steps}")
     return run
 
 
@@ -188,14 +188,14 @@ def _same_start(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> VitBa
 
 
 def _keep_threads(recipe: Recipe, facts: Mapping[str, Any], device: torch.device, progress: RunProgress) -> None:
-    """On a CPU the last bits of a sum depend on how many threads share it: go on with as many as at first."""
+    """On a CPU the last bits of a sum depend on how many threads share it: resume with as many as at first."""
     threads = facts.get("threads", torch.get_num_threads())
     if device.type == "cpu" and not recipe.run.threads and threads != torch.get_num_threads():
         progress.say(f"torch uses {threads} threads, as when the run began, for the same numbers to the last bit; "
                      "run.threads=N changes that")
         torch.set_num_threads(threads)
     if facts["versions"]["torch"] != torch.__version__ or facts["device"] != str(device):
-        progress.say(f"the run began with torch {facts['versions']['torch']} on {facts['device']} and goes on with "
+        progress.say(f"the run began with torch {facts['versions']['torch']} on {facts['device']} and resumes with "
                      f"torch {torch.__version__} on {device}: the last bits may differ")
 
 
@@ -216,6 +216,6 @@ def interruptible(folder: Path, stops: StopSignals | None = None) -> Iterator[St
             with StopSignals() as stops:
                 yield stops
     except Stopped as stop:
-        go_on = f"go on with: patchssl pretrain --resume {folder}" if (folder / FACTS).exists() else "start it again"
-        raise Interrupted(f"stopped by {stop} before the first update, nothing is lost; {go_on}",
+        then = f"resume with: patchssl pretrain --resume {folder}" if (folder / FACTS).exists() else "start it again"
+        raise Interrupted(f"stopped by {stop} before the first update, nothing is lost; {then}",
                           stop.exit_code, stop.number) from None

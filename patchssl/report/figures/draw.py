@@ -136,7 +136,7 @@ def draw_curves(run: Path, out: Path, references: dict[str, float] | None = None
                 others: Sequence[Path] = (), *, say: Say | None = None) -> Path:
     """Write loss, k-NN, entropy and rank of the run folder `run`, and of `others` beside it.
 
-    `references` are k-NN accuracies to compare with. `say` hears of damaged rows, which are left out.
+    `references` are k-NN accuracies to compare with. `say` hears of damaged rows, which are skipped.
     """
     from patchssl.report.plots import plot_curves
 
@@ -168,7 +168,7 @@ def draw_robustness(results: Path, out: Path, *, dataset: str | None = None,
                     protocol: str | None = None) -> tuple[Path, list[str]]:
     """Write mAP against JPEG quality and share cut away from the Copydays records below `results`.
 
-    With `dataset` and `protocol` only of those. Also returns a sentence for every record that had to be left out.
+    With `dataset` and `protocol` only of those. Also returns a sentence for every record that had to be skipped.
     """
     from patchssl.report.plots import plot_robustness
 

@@ -37,7 +37,7 @@ EXAMPLES = ("textures-64:0", "textures-64:1", "textures-64:2")
 
 @dataclass(frozen=True)
 class WrittenPage:
-    """The page that was written, and a sentence for everything that had to be left out."""
+    """The page that was written, and a sentence for everything that had to be skipped."""
 
     path: Path
     num_records: int
@@ -55,7 +55,7 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     """Write OUT/index.html from the records below `results` and the run folders `runs`.
 
     Images of galleries are looked up by name below the folders `data`, `models` are drawn on `images` (files or
-    SET:INDEX; default: queries of the galleries, else textures). What is damaged or hostile is left out and named in
+    SET:INDEX; default: queries of the galleries, else textures). What is damaged or hostile is skipped and named in
     the page and in `problems`. UsageError for a folder or model that is not there, DataError for such an image and
     where nothing is left to show.
     """

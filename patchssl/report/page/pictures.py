@@ -62,7 +62,7 @@ class Pictures:
         return None
 
     def _candidates(self, name: str, dataset: str) -> Iterator[Path]:
-        """As data sets lie in a folder of their own or in one for all of them."""
+        """As datasets lie in a folder of their own or in one for all of them."""
         own = dataset.removeprefix("own ").partition("+")[0]
         parts = ["", "jpg", "distractors"]
         if own and not leads_out(own):

@@ -155,7 +155,7 @@ def _count(number: int, word: str) -> str:
 
 
 def _robustness(parts: Sequence[Robustness]) -> list[dict[str, object]]:
-    """A title and two charts for every data set and protocol; what differs in its settings alone says so."""
+    """A title and two charts for every dataset and protocol; what differs in its settings alone says so."""
     return [{"title": title, "charts": [chart for chart in _robustness_charts(part) if chart],
              "bands": intervals_in(score for curve in part.curves
                                    for score in (*curve.jpeg.values(), *curve.crops.values()))}

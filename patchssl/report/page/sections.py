@@ -115,7 +115,7 @@ def network_table(records: Sequence[Result]) -> Table:
 
 
 def dataset_table(records: Sequence[Result]) -> Table:
-    """The data sets by what is in them."""
+    """The datasets by what is in them."""
     counts = Counter((record.dataset, record.task, record.dataset_fingerprint) for record in records)
     rows = tuple((TableCell(name), TableCell(task), TableCell(fingerprint[:_DIGITS]), TableCell(f"{count:,}", count))
                  for (name, task, fingerprint), count in sorted(counts.items()))

@@ -36,7 +36,7 @@ def plot_curves(log: LogRows, path: Path | str, *, x: str = "epoch",
 
     `references` are accuracies in [0, 1] drawn as lines beside the k-NN curve (raw pixels, a random network),
     `others` logs of other runs, drawn in every panel by one line each, and `name` what this one is called beside
-    them; `num_prototypes` places the line of uniform targets. Panels without a number in the log are left out;
+    them; `num_prototypes` places the line of uniform targets. Panels without a number in the log are skipped;
     UsageError if none is left, or for more runs than there are colors.
     """
     runs = {name: log, **(others or {})}

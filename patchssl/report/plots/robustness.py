@@ -25,7 +25,7 @@ Look = tuple[str, str, str]  # color, line style, marker
 
 
 def plot_robustness(settings: Sequence[Robustness], path: Path | str) -> Path:
-    """One line of panels per data set and protocol: JPEG quality, share cut away, and the strong copies.
+    """One line of panels per dataset and protocol: JPEG quality, share cut away, and the strong copies.
 
     Means over networks with their 95 % interval where a curve has several. Of more than 14 rows those best on the
     strong copies are drawn, and the figure says so. UsageError where there is nothing to draw.
@@ -67,7 +67,7 @@ def _looks(count: int) -> list[Look]:
 
 
 def _draw_line(line: Sequence[Axes], curves: Sequence[Curve], looks: Mapping[Row, Look]) -> None:
-    """The three panels of one data set and protocol."""
+    """The three panels of one dataset and protocol."""
     jpeg, crops, strong = line
     for curve in curves:
         look = looks[curve.row]

@@ -39,7 +39,7 @@ LONGEST_VALUE = 80  # letters of a setting that a note shows
 
 
 def comparison_table(results: Sequence[Result], task: str = "knn") -> pd.DataFrame:
-    """One row per model, one column per data set, protocol and headline metric of `task`; cells are text.
+    """One row per model, one column per dataset, protocol and headline metric of `task`; cells are text.
 
     Numbers are percent. Rows: pixels, random network, DINO, PW-Self, others, then what is published. Raises
     UsageError for an unknown task.
@@ -230,7 +230,7 @@ def _selection_notes(results: Sequence[Result], columns: Sequence[Column]) -> li
 
 
 def _fingerprint_notes(results: Sequence[Result], columns: Sequence[Column]) -> list[str]:
-    """Why a data set has several columns under one protocol's name."""
+    """Why a dataset has several columns under one protocol's name."""
     notes = []
     for cell in sorted({(c.task, c.dataset, c.protocol) for c in columns}):
         same = [c for c in columns if (c.task, c.dataset, c.protocol) == cell]

@@ -31,7 +31,7 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """One metric of one task on one data set, fractions; without detail per query, `low`, `high` and `p` are None."""
+    """One metric of one task on one dataset, fractions; without detail per query, `low`, `high` and `p` are None."""
 
     task: str
     dataset: str
@@ -74,7 +74,7 @@ class Comparison:
         lines += ["B - A in points. Interval: 95 % of the paired bootstrap over test images or queries; p: random sign",
                   f"flips of the paired differences ({RESAMPLES:,} each, seed {self.seed}). Both speak of these two "
                   "networks,", "not of other training seeds, and p is not corrected for the number of metrics."]
-        return "\n".join([*lines, *(f"left out: {sentence}" for sentence in self.left_out)])
+        return "\n".join([*lines, *(f"skipped: {sentence}" for sentence in self.left_out)])
 
 
 class NetworkRecords(NamedTuple):

@@ -98,7 +98,7 @@ class Setting(NamedTuple):
 
 
 def read_costs(root: Path) -> tuple[list[CostRecord], list[str]]:
-    """All cost records below `root`, in the order of their paths, and a sentence for every file left out."""
+    """All cost records below `root`, in the order of their paths, and a sentence for every file skipped."""
     costs, problems = [], []
     for path in files_below(Path(root), ENDING):
         try:

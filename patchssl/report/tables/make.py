@@ -20,8 +20,8 @@ MOST_NAMED = 3  # unreadable files in one sentence
 def make_tables(results: Path, out: Path, *, paper: bool = False) -> tuple[str, list[Path], list[str]]:
     """Write the tables of the records under `results` to `out`, with `paper` also the paper's tables.
 
-    Returns the Markdown of the tables of all data sets and costs found, the files written, and a sentence for every
-    record that had to be left out. DataError where there is nothing to make a table of.
+    Returns the Markdown of the tables of all datasets and costs found, the files written, and a sentence for every
+    record that had to be skipped. DataError where there is nothing to make a table of.
     """
     sound, problems = valid_records(results)
     records = list(sound.values())

@@ -15,7 +15,7 @@ from patchssl.report.tables.render import write_frames
 from patchssl.report.tables.scores import METHODS, NONE, Column, Row, Score, collect_scores
 from patchssl.runtime.errors import DataError
 
-# title -> (task, data set, protocol, metric) of its columns
+# title -> (task, dataset, protocol, metric) of its columns
 PAPER: dict[str, list[tuple[str, str, str, str]]] = {
     "Classification of frozen features": [
         (task, dataset, "dino", metric) for dataset in ("cifar10", "imagenet100", "imagenet1k")
@@ -31,7 +31,7 @@ PAPER_METHODS = ("pwself", "dino", "ibot")
 
 
 def read_unavailable(root: Path) -> dict[str, str]:
-    """The data sets that `root`/unavailable.txt says could not be had, each with the reason: lines of NAME: REASON.
+    """The datasets that `root`/unavailable.txt says could not be had, each with the reason: lines of NAME: REASON.
 
     Empty without such a file; DataError for one that cannot be read.
     """
@@ -50,7 +50,7 @@ def paper_frames(results: Sequence[Result],
     """Title -> table with rows PW-Self, DINO, iBOT as measured and as published, and the numbers behind all of them.
 
     A column that no record fills stands there all the same, under the protocol the published numbers have; it says so
-    where `unavailable` has the reason why its data set could not be had.
+    where `unavailable` has the reason why its dataset could not be had.
     """
     unavailable = unavailable or {}
     of_paper = [result for result in results if result.method in PAPER_METHODS]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-# data sets of the PW-Self paper whose numbers we could not get hold of
+# datasets of the PW-Self paper whose numbers we could not get hold of
 PAPER_DATASETS = ("cifar10", "imagenet100", "imagenet1k", "copydays", "roxford5k", "rparis6k")
-# task and metric of our records -> benchmark (behind the data set's name) and metric as `published.csv` has them
+# task and metric of our records -> benchmark (behind the dataset's name) and metric as `published.csv` has them
 _METRICS = {("knn", "top1@20"): ("{}-knn", "top1"), ("linear", "top1"): ("{}-linear", "top1"),
             ("copydays", "strong/map"): ("{}-strong", "mAP"),
             **{(task, f"{level}/map"): ("{}-" + level[0].upper(), "mAP")
@@ -42,7 +42,7 @@ def published(task: str, dataset: str, metric: str,
               methods: tuple[str, ...] = ("DINO", "iBOT")) -> list[Published]:
     """Printed numbers of Vision Transformers trained by `methods` for `metric` of `task`, in file order.
 
-    Empty where nothing is printed for that data set; names of data sets are compared without case and
+    Empty where nothing is printed for that dataset; names of datasets are compared without case and
     punctuation.
     """
     benchmark, printed = _METRICS.get((task, metric), ("", ""))
@@ -59,7 +59,7 @@ def read_published() -> tuple[Published, ...]:
 
 
 def plain_name(dataset: str) -> str:
-    """A data set's name as `published.csv` spells it.
+    """A dataset's name as `published.csv` spells it.
 
     >>> plain_name("CIFAR-10")
     'cifar10'

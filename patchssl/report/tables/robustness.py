@@ -1,6 +1,6 @@
 """From Copydays records to curves: how mAP falls with JPEG quality and with the share of the image cut away.
 
-One figure's worth of curves belongs to one data set under one protocol, both by fingerprint, as a column of the
+One figure's worth of curves belongs to one dataset under one protocol, both by fingerprint, as a column of the
 tables does; records that differ in their weights alone share a curve, as they share a row there.
 """
 
@@ -42,7 +42,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Robustness:
-    """The curves on one data set under one protocol, in the order of the tables' rows."""
+    """The curves on one dataset under one protocol, in the order of the tables' rows."""
 
     dataset: str
     protocol: str
@@ -52,7 +52,7 @@ class Robustness:
 
 
 def robustness_curves(results: Iterable[Result]) -> list[Robustness]:
-    """The curves in all Copydays records of `results`, by data set and protocol; empty where there are none."""
+    """The curves in all Copydays records of `results`, by dataset and protocol; empty where there are none."""
     settings: dict[tuple[str, str, str, str], dict[Row, list[Score]]] = defaultdict(lambda: defaultdict(list))
     for score in scores_of(results, TASK, lambda metric: metric == _STRONG or bool(_BLOCK.fullmatch(metric))):
         column = score.column

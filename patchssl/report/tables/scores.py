@@ -1,7 +1,7 @@
 """From result records to scores: which are the same thing with another seed, and how sure the mean is.
 
-A score belongs to one row (method, architecture, pretraining) and one column (data set, protocol, metric).
-Data sets and protocols are told apart by their fingerprints: numbers that cannot be compared never share a
+A score belongs to one row (method, architecture, pretraining) and one column (dataset, protocol, metric).
+Datasets and protocols are told apart by their fingerprints: numbers that cannot be compared never share a
 column.
 """
 
@@ -138,7 +138,7 @@ def few_shots(metric: str) -> int | None:
 
 
 def column_order(column: Column) -> tuple[Any, ...]:
-    """What columns are sorted by: task, data set and protocol, then the metric's place, then its name."""
+    """What columns are sorted by: task, dataset and protocol, then the metric's place, then its name."""
     return (*column._replace(metric=""), metric_place(column.task, column.metric), column.metric)
 
 

@@ -50,7 +50,7 @@ class Paired(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """One number per variant and seed; all of one task, data set and protocol."""
+    """One number per variant and seed; all of one task, dataset and protocol."""
 
     title: str
     task: str

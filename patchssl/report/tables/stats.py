@@ -64,11 +64,11 @@ def query_names(result: Result, metric: str, count: int) -> list[str]:
 
 def paired_difference(first: np.ndarray, second: np.ndarray, *, seed: int = 0,
                       resamples: int = RESAMPLES) -> Difference:
-    """`second` minus `first`, both (Q,) of the same queries in the same order; NaN in both: left out.
+    """`second` minus `first`, both (Q,) of the same queries in the same order; NaN in both: skipped.
 
     The interval is the percentile bootstrap's over queries (Efron and Tibshirani 1993, chapter 13), the p-value that
     of random sign flips of the differences (Fisher's paired randomization test, which of 0 and 1 is McNemar's).
-    DataError for other shapes and other queries left out.
+    DataError for other shapes and other queries skipped.
     """
     if first.shape != second.shape or (np.isnan(first) != np.isnan(second)).any():
         raise DataError(f"values of {_count(first)} and {_count(second)} queries are not of the same queries")

@@ -1,4 +1,4 @@
-"""Which records tables, figures and pages leave out because what they call themselves was made to harm a reader.
+"""Which records tables, figures and pages skip because what they call themselves was made to harm a reader.
 
 Every value is escaped where it is shown all the same; a record that tries is not to be trusted with its numbers.
 """
@@ -36,7 +36,7 @@ def sound_costs(results: Path) -> tuple[list[CostRecord], list[str]]:
 
 
 def objection(record: Result) -> str | None:
-    """Why `record` is left out: its names hold HTML, control characters or paths upwards, or no end; None: sound."""
+    """Why `record` is skipped: its names hold HTML, control characters or paths upwards, or no end; None: sound."""
     if _depth(record.protocol_settings) > _DEEPEST:
         return f"its protocol settings are nested more than {_DEEPEST} deep"
     for number, (what, text) in enumerate(_shown(record)):

@@ -70,7 +70,7 @@ def test_a_signal_saves_one_agreed_update_in_all_processes(place, sharded):
     process.send_signal(signal.SIGTERM)  # to torchrun, which hands it to both
     _, err = finish(process)
     assert process.returncode != 0
-    saved = re.findall(r"by SIGTERM at update (\d+) of 1600, saved; go on with: patchssl pretrain --resume", err)
+    saved = re.findall(r"by SIGTERM at update (\d+) of 1600, saved; resume with: patchssl pretrain --resume", err)
     checkpoint = torch.load(place / run / "checkpoint.pth", weights_only=True)
     assert saved and {int(step) for step in saved} == {checkpoint["steps_done"]}
     again = start(place, "--resume", run)  # goes on by itself
@@ -78,7 +78,7 @@ def test_a_signal_saves_one_agreed_update_in_all_processes(place, sharded):
     while again.poll() is None and len(rows(place / run)) <= lines:
         time.sleep(0.05)
     again.send_signal(signal.SIGTERM)
-    assert f"going on with {run} at update {checkpoint['steps_done']}" in finish(again)[1]
+    assert f"resuming {run} at update {checkpoint['steps_done']}" in finish(again)[1]
 
 
 def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bit_identical(place):

@@ -365,7 +365,7 @@ def test_a_signal_is_obeyed_while_images_are_waited_for(whole, data, monkeypatch
     with monkeypatch.context() as patch:
         slow_after(patch, after)
         with pytest.raises(Interrupted, match=r"by SIGTERM (at update \d+ of 12, saved|before the first update); "
-                                              r"go on with: patchssl pretrain --resume run") as caught:
+                                              r"resume with: patchssl pretrain --resume run") as caught:
             pretrain(recipe(f"run.workers={workers}"), data, "run", seed=3)
     assert caught.value.exit_code == 75
     assert multiprocessing.active_children() == []  # or the end of this process would wait for them
@@ -477,7 +477,7 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(whole, data):
         pretrain(recipe("run.checkpoint_minutes=1e-9"), data, "run", seed=3, progress=Listener(3, fill))
     assert str(caught.value) == (
         "run/checkpoint.pth could not be written (No space left on device); the checkpoint before it is intact, free "
-        "some space, then go on with: patchssl pretrain --resume run")
+        "some space, then resume with: patchssl pretrain --resume run")
     assert load_checkpoint(Path("run"))["steps_done"] == 2
     resume("run")
     assert same(whole, "run")
@@ -506,7 +506,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(data):
 
 def test_a_folder_with_a_run_is_not_overwritten(whole, data):
     before = {path: path.read_bytes() for path in whole.iterdir()}
-    with pytest.raises(UsageError, match=r"already holds a run; go on with --resume"):
+    with pytest.raises(UsageError, match=r"already holds a run; resume it with --resume"):
         pretrain(recipe(), data, whole)
     assert {path: path.read_bytes() for path in whole.iterdir()} == before
 

@@ -164,7 +164,7 @@ def test_the_command_says_what_was_left_out_and_exits_with_1(patchssl, tmp_path,
     done = patchssl("report", "--results", results, "--out", out, "--json")
     found = json.loads(done.out)
     assert (done.code, found["records"], len(found["left_out"])) == (1, 40, 1)
-    assert "left out: " in done.err and "empty?[2J.json" in done.err and "\x1b" not in done.err
+    assert "skipped: " in done.err and "empty?[2J.json" in done.err and "\x1b" not in done.err
     assert found["bytes"] == (out / "index.html").stat().st_size
 
 

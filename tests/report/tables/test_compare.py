@@ -94,7 +94,7 @@ def test_what_can_be_compared_is_and_the_rest_is_said():
     found = compare(first, second)
     assert {row.task for row in found.rows} == {"knn"}
     assert len(found.left_out) == 1 and "roxford5k on set (native): the images are not the same" in found.left_out[0]
-    assert "left out: roxford5k" in found.as_text()
+    assert "skipped: roxford5k" in found.as_text()
 
 
 def test_two_records_of_one_cell_are_not_chosen_between():

@@ -104,12 +104,12 @@ def test_a_hostile_name_that_got_through_is_text_in_every_format(tmp_path):
 def test_the_command_ends_with_one_and_sends_a_terminal_no_commands(spoiled):
     result = CliRunner().invoke(build_app(), ["tables", "--results", str(spoiled)])
     assert result.exit_code == 1
-    assert "left out: " in result.stderr and "control?[31m.json" in result.stderr
+    assert "skipped: " in result.stderr and "control?[31m.json" in result.stderr
     assert "\x1b" not in result.output and (spoiled / "paper.tex").is_file()
     record(4, model="network-4").write(spoiled)
     result = CliRunner().invoke(build_app(), ["compare", "network-0-00000000", "network-4", "--results", str(spoiled)])
     assert result.exit_code == 1
-    assert "B - A" in result.stdout and result.stderr.count("left out: ") >= 8
+    assert "B - A" in result.stdout and result.stderr.count("skipped: ") >= 8
 
 
 def test_costs_alone_make_tables_and_nothing_at_all_does_not(tmp_path):
