@@ -87,21 +87,9 @@ def evaluate_pixels(train: ImageSet, val: ImageSet, image_size: int | None = Non
     return evaluate_knn(RawPixels(image_size), train, val, "native", **options)
 
 
-def evaluate_knn(
-    backbone: Backbone,
-    train: ImageSet,
-    val: ImageSet,
-    protocol: str | None = None,
-    *,
-    shots: Sequence[int] = (),
-    draws: int = 5,
-    seed: int = 0,
-    index: str = "Flat",
-    search_params: str = "",
-    gpus: str = "one",
-    compute: ComputeOptions = ANYWHERE,
-    looked_at: bool = False,
-) -> Result:
+def evaluate_knn(backbone: Backbone, train: ImageSet, val: ImageSet, protocol: str | None = None, *,
+                 shots: Sequence[int] = (), draws: int = 5, seed: int = 0, index: str = "Flat", search_params: str = "",
+                 gpus: str = "one", compute: ComputeOptions = ANYWHERE, looked_at: bool = False) -> Result:
     """The k-NN record of `backbone`: `val` classified by `train` under `protocol` (None: the default).
 
     `train` and `val` share their class ids, as from `open_pair`. Raises UsageError for an unknown protocol, DataError
@@ -110,8 +98,7 @@ def evaluate_knn(
     For every number n of `shots`, fewshotn/top1@k is the mean over `draws` draws of n training images per class, k
     being the protocol's headline k or all drawn images if they are fewer; `seed` draws the images, the same for
     every network. DataError names classes with fewer than n images. `index`, `search_params` and `gpus` as in
-    `find_neighbors`; few-shot searches are exact whatever the index. Both variants change the protocol's name and
-    fingerprint, so that the plain record keeps its own.
+    `find_neighbors`; few-shot searches are exact. Both variants change the protocol's name and fingerprint.
     """
     began = time.monotonic()
     few, search = FewShot(tuple(shots), draws, seed), IndexPlan(index, search_params, gpus, seed)
