@@ -11,6 +11,8 @@ from PIL import Image
 from patchssl.bench.report import made_up_records
 from patchssl.report.page.make import make_report
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
