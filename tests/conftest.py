@@ -13,7 +13,7 @@ from PIL import Image
 # before torch, matplotlib and huggingface_hub are imported; subprocesses inherit them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["PATCHSSL_CACHE"] = tempfile.mkdtemp(prefix="patchssl-tests-")  # not the user's own
+os.environ["PATCHSSL_CACHE"] = tempfile.mkdtemp(prefix="patchssl-tests-")  # not the user's own, and one per worker
 os.environ["MPLBACKEND"] = "Agg"
 os.environ.pop("PATCHSSL_DEBUG", None)
 
@@ -50,7 +50,16 @@ class Skips:
             terminalreporter.line("\n".join(self.unwanted))
 
 
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
+def pytest_xdist_auto_num_workers(config):
+    """A single file or test runs in this process: workers would take seconds to start."""
+    return 0 if len(config.args) == 1 and ".py" in config.args[0] else None
+
+
 def pytest_configure(config):
+    asked = any(str(argument).startswith("-m") for argument in config.invocation_params.args)
+    if not asked and not hasattr(config, "workerinput") and all("::" in name for name in config.args):
+        config.option.markexpr = ""  # who names a test wants it, slow or not
     if os.environ.get("CI") == "true":
         config.pluginmanager.register(Skips(), "skips")
 

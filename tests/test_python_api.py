@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import patchssl
 
 PAGE = Path(__file__).parents[1] / "results" / "python_api.md"
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_one_session(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "cache"))

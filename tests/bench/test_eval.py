@@ -15,6 +15,7 @@ from patchssl.runtime.console import Console
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=16&embed_dim=24&num_heads=3&depth=2"
 
 
+@pytest.mark.slow
 def test_probes_are_timed_on_one_thread_with_progress_and_time_left(colors):
     console = Console(seconds_between_lines=0)
     console._rich = RichConsole(file=io.StringIO())

@@ -17,11 +17,13 @@ def test_matches_stay_within_images_and_every_student_token_has_one():
     assert len(term.student_rows.unique()) == len(term.bottleneck) == 3 * students
 
 
+@pytest.mark.slow
 def test_a_measurement_that_fails_in_its_process_says_why():
     with pytest.raises(PatchSSLError, match=r"peak_memory of .*failed.*no_such_device"):
         apart(peak_memory, "ours", 8, 1, "no_such_device")
 
 
+@pytest.mark.slow
 def test_a_small_bench():
     found = json.loads(json.dumps(bench_patch_term(num_prototypes=3000, num_images=4, repeats=1)))
     assert found["tokens"]["student tokens"] == 4 * PER_IMAGE["student tokens"]

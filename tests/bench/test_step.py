@@ -35,6 +35,7 @@ def test_the_baselines_are_those_methods_with_whole_view_color(way):
     assert (recipe.method, recipe.photometric.patch_share, recipe.loss.matches_per_pair) == (way, 0, 0)
 
 
+@pytest.mark.slow
 def test_a_small_bench_fits_into_json(monkeypatch):
     monkeypatch.setattr(module, "bench_patch_term", lambda *given, **more: {})
     found = json.loads(json.dumps(bench_step(["vit_tiny"], [64], images=1, repeats=1)))

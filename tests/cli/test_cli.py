@@ -306,6 +306,7 @@ def test_doctor_prints_text_and_json(patchssl):
 
 # signals, on real processes
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_saves_the_run_which_can_go_on(tmp_path, colors, tiny, sent, code):
     run = tmp_path / "run"
@@ -326,6 +327,7 @@ def test_a_signal_saves_the_run_which_can_go_on(tmp_path, colors, tiny, sent, co
     again.communicate()
 
 
+@pytest.mark.slow
 def test_python_dash_m_and_pipes_answer_plainly(tmp_path, colors):
     process = start("eval", "knn", "pixels", "--data", colors, "--json", cwd=tmp_path)
     out, err = process.communicate(timeout=120)

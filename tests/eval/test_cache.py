@@ -266,6 +266,7 @@ end_launched(0)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits_and_share_the_work(tmp_path, monkeypatch):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)

@@ -276,6 +276,7 @@ def test_raw_pixels_have_the_native_protocol_only(small):
     assert scored(RawPixels(8), small).metrics["original/map"] == 1
 
 
+@pytest.mark.slow
 def test_a_network_without_class_token(tmp_path):
     """A ResNet: the mean over places and their generalized mean, side by side."""
     root = random_set(tmp_path / "set", originals=2)
@@ -505,6 +506,7 @@ test["scored"](test["mean_color"](), Path(sys.argv[3]), "dino", cache=test["Feat
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_block(small, tmp_path, monkeypatch):
     package = Path(features.__file__).parents[2]
     command = [sys.executable, "-c", KILLED, str(package), __file__, str(small), str(tmp_path)]

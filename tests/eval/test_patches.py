@@ -260,6 +260,7 @@ def test_an_image_keeps_its_views_in_another_order_and_batch():
     assert {name: values[::-1] for name, values in turned.items()} == whole
 
 
+@pytest.mark.slow
 def test_processes_that_share_the_images_write_the_same_record(colors, tmp_path):
     records = []
     for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):

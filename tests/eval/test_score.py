@@ -364,6 +364,7 @@ def test_evaluate_names_the_tasks_there_are(colors):
         evaluate("pixels", colors, ["retrieval"])
 
 
+@pytest.mark.slow
 def test_convolutional_networks_and_pixels_are_scored_too(everything, options):
     for model in ("random:resnet18", "pixels?img_size=16"):
         table = evaluate(model, everything, default_tasks())
@@ -565,6 +566,7 @@ def test_few_shots_are_printed_with_their_spread(patchssl, colors, tmp_path):
     assert "20-NN 2-shot top-1, % (native-fewshot)" in tables.out and "100.0 ± 0.0 (3 draws)" in tables.out
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_record_of_one(everything, tmp_path):
     def scored(*launcher, folder):
         command = [sys.executable, *launcher, "-m", "patchssl", "eval", "copydays", SMALL, "--data",

@@ -185,6 +185,7 @@ def test_official_files_are_exported_for_timm_and_for_dino(official, uri, keys):
     assert "their authors" in (report.folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_onnxruntime_gives_the_features_of_any_number_of_images(run, exported):
     session = onnxruntime.InferenceSession(str(exported.folder / "model.onnx"), providers=["CPUExecutionProvider"])
     backbone = load_backbone(str(run))
@@ -196,6 +197,7 @@ def test_onnxruntime_gives_the_features_of_any_number_of_images(run, exported):
     assert (facts["mean"], facts["weights_sha256"]) == ("0.485 0.456 0.406", backbone.weights_sha256)
 
 
+@pytest.mark.slow
 def test_a_network_too_large_for_one_file_of_onnx_gets_a_second(run, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file, "_LARGEST_BYTES", 1000)
     report = export_model(str(run), tmp_path / "out", formats=["onnx"])
@@ -204,6 +206,7 @@ def test_a_network_too_large_for_one_file_of_onnx_gets_a_second(run, tmp_path, m
     onnxruntime.InferenceSession(str(report.folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.slow
 def test_a_resnet_has_no_file_for_dino(tmp_path):
     report = export_model("random:resnet10t", tmp_path / "out")
     before, after = load_backbone("random:resnet10t"), load_backbone(str(report.folder))
@@ -262,6 +265,7 @@ def of_timm():
 """
 
 
+@pytest.mark.slow
 def test_a_users_own_network_is_exported_to_onnx_and_timms_to_timm_too(tmp_path, monkeypatch):
     (tmp_path / "networks_to_export.py").write_text(OWN_NETWORKS)
     monkeypatch.syspath_prepend(tmp_path)

@@ -87,6 +87,7 @@ for step in range(1, 100_000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.05, 0.13])
 def test_sigkill_while_saving_loses_at_most_the_newest(tmp_path, delay):
     environment = os.environ | {"PYTHONPATH": str(Path(patchssl.__file__).parents[1])}

@@ -548,6 +548,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_large_checkpoint_stays_in_its_file(tmp_path):
     """Student, teacher and optimizer of 50 MB each; the backbone that is loaded takes a fraction of one."""
     backbone = load_backbone("random:vit_small_patch16_224?depth=7").module.state_dict()

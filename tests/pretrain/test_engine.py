@@ -226,6 +226,7 @@ def test_gradient_norm_in_the_report_is_the_one_before_clipping():
     assert float(free.grad_norm) > 1e-3
 
 
+@pytest.mark.slow
 def test_compiled_blocks_make_the_same_updates_under_the_same_names(monkeypatch):
     plain = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: plain(module, backend="aot_eager"))

@@ -417,6 +417,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, colors):
         assert mine
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_runs_and_end_as_one_would(tmp_path, colors, whole):
     file = save(tmp_path / "tiny.yaml")
     both = [start(file, "--data", colors, "--out", tmp_path / "out", "--only-seed", 1, cwd=tmp_path) for _ in range(2)]
@@ -428,6 +429,7 @@ def test_two_processes_share_the_runs_and_end_as_one_would(tmp_path, colors, who
     assert numbers(tmp_path / "out") == {key: record for key, record in numbers(whole).items() if key[0] in names}
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path, colors, whole, patchssl):
     file = save(tmp_path / "tiny.yaml", settings=SMALL | {"run.checkpoint_minutes": 1e-9})
     process = start(file, "--data", colors, "--out", tmp_path / "out", "--device", "cpu", cwd=tmp_path)
@@ -442,6 +444,7 @@ def test_a_study_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_path,
     assert numbers(tmp_path / "out") == numbers(whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, colors):
     file = save(tmp_path / "tiny.yaml", settings=SMALL | {"optim.epochs": 100000}, seeds=[0])
     out = tmp_path / "out"

@@ -18,6 +18,8 @@ from patchssl.eval.records import read_results
 from patchssl.pretrain.recipe import dump_recipe, load_recipe
 from patchssl.workflows.quickstart import untrained_copy
 
+pytestmark = pytest.mark.slow
+
 FIGURES = {"curves.png", "attention.png", "matches.png", "views.png"}
 METHODS = {"Raw pixels", "Random network", "PW-Self"}
 
@@ -149,7 +151,6 @@ def test_ctrl_c_then_the_same_command_goes_on_to_the_same_weights(finished, tmp_
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 241))
 
 
-@pytest.mark.slow
 def test_a_shortened_quickstart_on_the_textures(tmp_path, patchssl, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = ["optim.epochs=1", "max_images=512", "head.num_prototypes=64", "run.workers=1", "run.knn_every_epochs=0"]

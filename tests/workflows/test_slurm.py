@@ -57,6 +57,7 @@ def is_over(submitted):
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGUSR1], ids=["submitit's", "Slurm's"])
 def test_a_warned_job_saves_comes_back_by_itself_and_ends_like_a_run_nobody_warned(colors, tiny, tmp_path, number,
                                                                                   monkeypatch):
@@ -78,6 +79,7 @@ def test_a_warned_job_saves_comes_back_by_itself_and_ends_like_a_run_nobody_warn
     assert all(tensor.equal(other[name]) for name, tensor in mine.items())
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_saves_and_does_not_come_back(colors, tiny):
     submitted = submit_pretraining("quickstart", str(colors), Path("run"), 0, (*tiny, "optim.epochs=9999"), LOCAL,
                                    device="cpu")
@@ -89,6 +91,7 @@ def test_a_cancelled_job_saves_and_does_not_come_back(colors, tiny):
     assert load_checkpoint(Path("run"))["steps_done"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_by_a_job_with_its_changes(tiny_run, tmp_path):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     with pytest.raises(UsageError, match="--allow-changes"):
@@ -188,6 +191,7 @@ def test_without_the_library_a_sentence_says_how_to_get_it(patchssl, colors, mon
     assert "--slurm needs the library submitit: pip install 'patchssl[slurm]'" in answer.err
 
 
+@pytest.mark.slow
 def test_several_processes_know_their_rank(tmp_path):
     """As torchrun would tell them; run by submitit itself."""
     import submitit

@@ -198,6 +198,7 @@ test["run"](test["small"].__wrapped__(), folder=test["Path"](sys.argv[2]), facts
 """
 
 
+@pytest.mark.slow
 def test_sigkill_between_epochs_leaves_a_checkpoint_to_go_on_from(small, tmp_path):
     end = subprocess.run([sys.executable, "-c", KILLED, __file__, str(tmp_path)], env=dict(os.environ), timeout=200,
                          capture_output=True, text=True, check=False)

@@ -125,6 +125,7 @@ def test_colors_are_told_apart_by_ones_own_module_that_sees_them(pair, protocol)
     assert evaluate(pair, protocol, own_module()).metrics["top1"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["native", "logreg"])
 @pytest.mark.parametrize("backbone", [RawPixels(8), "random:resnet10t"])
 def test_networks_without_a_class_token_are_probed_by_their_features(pair, protocol, backbone):
@@ -290,6 +291,7 @@ end_launched(0)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_records_as_one(pair, colors, tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)

@@ -3,10 +3,11 @@
 import pytest
 from killing import describe, differing, finish, kill_and_resume
 
+pytestmark = pytest.mark.slow
+
 KILLS, EPOCHS = 4, 60
 
 
-@pytest.mark.slow
 def test_a_few_kills_at_random_moments(tmp_path):
     left = kill_and_resume(tmp_path / "killed", KILLS, EPOCHS, seed=1)
     assert left.total() == KILLS

@@ -110,6 +110,7 @@ def ranks(tmp_path_factory):
     return [*found, torch.load(folder / "0-sharded.pth", weights_only=False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_make_the_updates_of_one(ranks, name):
     alone = train(recipe_of(SETTINGS[name]))
@@ -119,6 +120,7 @@ def test_two_processes_make_the_updates_of_one(ranks, name):
     assert all(torch.equal(value, second["student"][key]) for key, value in first["student"].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pwself", "sampled", "from whole to sharded", "from sharded to whole"])
 def test_two_processes_that_deal_out_the_weights_do_too(ranks, name):
     _, _, found = ranks

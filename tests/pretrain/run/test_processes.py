@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["quickstart", "--data", "textures", "max_images=96", "optim.epochs=4", "optim.batch_size=24",
          "views.num_local=2", "head.num_prototypes=64", "run.workers=1", "run.log_seconds=0.2", "run.threads=1",
          "optim.warmup_epochs=0"]

@@ -323,6 +323,7 @@ def exit_code(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_and_a_resumed_run_ends_the_same(whole, data):
     """Checkpoints after every update, workers, a kill of everything: the same weights in the end."""
     child = in_a_group_of_its_own(data, "run.workers=1", "run.checkpoint_minutes=1e-9")
@@ -600,6 +601,7 @@ def test_that_sinkhorn_balances_parts_is_said(data):
         assert len([s for s in listener.sentences if f"sinkhorn balances each of the {parts} parts" in s]) == said
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_command_is_imported_is_answered(data):
     """Sent as soon as it is caught at all: importing torch takes seconds."""
     command = [sys.executable, "-m", "patchssl", "pretrain", "quickstart", "--data", str(data), "--out", "run"]

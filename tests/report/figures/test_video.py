@@ -88,6 +88,7 @@ def test_the_command_says_what_it_does(patchssl, folder, tmp_path):
     assert ran.code == 2 and "mp4, gif, webp" in ran.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_half_written(tmp_path):
     frames = tmp_path / "frames"
     frames.mkdir()

@@ -10,6 +10,8 @@ from PIL import Image
 
 from patchssl.report.page.make import make_report
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

@@ -88,6 +88,7 @@ def test_everything_there_is_is_in_the_page(tmp_path, results, tiny_run, monkeyp
     assert asked == {str(i) for i in range(9)}
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_bytes(tmp_path, results, tiny_run):
     options = {"runs": [tiny_run], "data": [tmp_path / "images"], "models": [NETWORK]}
     first = make_report(tmp_path / "a", results=results, **options).path.read_bytes()
