@@ -55,13 +55,14 @@ def score_task(name: str, model: str | Backbone, data: str | Path, protocol: str
 
 
 def score_knn(model: str | Backbone, data: str, protocol: str | None = None, *, device: str | None = None,
-              compute: ComputeOptions | None = None, **variant: Any) -> Result:
+              batch_size: int | None = None, workers: int = 2, progress: Reporter | None = None,
+              **variant: Any) -> Result:
     """k-NN of `model` (also raw pixels: `pixels`, `pixels?img_size=32`) on train and val of `data`.
 
     `variant` are the shots, draws, seed, index, search_params and gpus of `evaluate_knn`.
     """
-    return score_task("knn", model, data, protocol, compute or ComputeOptions(default_device(device), workers=2),
-                      **variant)
+    compute = ComputeOptions(default_device(device), batch_size, workers, progress=progress)
+    return score_task("knn", model, data, protocol, compute, **variant)
 
 
 def plan_all(model: str | Backbone, data: str, tasks: Sequence[str], results: Path | None, compute: ComputeOptions, *,

@@ -11,7 +11,6 @@ import patchssl as package
 from patchssl.eval import score
 from patchssl.eval.records import read_results
 from patchssl.eval.score import score_knn
-from patchssl.eval.tasks import ComputeOptions
 from patchssl.models.load import load_backbone
 from patchssl.pretrain.recipe import load_recipe
 from patchssl.pretrain.run.setup import training_images
@@ -57,13 +56,13 @@ def test_the_package_pretrain_can_be_called(colors, tmp_path, tiny):
 
 @pytest.mark.parametrize(("model", "name"), [("pixels", "pixels-32"), ("pixels?img_size=16", "pixels-16")])
 def test_raw_pixels_tell_colors_apart(colors, model, name):
-    result = score_knn(model, str(colors))
+    result = score_knn(model, str(colors), workers=0)
     assert (result.model, result.metrics["top1@20"]) == (name, 1.0)
 
 
 def test_a_score_says_what_it_looks_at(colors, capsys):
     with Console() as console:
-        score_knn(SMALL, str(colors), compute=ComputeOptions(progress=console))
+        score_knn(SMALL, str(colors), workers=0, progress=console)
     said = capsys.readouterr().err
     assert "48 train images in 3 classes" in said and "12 val images in 3 classes" in said
     assert "features 60 of 60" in said
@@ -137,7 +136,7 @@ def test_a_plan_counts_whole_batches(colors, tiny):
 
 def test_tables_are_a_function_of_the_records(colors, tmp_path):
     for model in ("pixels?img_size=32", SMALL):
-        score_knn(model, str(colors)).write(tmp_path / "results")
+        score_knn(model, str(colors), workers=0).write(tmp_path / "results")
     (tmp_path / "results" / "broken.json").write_text("{")
     text, paths, problems = make_tables(tmp_path / "results", tmp_path / "out")
     assert "Raw pixels" in text and "Random network" in text
