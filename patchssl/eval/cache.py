@@ -2,7 +2,7 @@
 
 An entry is an array and a small JSON file beside it that says what it is and what its bytes hash to; a damaged
 entry is computed again. The oldest unused entries go when the folder grows past its limit. A pass over an image set
-stores an entry per output and block of images, so that a killed one goes on from there.
+stores an entry per output and block of images, so that a killed one resumes there.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class Cell:
-    """One benchmark that can be run: a task on a data set under a protocol."""
+    """One benchmark that can be run: a task on a dataset under a protocol."""
 
     task: str
     data: str  # a named set or a folder
@@ -65,7 +65,7 @@ class Cell:
         return f"{self.task} on {self.dataset} ({self.protocol.name})"
 
     def key(self) -> tuple[str, str, str]:
-        """What tells its record from others of the same weights: data set, protocol's fingerprint, task."""
+        """What tells its record from others of the same weights: dataset, protocol's fingerprint, task."""
         return plain_text(self.dataset), self.protocol.fingerprint, self.protocol.task
 
 

@@ -37,7 +37,7 @@ class SuitePlan:
 
     @property
     def passes(self) -> list[Cell]:
-        """The largest cell of each pass over images; cells of one data set and one transform share a pass."""
+        """The largest cell of each pass over images; cells of one dataset and one transform share a pass."""
         return list({(cell.data, cell.set_name, json.dumps(dict(cell.protocol.transform().settings), sort_keys=True)):
                      cell for cell in sorted(self.run, key=lambda cell: cell.images)}.values())
 
@@ -155,7 +155,7 @@ def run_cell(backbone: Backbone, cell: Cell, compute: ComputeOptions, *, looked_
 
 
 def _finished(results: Path, weights: str) -> dict[tuple[str, str, str], set[str]]:
-    """The data sets, by fingerprint, that every benchmark has records of."""
+    """The datasets, by fingerprint, that every benchmark has records of."""
     records, _ = read_results(results) if results.is_dir() else ([], [])
     found: dict[tuple[str, str, str], set[str]] = {}
     for record in records:

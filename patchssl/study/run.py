@@ -44,7 +44,7 @@ class StudyProgress:
 
 
 def do_runs(folder: StudyFolder, runs: Sequence[StudyRun], left: Callable[[Sequence[StudyRun], int], str], *,
-             device: str | None, console: Console) -> StudyProgress:
+            device: str | None, console: Console) -> StudyProgress:
     """Do every one of `runs` that is missing and that no other process is at; a failed one does not stop the others.
 
     `left(runs, processes)` says for how long those runs keep so many processes busy. Interrupted after saving.

@@ -1,4 +1,4 @@
-"""Few-shot draws: the same few training images per class for every network, by data set and seed alone."""
+"""Few-shot draws: the same few training images per class for every network, by dataset and seed alone."""
 
 from __future__ import annotations
 

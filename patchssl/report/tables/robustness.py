@@ -63,7 +63,7 @@ def robustness_curves(results: Iterable[Result]) -> list[Robustness]:
 
 
 def titles_of(settings: Sequence[Robustness], shown: Callable[[str], str] = str) -> list[str]:
-    """Data set and protocol, as `shown`; with fingerprints, as in the tables, where two would be called the same."""
+    """Dataset and protocol, as `shown`; with fingerprints, as in the tables, where two would be called the same."""
     plain = [f"{shown(s.dataset)}, protocol {shown(s.protocol)}" for s in settings]
     return [f"{title} #{s.dataset_fingerprint[:6]}/{s.protocol_fingerprint[:6]}" if plain.count(title) > 1 else title
             for title, s in zip(plain, settings, strict=True)]
