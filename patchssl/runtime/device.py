@@ -1,4 +1,8 @@
-"""Which device a run uses, what it is called, and how much memory it took at most."""
+"""The device a network runs on: which it is, what it is called in a record, and the most memory it took so far.
+
+`training_device` gives each launched process its own GPU; `default_device` is for all else, and refuses a device that
+is not there.
+"""
 
 from __future__ import annotations
 
