@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.bench.timing import Candidate, machine, median_times, peak_memory
+from patchssl.bench.timing import Candidate, machine, median_times, tensor_memory
 from patchssl.views.config import ViewConfig
 from patchssl.views.crops import draw_views, sample_rng
 from patchssl.views.geometry import Crops, View, patch_at, patch_centers, patches_per_side
@@ -34,7 +34,7 @@ def bench_matching(num_images: int = 64, repeats: int = 20, num_pairs: int = 600
     memory: dict[str, dict[str, float]] = {}
     for patch_size in PATCH_SIZES:
         contenders = _matching_candidates(views, patch_size)
-        memory[f"patch {patch_size}"] = {name: peak_memory(partial(contender.run, 0)) * num_images / contender.units
+        memory[f"patch {patch_size}"] = {name: tensor_memory(partial(contender.run, 0)) * num_images / contender.units
                                          for name, contender in contenders.items() if name != "pair by pair"}
         times[f"patch {patch_size}"] = {name: 1e3 * num_images * seconds
                                         for name, seconds in median_times(contenders, repeats).items()}

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,6 +18,7 @@ from patchssl.bench.timing import Candidate, machine, median_times
 from patchssl.pretrain.centering import teacher_probs
 from patchssl.pretrain.crossentropy import GroupedMatches, TeacherTokens, group_matches, matched_cross_entropy
 from patchssl.pretrain.losses import matched_loss
+from patchssl.runtime.device import peak_memory
 from patchssl.runtime.errors import PatchSSLError
 
 BOTTLENECK, STUDENT_TEMP, TEACHER_TEMP = 256, 0.1, 0.04
@@ -70,7 +70,7 @@ def bench_patch_term(num_prototypes: int = 65_536, num_images: int = 8, repeats:
                    for a, b in zip(term.update("ours"), term.update("plain"), strict=True)]
     contenders = {way: Candidate(partial(_update, term, way)) for way in WAYS}
     seconds = median_times(contenders, repeats) if device == "cpu" else _device_times(contenders, repeats)
-    memory = {way: apart(peak_memory, way, num_prototypes, num_images, device) for way in WAYS}
+    memory = {way: apart(term_memory, way, num_prototypes, num_images, device) for way in WAYS}
     return {
         "what": f"patch term of {num_images} images over {num_prototypes:,} prototypes, forward and backward",
         "tokens": {name: count * num_images for name, count in PER_IMAGE.items()},
@@ -137,7 +137,7 @@ def apart(measure: Callable[..., T], *arguments: Any) -> T:
     return answer
 
 
-def peak_memory(way: str, num_prototypes: int, num_images: int, device: str) -> float:
+def term_memory(way: str, num_prototypes: int, num_images: int, device: str) -> float:
     """MiB that one value and its gradients need at their peak beyond the inputs; for a fresh process, on one thread."""
     torch.set_num_threads(1)
     term = make_patch_term(num_prototypes, num_images, torch.device(device))
@@ -149,8 +149,5 @@ def peak_memory(way: str, num_prototypes: int, num_images: int, device: str) -> 
 
 
 def peak_so_far(device: torch.device) -> float:
-    """MiB at most so far: of torch's tensors on a GPU, else of this process (Linux)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB
-    # not getrusage, whose peak a process inherits from the one that started it
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    """`peak_memory` in MiB."""
+    return peak_memory(device) / MIB

@@ -78,7 +78,7 @@ class LiveTensors(TorchDispatchMode):
             self._live -= size
 
 
-def peak_memory(run: Callable[[], object]) -> float:
+def tensor_memory(run: Callable[[], object]) -> float:
     """MiB of the tensors that `run` makes, at their most, those it returns included."""
     with LiveTensors() as live:
         kept = run()

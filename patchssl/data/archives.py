@@ -34,6 +34,7 @@ MOST_BYTES = 2**28  # of one member: far more than a photograph has
 _LABEL_BYTES = 256  # of a .cls member, which holds a number or a word
 _MANY = 1000  # members from which on an index is kept: reading it is ten times as fast as making it
 _VERSION = 1  # of the kept index
+_LONGEST_HEADER = 2**20  # bytes of a long name in a tar
 _PLAIN, _ZIPPED, _DEFLATED = 0, 1, 2  # content as it is, behind a zip's local header, and deflated as well
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 PLACE = np.dtype([("archive", "<i4"), ("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"),
@@ -259,8 +260,6 @@ def _store_index(kept: Path, state: tuple[str, int, int], members: Members) -> N
 
 def _as_array(state: tuple[str, int, int]) -> np.ndarray:
     return np.frombuffer(os.fsencode(f"{_VERSION}\0{state[0]}\0{state[1]}\0{state[2]}"), dtype=np.uint8)
-
-_LONGEST_HEADER = 2**20  # bytes
 
 
 class BoundedEntry(tarfile.TarInfo):

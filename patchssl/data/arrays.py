@@ -1,7 +1,7 @@
 """Image sets that come as a few files of raw arrays: IDX (MNIST and its likes) and CIFAR's Python layout.
 
 `idx_splits` and `cifar_splits` only look at what is there; the files are read when a split is asked for.
-Nothing is unpacked on the disk, and CIFAR's pickles are read as plain data (`plainpickle`).
+Nothing is unpacked on the disk, and CIFAR's pickles are read as plain data (`runtime.pickles`).
 """
 
 from __future__ import annotations

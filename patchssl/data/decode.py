@@ -1,9 +1,13 @@
-"""Image files: which files are images, and their pixels as 8-bit RGB.
+"""Image files: which files are images, whether one looks whole, and its pixels as 8-bit RGB.
 
 What Pillow decides and we keep: alpha and palette transparency are dropped, not composited; CMYK is converted
 without a color profile; of several frames or pages the first one is read; color with 16 bits a channel keeps
 its high byte. What is decided here: EXIF orientation is applied, 16-bit gray is scaled (not clipped) to 8
 bits, and what has no agreed range (32-bit integers, floating point) is refused.
+
+A look at the first and last bytes (`file_looks_whole`) costs no decoding and says nothing about the pixels. What does
+not look whole is decoded before anything is said about it: files with something behind their end are fine, and so are
+formats that have no end to look at.
 """
 
 from __future__ import annotations
@@ -27,6 +31,12 @@ EXTENSIONS = frozenset(
 )
 # named, so that a file that only pretends to be a picture cannot reach an interpreter such as PostScript's
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+START, END = 16, 12  # bytes of a file that are looked at
+_ENDS = (
+    (b"\xff\xd8\xff", b"\xff\xd9"),  # JPEG: the marker EOI
+    (b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"),
+    (b"GIF8", b"\x00\x3b"),  # the end of the last block, and the trailer
+)
 
 # EXIF orientation -> from stored pixels to upright ones
 _UPRIGHT: Mapping[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -188,13 +198,6 @@ def _bits_per_sample(image: Image.Image) -> tuple[int, ...] | None:
     """What a TIFF says about its samples, None for other formats."""
     tags = getattr(image, "tag_v2", None)
     return None if tags is None else tags.get(ExifTags.Base.BitsPerSample)
-
-START, END = 16, 12  # bytes of a file that are looked at
-_ENDS = (
-    (b"\xff\xd8\xff", b"\xff\xd9"),  # JPEG: the marker EOI
-    (b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"),
-    (b"GIF8", b"\x00\x3b"),  # the end of the last block, and the trailer
-)
 
 
 def file_looks_whole(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Kinds of image sets: files below a folder, and arrays in memory. `data.open_images` makes them."""
+"""Kinds of image sets: files below a folder, and arrays in memory. `data.open` makes them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ImageSet(ABC):
         """(H, W, 3) uint8 RGB, the caller's own; UnreadableImage when image `index` cannot be decoded."""
 
     def quick_check(self, index: int) -> bool:
-        """Whether a look that costs no decoding finds image `index` whole; False: decoding it tells (`imageends`).
+        """Whether a look that costs no decoding finds image `index` whole; False: decoding it tells (see `decode`).
 
         Sets without a cheap look say True.
         """

@@ -1,9 +1,9 @@
 """Image sets: what the user names becomes images by index, with labels where there are any.
 
-`open_images` recognizes what is named and hands it on: folders and arrays are opened here, text lists by `listfile`,
-archives and WebDataset shards by `packed`, sets of Hugging Face's library and Parquet files by `hubset`, sets of
-timm's factory by `timmset`, a train split without a part of it by `holdout`. `open_pair` gives train and val with the
-same id for the same class.
+`open_images` recognizes what is named and hands it on: folders and arrays are opened here, text lists by `lists`,
+archives and WebDataset shards by `packed`, sets of Hugging Face's library and Parquet files by `huggingface`, sets of
+timm's factory by `torchvision`, a train split without a part of it by `splits`. `open_pair` gives train and val with
+the same id for the same class.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from patchssl.data.huggingface import hub_splits, is_saved, open_parquet, parque
 from patchssl.data.images import ArrayImages, FileImages, ImageSet, Names, Openers, class_folders
 from patchssl.data.lists import is_list_name, open_list
 from patchssl.data.packed import open_packed, packed_splits
-from patchssl.data.splits import PREFIX as HOLDOUT
 from patchssl.data.splits import (
+    HOLDOUT,
     SPLIT_FOLDERS,
     choose_splits,
     expand_braces,

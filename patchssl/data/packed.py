@@ -1,7 +1,12 @@
 """Images in zip and tar archives and in WebDataset shards, by index, without unpacking.
 
 An archive of files is understood as the same files in a folder: train/ and val/, class folders, or neither, with the
-same names, order and fingerprint; a folder that holds all the rest is looked through. Shards: see `shards`.
+same names, order and fingerprint; a folder that holds all the rest is looked through.
+
+In WebDataset's layout, members of a tar whose names are equal up to the first dot of the base name are one sample:
+`a/0001.jpg` and `a/0001.cls` are image and label of sample `a/0001`. The library streams through shards; here a set of
+shards is map-style: its index, read from the tars' headers, gives any sample by its number, so that the exact shuffle,
+the split over ranks and workers and the exact resume work as for any other set, every sample once per epoch.
 """
 
 from __future__ import annotations
@@ -34,6 +39,11 @@ from patchssl.data.images import (
 from patchssl.data.splits import SPLIT_FOLDERS, choose_splits, split_files
 from patchssl.runtime.errors import DataError, UnreadableImage
 from patchssl.runtime.text import counted, shortened
+
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+_ABOUT_THE_SHARD = re.compile(r"__[^/]*__($|/)")  # names that the library skips
+_FIRST_CHOICE = ("jpg", "jpeg", "png", "webp")  # of several images in a sample
+_LABEL = "cls"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -213,11 +223,6 @@ def _home_name(archives: Sequence[Path]) -> str:
 
 def _is_split(name: str) -> bool:
     return any(name in names for names in SPLIT_FOLDERS.values())
-
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
-_ABOUT_THE_SHARD = re.compile(r"__[^/]*__($|/)")  # names that the library skips
-_FIRST_CHOICE = ("jpg", "jpeg", "png", "webp")  # of several images in a sample
-_LABEL = "cls"
 
 
 class Samples(NamedTuple):

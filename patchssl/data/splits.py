@@ -1,4 +1,9 @@
-"""Which folders, files and members of archives are train and which are val, told by what they are called."""
+"""Which folders, files and members of archives are train and which are val, told by what they are called.
+
+`holdout:SHARE:DATA` splits once more: the train images of DATA without a fixed share of them, and that share in the
+place of val. It is for a search: what is chosen on the share that was held out has never looked at DATA's own val
+images, which are not even opened. The draw is the same for every run.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +27,8 @@ _RANGE = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})")
 _MOST_BRACES = 20
 _MOST_FILES = 100_000
 _MOST_LISTED = 20
+HOLDOUT = "holdout:"
+_SEED = 2310
 
 
 def choose_splits(where: str, folders: Iterable[str], has_images: bool,
@@ -131,9 +138,6 @@ def require_files(paths: Sequence[Path], what: str) -> None:
             lines.append(f"  and {len(missing) - _MOST_LISTED:,} more")
         raise DataError("\n".join([f"{what}: {len(missing):,} of {len(paths):,} files are not there:", *lines]))
 
-PREFIX = "holdout:"
-_SEED = 2310
-
 
 def parse_holdout(data: str) -> tuple[float, str]:
     """Share and DATA of `holdout:SHARE:DATA`; UsageError where it is not that.
@@ -141,7 +145,7 @@ def parse_holdout(data: str) -> tuple[float, str]:
     >>> parse_holdout("holdout:0.2:textures")
     (0.2, 'textures')
     """
-    text, _, inner = data.removeprefix(PREFIX).partition(":")
+    text, _, inner = data.removeprefix(HOLDOUT).partition(":")
     try:
         share = float(text)
     except ValueError:

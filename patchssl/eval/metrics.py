@@ -1,4 +1,9 @@
-"""The numbers of retrieval and copy detection, from ranks and scores; all are fractions in [0, 1]."""
+"""The numbers of retrieval and copy detection, from ranks and scores; all are fractions in [0, 1].
+
+`average_precision` and `precision_at` take the ranks of one query's positives, as revisited Oxford and Paris do.
+`score_neighbors` scores a search for copies as on Copydays: every query is a copy of one original, searched among
+the others and distractors; each block of copies has its mean AP, and all queries together a pooled one.
+"""
 
 from __future__ import annotations
 

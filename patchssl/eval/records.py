@@ -1,7 +1,8 @@
 """Result records: one model on one task and dataset, with everything needed to trust and repeat the number.
 
 A record is a small JSON file, `<root>/<model>-<sha8>/<task>-<dataset>@<protocol>.json` (sha8: the first 8 hex
-digits of the sha256 of the weights), never half written. Reading a folder survives whatever else lies there.
+digits of the sha256 of the weights), never half written. `make_record` makes one from a backbone, a protocol and
+numbers. Reading a folder survives whatever else lies there.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def make_record(backbone: Backbone, plan: Protocol, *, dataset: str, fingerprint
     """The record of `backbone` under the protocol `plan`; `task` (default: the protocol's) names the cell.
 
     `fingerprints` are those of the image sets that the numbers depend on, in a fixed order; `metrics` fractions,
-    `detail` plain JSON values, `device` from `features.describe_device`, `duration` in seconds.
+    `detail` plain JSON values, `device` from `describe_device`, `duration` in seconds.
     """
     from patchssl.eval.search import faiss_version  # brings torch, which readers of records need not have
 

@@ -119,7 +119,6 @@ def measure_recall(
     num_queries: int = RECALL_QUERIES,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    backend: str = "auto",
     progress: Progress | None = None,
 ) -> Recall:
     """The share of the k nearest that are among the first k of `ids` (Q, K), for every k of `ks`, K at most.
@@ -131,7 +130,7 @@ def measure_recall(
     database, queries = as_features(database, "database").cpu(), as_features(queries, "queries").cpu()
     order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(seed))
     sample = order[:num_queries].sort().values
-    exact = find_neighbors(database, queries[sample], max(ks), device=device, backend=backend, progress=progress)
+    exact = find_neighbors(database, queries[sample], max(ks), device=device, progress=progress)
     totals = dict.fromkeys(sorted(ks), 0.0)
     for query, found, best, right in zip(queries[sample], ids[sample], exact.similarities, exact.ids, strict=True):
         own = torch.where(found < 0, -torch.inf, database[found.clamp(min=0)] @ query)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 from patchssl.runtime.errors import UsageError
 
@@ -80,6 +81,4 @@ def _resize_short(image: Image.Image, side: int, interpolation: str) -> Image.Im
 
 def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(..., 3, H, W) uint8 to float32: divided by 255, minus `mean`, divided by `std`, both (3,)."""
-    center = torch.tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-    scale = torch.tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-    return images.to(torch.float32).div_(255).sub_(center).div_(scale)
+    return TF.normalize(images.to(torch.float32).div_(255), list(mean), list(std), inplace=True)

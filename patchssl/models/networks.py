@@ -59,7 +59,7 @@ def default_sizes(arch: str) -> tuple[int, int]:
     return int(size[1]) if size else usual, int(patch[1]) if patch else 16
 
 
-def build_vit(spec: NetworkSpec, *, drop_path: float = 0.0, seed: int | None = None) -> nn.Module:
+def build_vit(spec: NetworkSpec, *, seed: int | None = None) -> nn.Module:
     """An untrained timm Vision Transformer without classifier; `seed` fixes its weights, whatever ran before."""
     require_arch(spec.arch)
     if family_of(spec.arch) != "vit":
@@ -71,7 +71,7 @@ def build_vit(spec: NetworkSpec, *, drop_path: float = 0.0, seed: int | None = N
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            vit = create(spec.arch, drop_path_rate=drop_path, **spec.options())
+            vit = create(spec.arch, **spec.options())
         except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
             reason = str(error).partition("\n")[0]
             raise UsageError(f"{spec.arch} cannot be built with {spec.options()}: {reason}") from None

@@ -1,7 +1,7 @@
 """Multi-crop views with their geometry, drawn so that any sample of any epoch can be drawn again alone.
 
 Every draw comes from (seed, epoch, index) and the name of what is drawn, never from the state of a rank, a
-worker or a step. Views stay uint8 until they are on the training device, where `photometric` colors them.
+worker or a step. Views stay uint8 until they are on the training device, where `views.color` colors them.
 """
 
 from __future__ import annotations

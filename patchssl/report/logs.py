@@ -1,4 +1,9 @@
-"""Read the log of a pretraining run."""
+"""A run as tables and the page show it: its log, what it was, and what its last row says of its health.
+
+Whatever lies in the folder is read as far as it can be: damaged rows are counted and skipped, values that cannot be
+drawn are dropped, and what cannot be told stands among the problems. (The run itself reads its log by
+`pretrain.run.log`, which keeps rows as they are.)
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How to meet every published number that our protocols cover: the command, what it should print, how near is near.
 
-Made from `models.csv` and `report/published.csv`, so that it cannot say anything else than they do.
+Made from `models.csv` and `tables/published.csv`, so that it cannot say anything else than they do.
 """
 
 from __future__ import annotations

@@ -1,9 +1,15 @@
-"""Which device a run uses, what it is called, and how much memory it took at most."""
+"""The device a network runs on: which it is, what it is called in a record, and the most memory it took so far.
+
+`training_device` gives each launched process its own GPU; `default_device` is for all else, and refuses a device that
+is not there.
+"""
 
 from __future__ import annotations
 
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -18,9 +24,11 @@ def training_device(device: str | None) -> torch.device:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the device, or of this process on a CPU."""
+    """Peak memory so far in bytes: of torch's tensors on a GPU, else of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError, LookupError, ValueError):  # Linux; getrusage's includes that of who started it
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

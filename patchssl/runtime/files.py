@@ -1,4 +1,9 @@
-"""Files that are whole at every moment: written beside their place and moved there at the end."""
+"""Files of this package on the disk: how they are written, and where what was computed once is kept.
+
+A file is whole at every moment: it is written beside its place and moved there at the end, so that a kill leaves the
+old one or the new one. The cache folder holds features and indexes of archives; `PATCHSSL_CACHE` names it, and
+`PATCHSSL_CACHE_GIB` bounds its features.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from patchssl.runtime.errors import DataError, UsageError
+
+_USUAL_GIB = 20.0
 
 
 @contextmanager
@@ -49,8 +56,6 @@ def write_through(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-_USUAL_GIB = 20.0
 
 
 def default_folder() -> Path:

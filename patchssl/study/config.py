@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
-from patchssl.data.splits import PREFIX as HOLDOUT
+from patchssl.data.splits import HOLDOUT
 from patchssl.eval.tasks import all_tasks
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import load_recipe, shipped_or_own

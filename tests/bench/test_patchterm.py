@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from patchssl.bench.patchterm import PER_IMAGE, apart, bench_patch_term, make_patch_term, peak_memory
+from patchssl.bench.patchterm import PER_IMAGE, apart, bench_patch_term, make_patch_term, term_memory
 from patchssl.runtime.errors import PatchSSLError
 
 
@@ -19,8 +19,8 @@ def test_matches_stay_within_images_and_every_student_token_has_one():
 
 @pytest.mark.slow
 def test_a_measurement_that_fails_in_its_process_says_why():
-    with pytest.raises(PatchSSLError, match=r"peak_memory of .*failed.*no_such_device"):
-        apart(peak_memory, "ours", 8, 1, "no_such_device")
+    with pytest.raises(PatchSSLError, match=r"term_memory of .*failed.*no_such_device"):
+        apart(term_memory, "ours", 8, 1, "no_such_device")
 
 
 @pytest.mark.slow

@@ -56,8 +56,8 @@ def test_peak_memory_counts_what_is_there_at_once():
         third = second.view(512, 512).exp_().T  # no memory of its own
         return third @ third + 1  # product and result beside it: 3 MiB at once, its operand included
 
-    assert timing.peak_memory(work) == 3
-    assert timing.peak_memory(lambda: None) == 0
+    assert timing.tensor_memory(work) == 3
+    assert timing.tensor_memory(lambda: None) == 0
 
 
 def test_bench_views_measures_a_users_photograph(tmp_path):

@@ -127,11 +127,6 @@ def test_building_leaves_the_generator_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_drop_path_grows_over_the_blocks():
-    vit = build_vit(SMALL, drop_path=0.2)
-    assert [getattr(block.drop_path1, "drop_prob", 0.0) for block in vit.blocks] == [0.0, pytest.approx(0.2)]
-
-
 @pytest.mark.parametrize(("changes", "words"), [
     ({"arch": "vit_tine_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),
     ({"image_size": 30}, "30 pixels is no multiple of the patch size 8"),

@@ -1,4 +1,8 @@
-"""What a run writes down beside its checkpoints: log.jsonl, a row every few seconds, and TensorBoard's copy of it."""
+"""What a run writes down beside its checkpoints: log.jsonl, a row every few seconds, and TensorBoard's copy of it.
+
+Both forget the rows after the checkpoint that a run is resumed from, which the run writes again. A row that a kill cut
+short is no row. `report.logs` reads the same file for people, whoever wrote it, and says what of it is damaged.
+"""
 
 from __future__ import annotations
 

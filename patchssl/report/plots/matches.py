@@ -9,7 +9,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import ConnectionPatch, Rectangle
+from matplotlib.patches import Rectangle
 
 from patchssl.report.plots.canvas import BLUE, ORANGE, STYLE, Pixels, bare, new_figure, save
 from patchssl.views.geometry import View, patches_per_side
@@ -17,6 +17,7 @@ from patchssl.views.geometry import View, patches_per_side
 # corners of the square that gives a patch its color: top left, top right, bottom left, bottom right
 CORNERS = np.array([[[0.05, 0.55, 0.95], [1.00, 0.90, 0.10]], [[0.60, 0.10, 0.80], [0.95, 0.25, 0.05]]])
 MAX_NUMBERED = 60  # numbers of more matches could not be read
+_NAMES = ("teacher view", "student view")
 
 
 class Overlap(NamedTuple):
@@ -29,13 +30,12 @@ class Overlap(NamedTuple):
 
 def plot_matches(view_a: Pixels, view_b: Pixels, ids_a: Sequence[int] | np.ndarray,
                  ids_b: Sequence[int] | np.ndarray, patch_size: int, path: Path | str, *,
-                 overlap: Overlap | None = None, lines: int = 0,
-                 names: tuple[str, str] = ("teacher view", "student view")) -> Path:
+                 overlap: Overlap | None = None) -> Path:
     """Which patches of two views show the same place: same color and, up to 60 places, same number.
 
     `view_a` (S, S, 3) and `view_b` (s, s, 3) uint8; `ids_a[i]` and `ids_b[i]` are the patches of match i,
     row-major. A color says where in `view_a` a patch lies; patches without a match are dimmed. `overlap` adds
-    a panel with the source image and both crops, `lines` draws so many lines between partners.
+    a panel with the source image and both crops.
     """
     first, second = np.asarray(ids_a, dtype=np.int64), np.asarray(ids_b, dtype=np.int64)
     if first.shape != second.shape or first.ndim != 1:
@@ -48,19 +48,15 @@ def plot_matches(view_a: Pixels, view_b: Pixels, ids_a: Sequence[int] | np.ndarr
         figure = new_figure(3.2 * panels, 3.8)
         axes = list(figure.subplots(1, panels, width_ratios=[1.25, 1, 1] if overlap else None))
         if overlap:
-            draw_crops(axes.pop(0), overlap, names)
+            draw_crops(axes.pop(0), overlap, _NAMES)
         for area, view, side, own in zip(axes, (view_a, view_b), sides, (first, second), strict=True):
             labels = {int(i): numbers[int(a)] for i, a in zip(own, first, strict=True)}
             colors = {int(i): palette[int(a)] for i, a in zip(own, first, strict=True)}
             _draw_patches(area, view, side, colors, labels if numbered else {})
-        for i in np.unique(np.linspace(0, len(first) - 1, min(lines, len(first))).astype(int)):
-            ends = _middle(int(first[i]), sides[0]), _middle(int(second[i]), sides[1])
-            figure.add_artist(ConnectionPatch(ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1],
-                                              linewidth=0.9, color=palette[int(first[i])]))
-        for area, view, name, side in zip(axes, (view_a, view_b), names, sides, strict=True):
+        for area, view, name, side in zip(axes, (view_a, view_b), _NAMES, sides, strict=True):
             area.set_title(f"{name}, {view.shape[1]} px, {side} x {side} patches", loc="center")
-        figure.suptitle(f"{len(second)} of {sides[1] ** 2} patches of the {names[1]} matched, with "
-                        f"{len(numbers)} of {sides[0] ** 2} of the {names[0]}", fontsize=10.5)
+        figure.suptitle(f"{len(second)} of {sides[1] ** 2} patches of the {_NAMES[1]} matched, with "
+                        f"{len(numbers)} of {sides[0] ** 2} of the {_NAMES[0]}", fontsize=10.5)
         return save(figure, path)
 
 

@@ -18,12 +18,12 @@ class Sheet(NamedTuple):
     captions: Sequence[str]
 
 
-def plot_views(sheets: Sequence[Sheet], path: Path | str, *, title: str = "") -> Path:
+def plot_views(sheets: Sequence[Sheet], path: Path | str) -> Path:
     """A sheet of views, one row per image, each view with its caption; rows may differ in length."""
     columns = max(len(sheet.images) for sheet in sheets)
     cell = min(1.45, 12 / columns)
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(cell * columns, (cell + 0.22) * len(sheets) + (0.3 if title else 0))
+        figure = new_figure(cell * columns, (cell + 0.22) * len(sheets))
         grid = figure.subplots(len(sheets), columns, squeeze=False)
         for sheet, line in zip(sheets, grid, strict=True):
             for axes in line:
@@ -31,6 +31,4 @@ def plot_views(sheets: Sequence[Sheet], path: Path | str, *, title: str = "") ->
             for axes, image, caption in zip(line, sheet.images, sheet.captions, strict=False):
                 axes.imshow(image)
                 axes.set_title(caption, loc="center", fontsize=7.5 if cell > 1.2 else 6.5, pad=3)
-        if title:
-            figure.suptitle(title, fontsize=10.5)
         return save(figure, path)

@@ -1,4 +1,4 @@
-"""Two networks on the same queries or test images: the difference, how sure it is, and by what chance it arises."""
+"""How sure a difference is: of two networks on the same queries or test images, and of values over seeds."""
 
 from __future__ import annotations
 
