@@ -110,7 +110,7 @@ WRONG = {
     "reference": ({"reference": "dinoo"}, "reference 'dinoo' is unknown; did you mean 'dino'?"),
     "seeds": ({"seeds": [1, 1]}, "one of them stands there twice"),
     "no seeds": ({"seeds": []}, "seeds"),
-    "evaluation": ({"evaluations": ["knnn"]}, "evaluations.0 = 'knnn'"),
+    "evaluation": ({"evaluations": ["knnn"]}, "evaluation 'knnn' is unknown; did you mean 'knn'?"),
     "two of a name": ({"ablations": {"dino": {"loss.rule": "paper"}}}, "both among variants and among ablations"),
     "name": ({"name": "../elsewhere"}, "name = '../elsewhere'"),
     "variant's name": ({"ablations": {"a/b": {}}}, "a/b"),

@@ -64,7 +64,9 @@ def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: s
         if data is not None:
             recipe = recipe.model_copy(update={"data": absolute_name(data)})
         require_new(folder)
-        return train(_begin(folder, recipe, seed, name, device, progress or Silent(), make_knn, stops))
+        _require_means(recipe)
+        images = training_images(recipe, data, seed)  # by the name that was given, which errors repeat
+        return train(_begin(folder, recipe, images, seed, name, device, progress or Silent(), make_knn, stops))
 
 
 def run_folder(recipe: Recipe | str | Path, seed: int) -> Path:
@@ -79,11 +81,9 @@ def require_new(folder: Path) -> None:
         raise UsageError(f"{folder} already holds a run; resume it with --resume {folder}, or choose another --out")
 
 
-def _begin(folder: Path, recipe: Recipe, seed: int, name: str | None, device: str | None, progress: RunProgress,
-           make_knn: KnnMaker | None, stops: StopSignals) -> Run:
+def _begin(folder: Path, recipe: Recipe, images: ImageSet, seed: int, name: str | None, device: str | None,
+           progress: RunProgress, make_knn: KnnMaker | None, stops: StopSignals) -> Run:
     """A run before its first update, in a folder that tells how it is made."""
-    _require_means(recipe)
-    images = training_images(recipe, None, seed)
     knn = make_knn(recipe, images, seed) if make_knn else None
     progress.say(images.describe())
     start = starting_backbone(recipe)
