@@ -41,8 +41,8 @@ def study(
         asked = command.ask(source, out, data, only=only or (), seeds=seeds or (), ablations=ablations, device=device,
                             planning=dry_run)
         if dry_run:
-            plan, summary = command.plan(asked, console)
-            typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else f"{plan.text()}\n\n{summary.text()}")
+            plan, tables = command.plan(asked, console)
+            typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else f"{plan.text()}\n\n{tables}")
             return
         answer = command.run(asked, console)
     typer.echo(json.dumps(answer.as_dict(), indent=2) if as_json else answer.text())

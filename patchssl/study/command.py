@@ -15,6 +15,7 @@ from patchssl.study.folder import StudyFolder, StudyRun, runs_of, study_folder
 from patchssl.study.plan import StudyPlan, plan_study
 from patchssl.study.run import StudyProgress, do_runs
 from patchssl.study.summary import StudySummary, summarize
+from patchssl.study.tables import study_text, write_study
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Answer:
 
     def text(self) -> str:
         """For people: the tables, what failed, and what other processes are still at."""
-        lines = [self.summary.text().rstrip("\n"), ""]
+        lines = [study_text(self.summary).rstrip("\n"), ""]
         lines += [f"failed: {name}: {why}" for name, why in self.progress.failed.items()]
         if self.progress.busy:
             lines.append(f"other processes are at {', '.join(self.progress.busy)}; the last one to end writes whole "
@@ -62,10 +63,10 @@ def ask(source: str, out: Path | None, data: str | None, *, only: Sequence[str],
     return StudyRequest(folder, runs, device)
 
 
-def plan(asked: StudyRequest, console: Console) -> tuple[StudyPlan, StudySummary]:
+def plan(asked: StudyRequest, console: Console) -> tuple[StudyPlan, str]:
     """What the study would cost, and the tables it would fill."""
     found = plan_study(asked.folder, asked.runs, device=asked.device, progress=console.counter("planning"))
-    return found, summarize(asked.folder, asked.runs)
+    return found, study_text(summarize(asked.folder, asked.runs))
 
 
 def _require_enough(folder: StudyFolder) -> None:
@@ -90,4 +91,4 @@ def run(asked: StudyRequest, console: Console) -> Answer:
 
     progress = do_runs(asked.folder, asked.runs, left, device=asked.device, console=console)
     summary = summarize(asked.folder, asked.runs)
-    return Answer(progress, summary, summary.write())
+    return Answer(progress, summary, write_study(summary))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from patchssl.report.plots.differences import Gap, GapPanel, plot_differences
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
 from patchssl.study.config import UNTRAINED
-from patchssl.study.summary import STEM
+from patchssl.study.tables import STEM
 
 
 class _DifferenceRow(BaseModel):

@@ -13,6 +13,7 @@ from patchssl.report.tables.paper import read_unavailable, write_paper
 from patchssl.study.config import load_study
 from patchssl.study.folder import StudyFolder, runs_of
 from patchssl.study.summary import summarize
+from patchssl.study.tables import write_study
 
 RESULTS = Path(__file__).parents[2] / "results"
 QUICKSTART = ("pixels-32-e3b0c442", "random-9cbc6802", "quickstart-0-c2565524")  # what seed 0 wrote
@@ -52,7 +53,7 @@ def test_a_committed_study_is_summarized_again_to_the_same_bytes(name, tmp_path)
                         ignore=shutil.ignore_patterns("study.*", "table.*"))
     data = {json.loads(path.read_text())["data"] for path in (tmp_path / name / "cells").iterdir()}
     assert len(data) == 1
-    for path in summarize(StudyFolder(tmp_path / name, study, data.pop()), runs_of(study)).write():
+    for path in write_study(summarize(StudyFolder(tmp_path / name, study, data.pop()), runs_of(study))):
         assert path.read_bytes() == (RESULTS / "studies" / name / path.name).read_bytes(), path.name
 
 

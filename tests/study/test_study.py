@@ -30,6 +30,7 @@ from patchssl.study.copies import write_originals
 from patchssl.study.folder import RunOutcome, configurations, runs_of, study_folder
 from patchssl.study.plan import plan_study
 from patchssl.study.summary import StudySummary
+from patchssl.study.tables import study_text
 
 ROOT = Path(package.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
@@ -241,12 +242,12 @@ def test_what_is_bold_in_the_tables_is_significant_in_the_json():
     said = {v["variant"]: v["measures"][0]["difference"] for v in summary.as_dict()["variants"]}
     assert {name: gap and gap["significant"] for name, gap in said.items()} == {
         "dino": None, "pwself": True, "untrained": False}
-    assert summary.text().count("**+10.2 [") == 1
+    assert study_text(summary).count("**+10.2 [") == 1
     contrast, = summary.as_dict()["contrasts"]
     assert contrast["table"] == "Differences between variants"
     assert (contrast["variants"], contrast["significant"], contrast["n"]) == (["dino", "pwself"], True, 5)
     assert contrast["mean"] == pytest.approx(-0.102)
-    assert re.search(r"\| dino +\| pwself +\| \*\*-10\.2 \[", summary.text())
+    assert re.search(r"\| dino +\| pwself +\| \*\*-10\.2 \[", study_text(summary))
 
 
 @pytest.fixture
@@ -309,10 +310,10 @@ def test_tests_of_ablations_do_not_weaken_those_of_the_core():
     said = {v["variant"]: v["measures"][0]["difference"] for v in found["variants"]}
     assert said["pwself"]["significant"] and said["pwself-random-matches"]["significant"]
     assert [(c["variants"], c["significant"]) for c in found["contrasts"]] == [(pair, True) for pair in contrasts]
-    headings = re.findall(r"^## (.*), paired by seed$", summary.text(), re.MULTILINE)
+    headings = re.findall(r"^## (.*), paired by seed$", study_text(summary), re.MULTILINE)
     assert headings == ["Differences to dino", "Differences between variants", "Ablations: differences to dino",
                         "Ablations: differences between variants"]
-    assert summary.text().count("**+1.2 [") == len(headings)
+    assert study_text(summary).count("**+1.2 [") == len(headings)
 
 
 def test_a_second_call_does_nothing_and_says_the_same(whole, colors, patchssl):
