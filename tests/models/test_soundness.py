@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from cases import each
 
 from patchssl.models.networks import NetworkSpec, build_vit
 from patchssl.models.soundness import Extent, check_numbers, extent_of
@@ -28,7 +29,7 @@ def test_what_is_measured_of_a_tensor():
     assert extent_of("empty.weight", torch.ones(0, 3)) is None
 
 
-@pytest.mark.parametrize(("extent", "value", "answer"), [
+@each(("extent", "value", "answer"), [
     ((1.0, 1.0), 1, True), ((1.0, 1.0), 0, False), ((0.0, 1.0), 1, False), ((0.0, 1.0), 0, False),
     ((float("nan"), float("nan")), 0, False),
 ])
@@ -41,7 +42,7 @@ def test_sound_numbers():
     assert check_numbers({}) == ((), True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_each_value_that_is_not_finite_is_counted(dtype):
     tensors = {name: tensor.to(dtype) for name, tensor in drawn().items()}
     tensors["norm.bias"][1:3] = torch.nan
@@ -59,7 +60,7 @@ def test_the_first_few_names_are_given():
         "more",)
 
 
-@pytest.mark.parametrize(("name", "shape", "suspicious"), [
+@each(("name", "shape", "suspicious"), [
     ("blocks.0.fc.weight", (3, 3), True), ("patch_embed.proj.weight", (4, 3, 2, 2), True),
     ("pos_embed", (1, 5, 8), True), ("norm.weight", (8,), True), ("norm.bias", (8,), False),
     ("cls_token", (1, 1, 8), False), ("blocks.0.fc.bias", (8,), False),
@@ -74,7 +75,7 @@ def test_a_single_zero_is_no_trouble():
     assert check_numbers({"fc.weight": torch.tensor([[0.0, 0.0], [0.0, 1e-9]])}) == ((), True)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each("seed", range(5))
 def test_an_untrained_vit_is_recognized(seed):
     trouble = check_numbers(build_vit(SMALL, seed=seed).state_dict()).trouble
     assert trouble == (
@@ -82,8 +83,8 @@ def test_an_untrained_vit_is_recognized(seed):
         "the weight matrices of all blocks have the standard deviation 0.02 they are drawn with",)
 
 
-@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "resnet18", "resnet50", "convnext_atto",
-                                  "eva02_tiny_patch14_224"])
+@each("arch", ["vit_tiny_patch16_224", "resnet18", "resnet50", "convnext_atto",
+               "eva02_tiny_patch14_224"])
 def test_timms_untrained_networks_are_recognized(arch):
     """A batch norm at the end of a ResNet's block starts at zero, which is no trouble of its own."""
     (trouble,) = check_numbers(timm.create_model(arch, num_classes=0).state_dict()).trouble
@@ -114,7 +115,7 @@ def test_the_statistics_of_one_batch_are_seen():
     assert "batch norms" not in trouble
 
 
-@pytest.mark.parametrize("sign", [
+@each("sign", [
     lambda state: {name: torch.ones_like(t) for name, t in state.items() if t.ndim == 1 and name.endswith(".weight")},
     lambda state: {name: torch.zeros_like(t) for name, t in state.items() if name.endswith(".bias")},
     lambda state: {name: t for name, t in build_vit(SMALL, seed=1).state_dict().items() if t.ndim == 2},
@@ -127,7 +128,7 @@ def test_one_sign_alone_is_chance(sign):
     assert check_numbers(state | sign(state)) == ((), True)
 
 
-@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.015, True), (0.985, True), (1.03, False), (0.97, False)])
+@each(("factor", "holds"), [(1.0, True), (1.015, True), (0.985, True), (1.03, False), (0.97, False)])
 def test_how_far_a_deviation_may_be_off(factor, holds):
     """Two per cent in large matrices: here 400,000 numbers, whose deviation chance moves by 0.1 %."""
     matrix = torch.randn(400, 1000, generator=torch.Generator().manual_seed(0)) * 0.02 * factor

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from cases import each
 
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.losses import class_loss, patch_loss
@@ -102,8 +103,8 @@ def planned(tokens, views, recipe):
     return class_term, patch_term
 
 
-@pytest.mark.parametrize("rule", ["center", "paper"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each("rule", ["center", "paper"])
+@each("layout", LAYOUTS)
 def test_balanced_terms_equal_the_loops(layout, rule):
     recipe = make_recipe(*layout, rule=rule)
     views = random_views(recipe, num_images=4)
@@ -118,8 +119,8 @@ def test_balanced_terms_equal_the_loops(layout, rule):
         torch.testing.assert_close(tokens.gradients(ours), tokens.gradients(theirs), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("rule", ["center", "paper"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@each("rule", ["center", "paper"])
+@each("layout", LAYOUTS)
 def test_paper_weighting_equals_the_loops(layout, rule):
     recipe = make_recipe(*layout, rule=rule, weighting="paper")
     views = random_views(recipe, num_images=8, seed=1)

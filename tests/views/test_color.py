@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as tv
+from cases import each
 from torch import Tensor
 
 from patchssl.views.color import (
@@ -89,8 +90,8 @@ def max_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max())
 
 
-@pytest.mark.parametrize("patchwise", [False, True])
-@pytest.mark.parametrize("name, factor", [
+@each("patchwise", [False, True])
+@each("name, factor", [
     ("brightness", 0.4), ("brightness", 1.7), ("contrast", 0.3), ("contrast", 1.8), ("saturation", 0.0),
     ("saturation", 1.9), ("hue", -0.5), ("hue", -0.1), ("hue", 0.07), ("hue", 0.31), ("hue", 0.5)])
 def test_each_jitter_is_torchvisions(name: str, factor: float, patchwise: bool) -> None:
@@ -130,7 +131,7 @@ def test_every_order_of_the_jitters(patchwise: bool) -> None:
     assert len(set(ORDERS)) == 24
 
 
-@pytest.mark.parametrize("size", [4, 16, 40, 64, 96])
+@each("size", [4, 16, 40, 64, 96])
 def test_blur_is_torchvisions_gaussian(size: int) -> None:
     images = sample_images(5, size)
     sigma = torch.tensor([0.0, 0.1, 0.7, 1.4, 2.0])
@@ -140,7 +141,7 @@ def test_blur_is_torchvisions_gaussian(size: int) -> None:
         assert max_error(colored, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("size, patch_size, share", [
+@each("size, patch_size, share", [
     (32, 8, 0.0), (32, 8, 1.0), (32, 4, 0.5), (30, 5, 0.5), (48, 16, 0.5)])
 def test_a_batch_is_what_torchvision_does_view_by_view(size: int, patch_size: int, share: float) -> None:
     config = WIDE.model_copy(update={"patch_share": share})
