@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cases import each
 
 import patchssl as package
 from patchssl.cli import build_app
@@ -77,7 +78,7 @@ def test_version(patchssl):
     assert (answer.code, answer.out) == (0, f"patchssl {package.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["eval"], ["data"], ["plot"], ["bench"]])
+@each("command", [[], ["eval"], ["data"], ["plot"], ["bench"]])
 def test_a_bare_group_shows_its_commands(patchssl, command):
     answer = patchssl(*command)
     assert answer.code == 2
@@ -131,7 +132,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@each("case", WRONG)
 def test_wrong_usage_is_a_sentence_and_code_2(patchssl, tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     arguments, sentence = WRONG[case]
@@ -147,7 +148,7 @@ def test_an_unknown_protocol_names_the_known_ones(patchssl, tiny_run, colors):
     assert "dino, native" in answer.err
 
 
-@pytest.mark.parametrize(("more", "sentence"), [
+@each(("more", "sentence"), [
     (["quickstart"], "--resume RUN takes no RECIPE (quickstart)"),
     (["--data", "textures"], "--resume RUN takes no --data"),
     (["--out", "x", "--seed", "0"], "--resume RUN takes no --out, --seed"),
@@ -194,7 +195,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@each("case", BAD)
 def test_bad_data_is_a_sentence_and_code_4(patchssl, tmp_path, monkeypatch, case):
     bad_data(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -216,12 +217,12 @@ def test_knn_needs_labels(patchssl, tmp_path, photo):
 
 # errors that are not ours
 
-@pytest.mark.parametrize(("error", "code", "sentence"), [
+@each(("error", "code", "sentence"), [
     (errors.NotFiniteError("the loss is nan"), 3, "patchssl: the loss is nan\n"),
     (errors.Interrupted("saved", 75), 75, "patchssl: saved\n"),
     (PermissionError(13, "Permission denied", "/x"), 1, "patchssl: /x cannot be used: Permission denied\n"),
     (ZeroDivisionError("why"), 1, "patchssl: this should not happen, please report it: ZeroDivisionError: why "
-                                  "(PATCHSSL_DEBUG=1 shows where)\n"),
+               "(PATCHSSL_DEBUG=1 shows where)\n"),
 ], ids=["not finite", "signal", "system", "bug"])
 def test_every_error_becomes_a_sentence_and_a_code(patchssl, monkeypatch, error, code, sentence):
     def fail():

@@ -6,6 +6,7 @@ from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
+from cases import each
 
 from patchssl.cli.doctor import Requirement, cache_folders, diagnose, parse_requirement
 from patchssl.runtime.findings import Finding, as_json, as_text
@@ -200,14 +201,14 @@ def test_a_folder_that_cannot_be_written_comes_with_advice(tmp_path):
     assert "not there yet" in found["Hugging Face cache"].value
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "says"), [("1", "set:"), ("true", "set:"), ("0", "not set"), ("", "not set")]
 )
 def test_offline_mode_is_read_as_the_hub_reads_it(value, says):
     assert by_name(diagnose({**os.environ, "HF_HUB_OFFLINE": value}))["HF_HUB_OFFLINE"].value.startswith(says)
 
 
-@pytest.mark.parametrize(
+@each(
     ("line", "expected"),
     [
         ("torch>=2.6", Requirement("torch", ">=2.6")),

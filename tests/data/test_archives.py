@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import each
 
 from patchssl.data import archives as module
 from patchssl.data.archives import index_archive, read_member
@@ -41,7 +42,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {name: read_member(path, place, name) for name, place in zip(members.names, members.places, strict=True)}
 
 
-@pytest.mark.parametrize("make", [
+@each("make", [
     lambda path: tar_of(path / "x.tar", FILES),
     lambda path: tar_of(path / "x.tar", FILES, format=tarfile.GNU_FORMAT),
     lambda path: zip_of(path / "x.zip", FILES),
@@ -62,8 +63,8 @@ def test_a_zip_behind_other_bytes(tmp_path):
     assert contents(made) == {"1.jpg": b"content" * 9}
 
 
-@pytest.mark.parametrize("name", ["/etc/1.jpg", "../1.jpg", "a/../../1.jpg", "a\\1.jpg"])
-@pytest.mark.parametrize("make", [tar_of, zip_of])
+@each("name", ["/etc/1.jpg", "../1.jpg", "a/../../1.jpg", "a\\1.jpg"])
+@each("make", [tar_of, zip_of])
 def test_names_that_lead_elsewhere(make, name, tmp_path):
     made = make(tmp_path / ("x.tar" if make is tar_of else "x.zip"), {"0.jpg": b"0", name: b"1"})
     with pytest.raises(DataError, match=r"the archive .*/x\.\w+ is refused: '.*1\.jpg' leads out of the archive"):
@@ -77,7 +78,7 @@ def test_two_members_of_one_name(make, tmp_path):
         index_archive(made)
 
 
-@pytest.mark.parametrize(("kind", "what"), [
+@each(("kind", "what"), [
     (tarfile.SYMTYPE, "a link"), (tarfile.LNKTYPE, "a link"), (tarfile.FIFOTYPE, "neither a file nor a folder"),
     (tarfile.CHRTYPE, "neither a file nor a folder")])
 def test_links_and_devices_in_a_tar(kind, what, tmp_path):
@@ -147,7 +148,7 @@ def test_a_long_header_is_not_read_into_memory(tmp_path):
         index_archive(tmp_path / "x.tar")
 
 
-@pytest.mark.parametrize("keep", [0, 100, 512, 700, 1024, 1100, 1536, 2048, 2600])
+@each("keep", [0, 100, 512, 700, 1024, 1100, 1536, 2048, 2600])
 def test_a_tar_that_ends_early(keep, tmp_path):
     """Cut within a header, within a member, or at a border between two, which looks like an end."""
     made = tar_of(tmp_path / "x.tar", {f"{i}.jpg": bytes([65 + i]) * 600 for i in range(2)}, format=tarfile.GNU_FORMAT)
@@ -173,7 +174,7 @@ def test_joined_tars_are_not_read_in_part(tmp_path):
         index_archive(tmp_path / "x.tar")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.99])
+@each("share", [0.0, 0.3, 0.9, 0.99])
 def test_a_zip_that_ends_early(share, tmp_path):
     made = zip_of(tmp_path / "x.zip", {f"{i}.jpg": os.urandom(100) for i in range(9)})
     made.write_bytes(made.read_bytes()[:int(share * made.stat().st_size)])
@@ -181,7 +182,7 @@ def test_a_zip_that_ends_early(share, tmp_path):
         index_archive(made)
 
 
-@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar"])
+@each("name", ["x.tar.gz", "x.tgz", "x.tar"])
 def test_what_is_compressed_as_a_whole_is_refused(name, tmp_path):
     with tarfile.open(tmp_path / name, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("1.jpg"), io.BytesIO())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torchvision
+from cases import each
 
 from patchssl.data.arrays import cifar_splits, idx_splits, read_idx
 from patchssl.runtime.errors import DataError
@@ -37,8 +38,8 @@ def write_idx(folder: Path, *, packed: bool, counts: tuple[int, int] = (5, 3)) -
                 path.unlink()
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("place", ["", "raw", "FashionMNIST/raw"])
+@each("packed", [False, True])
+@each("place", ["", "raw", "FashionMNIST/raw"])
 def test_idx_files_as_debian_and_as_torchvision_lay_them_out(packed, place, tmp_path):
     root = tmp_path / "FashionMNIST"
     write_idx(root / place, packed=packed)
@@ -69,10 +70,10 @@ def test_torchvision_reads_the_same_from_its_own_layout(tmp_path):
 def test_debians_fashion_mnist():
     splits = idx_splits(FASHION)
     assert splits is not None
-    for split, each in (("train", 6000), ("val", 1000)):
+    for split, count in (("train", 6000), ("val", 1000)):
         arrays = splits.readers[split]()
-        assert arrays.pixels.shape == (10 * each, 28, 28)
-        assert np.bincount(arrays.labels).tolist() == [each] * 10
+        assert arrays.pixels.shape == (10 * count, 28, 28)
+        assert np.bincount(arrays.labels).tolist() == [count] * 10
     # the mean and standard deviation that everybody normalizes the set with
     values = np.bincount(splits.readers["train"]().pixels.ravel()) / (60000 * 784)
     mean = (np.arange(256) / 255 * values).sum()
@@ -106,7 +107,7 @@ def test_no_idx_files_and_several_sets(tmp_path):
         idx_splits(tmp_path)
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "reason"),
     [
         (b"", "no IDX file"),
@@ -172,7 +173,7 @@ def pack(folder: Path, name: str = "cifar-10-python.tar.gz") -> Path:
     return archive
 
 
-@pytest.mark.parametrize("layout", ["above", "folder", "archive", "above archive", "renamed archive"])
+@each("layout", ["above", "folder", "archive", "above archive", "renamed archive"])
 def test_cifar10_in_every_official_form(layout, tmp_path):
     folder = write_cifar10(tmp_path)
     root = {"above": tmp_path, "folder": folder, "above archive": tmp_path}.get(layout)
@@ -236,8 +237,8 @@ class Command:
         return os.system, (f"touch {self.trace}",)
 
 
-@pytest.mark.parametrize("file", ["data_batch_3", "batches.meta"])
-@pytest.mark.parametrize("packed", [False, True])
+@each("file", ["data_batch_3", "batches.meta"])
+@each("packed", [False, True])
 def test_a_cifar_file_that_runs_a_command_is_refused_and_runs_nothing(file, packed, tmp_path):
     folder = write_cifar10(tmp_path / "set")
     trace = tmp_path / "trace"
@@ -262,7 +263,7 @@ def test_no_cifar_and_a_part_of_it(tmp_path):
         splits.readers["train"]()
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "reason"),
     [
         ({"data": np.zeros((3, 3071), np.uint8)}, "no rows of 3072 bytes"),

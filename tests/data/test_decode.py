@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image, ImageFile, ImageOps
 
 from patchssl.data.decode import EXTENSIONS, decode_bytes, decode_image, list_images, strict_pillow
@@ -29,7 +30,7 @@ def smooth(height: int = 64, width: int = 96) -> Image.Image:
     return Image.fromarray(np.stack([x * 2, y * 3, x + y], axis=-1).astype(np.uint8))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+@each("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_lossless_formats_give_back_the_pixels_that_were_saved(kind, tmp_path):
     path = tmp_path / "a.img"
     path.write_bytes(encoded(Image.fromarray(picture()), kind))
@@ -46,8 +47,8 @@ def test_lossy_formats_stay_near_the_pixels_that_were_saved(kind):
     assert np.abs(pixels.astype(int) - np.asarray(smooth())).mean() < 3
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@each("orientation", range(1, 9))
+@each("kind", ["PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_undone(kind, orientation):
     """EXIF says how the stored rows and columns lie: 6 = row 0 is the right side, column 0 is the top."""
     upright = picture()
@@ -84,13 +85,13 @@ def test_exif_orientation_of_a_jpeg():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
+@each("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
 def test_damaged_exif_does_not_spoil_the_pixels(exif):
     plain = decode_bytes(encoded(smooth(), "JPEG"), "a")
     np.testing.assert_array_equal(decode_bytes(encoded(smooth(), "JPEG", exif=exif), "a"), plain)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+@each("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_gray_is_scaled_not_clipped(kind):
     gray = np.array([[0, 128, 129, 257, 32768, 65279, 65406, 65535]], dtype=np.uint16)
     pixels = decode_bytes(encoded(Image.fromarray(gray), kind), "a")
@@ -155,8 +156,8 @@ def palette_image() -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("options", [{}, {"transparency": 1}, {"transparency": b"\x00\x80\xff"}])
-@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+@each("options", [{}, {"transparency": 1}, {"transparency": b"\x00\x80\xff"}])
+@each("kind", ["PNG", "GIF"])
 @pytest.mark.filterwarnings("error")
 def test_palette_gives_its_colors_and_drops_transparency(kind, options):
     if kind == "GIF" and isinstance(options.get("transparency"), bytes):
@@ -235,14 +236,14 @@ def cut(kind: str, percent: int, **options: object) -> bytes:
     return data[: len(data) * percent // 100]
 
 
-@pytest.mark.parametrize(("kind", "percent"), TRUNCATED)
+@each(("kind", "percent"), TRUNCATED)
 def test_truncated_files_are_refused(kind, percent):
     with pytest.raises(UnreadableImage):
         decode_bytes(cut(kind, percent), "a")
 
 
-@pytest.mark.parametrize(("kind", "percent"), [case for case in TRUNCATED if case[0] != "TIFF"])
-@pytest.mark.parametrize("progressive", [False, True])
+@each(("kind", "percent"), [case for case in TRUNCATED if case[0] != "TIFF"])
+@each("progressive", [False, True])
 def test_allowed_truncated_files_equal_what_pillow_loads_with_its_switch(
     kind, percent, progressive, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from patchssl.data.decode import END, START, decode_image, file_looks_whole, quick_check
@@ -13,7 +14,7 @@ def saved(path, **options):
     return path.read_bytes()
 
 
-@pytest.mark.parametrize(("name", "options"), [
+@each(("name", "options"), [
     ("1.jpg", {}), ("1.jpg", {"progressive": True}), ("1.png", {}), ("1.gif", {}), ("1.webp", {}),
     ("1.webp", {"lossless": True}), ("1.bmp", {})])
 def test_a_whole_file_passes_and_no_beginning_of_it_does(tmp_path, name, options):
@@ -24,8 +25,8 @@ def test_a_whole_file_passes_and_no_beginning_of_it_does(tmp_path, name, options
     assert len(passing) <= (2 if name == "1.gif" else 0)  # two bytes of its colors happen to be like its end
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"<!DOCTYPE html><html>", b"BM", b"RIFF\x00\x00\x00\x00WEB",
-                                      b"\xff\xd8\xff" + bytes(1 << 20)])
+@each("content", [b"", b"\xff\xd8", b"<!DOCTYPE html><html>", b"BM", b"RIFF\x00\x00\x00\x00WEB",
+                   b"\xff\xd8\xff" + bytes(1 << 20)])
 def test_what_is_no_image_does_not_pass(tmp_path, content):
     path = tmp_path / "1.jpg"
     path.write_bytes(content)
@@ -37,7 +38,7 @@ def test_what_cannot_be_opened_does_not_pass(tmp_path):
     assert not any(file_looks_whole(tmp_path / name) for name in ("gone.jpg", "never.jpg", "."))
 
 
-@pytest.mark.parametrize("name", ["1.jpg", "1.png", "1.gif"])
+@each("name", ["1.jpg", "1.png", "1.gif"])
 def test_a_file_with_something_behind_its_end_is_left_to_the_decoder(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(saved(path) + b"\n\n")

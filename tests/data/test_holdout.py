@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from cases import each
 
 from patchssl.data.open import absolute_name, open_images, open_pair, split_names
 from patchssl.runtime.errors import DataError, UsageError
@@ -37,8 +38,8 @@ def test_it_has_a_lasting_name(colors, monkeypatch):
     assert split_names("holdout:0.5:colors") == ("train", "val")
 
 
-@pytest.mark.parametrize("wrong", ["holdout:textures", "holdout:1:textures", "holdout:0:textures", "holdout:x:textures",
-                                   "holdout:0.2:"])
+@each("wrong", ["holdout:textures", "holdout:1:textures", "holdout:0:textures", "holdout:x:textures",
+                "holdout:0.2:"])
 def test_what_is_not_understood_is_said(wrong):
     with pytest.raises(UsageError, match="holdout:SHARE:DATA"):
         open_pair(wrong)

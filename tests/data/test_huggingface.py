@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cases import each
 from packing import png
 from PIL import Image
 
@@ -59,7 +60,7 @@ def test_a_saved_set(tmp_path):
         part.pixels(2)
 
 
-@pytest.mark.parametrize("val", ["val", "validation", "test"])
+@each("val", ["val", "validation", "test"])
 def test_saved_splits(val, tmp_path):
     parts = {"train": table(9), val: table(4)}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "pets")
@@ -144,7 +145,7 @@ def test_labels_that_are_kept_secret(tmp_path):
         open_images(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("columns", "message"), [
+@each(("columns", "message"), [
     ({"text": datasets.Value("string")}, r"has no column of images: it holds text \(Value\('string'\)\)"),
     ({"left": datasets.Image(), "right": datasets.Image()}, "has several columns of images: it holds left"),
     ({"image": datasets.Image(), "fine": datasets.ClassLabel(names=["a"]), "coarse": datasets.ClassLabel(names=["b"])},
@@ -205,7 +206,7 @@ def test_a_folder_called_like_a_set_of_the_hub(tmp_path, monkeypatch):
     assert len(open_images("./hf:a")) == 1
 
 
-@pytest.mark.parametrize("uri", ["hf:", "hf:a/b/c", "hf:../x", "hf:/etc", "hf:a/b?revision=1", "hf:a/b?x", "hf:a b"])
+@each("uri", ["hf:", "hf:a/b/c", "hf:../x", "hf:/etc", "hf:a/b?revision=1", "hf:a/b?x", "hf:a b"])
 def test_names_that_are_refused(uri):
     with pytest.raises(UsageError, match=r"is not understood; write hf:OWNER/NAME\[:SPLIT\]"):
         open_images(uri)

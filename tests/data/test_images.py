@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import each
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -138,7 +139,7 @@ def resized(root: Path) -> None:
     write_image(root / "a/2.png", seed=1, size=(9, 9))
 
 
-@pytest.mark.parametrize("change", [added, removed, renamed, moved, resized])
+@each("change", [added, removed, renamed, moved, resized])
 def test_fingerprint_of_files_changes_with_them(change, tmp_path):
     before = open_images(tree(tmp_path)).fingerprint
     assert open_images(tmp_path).fingerprint == before

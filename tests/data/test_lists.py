@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from patchssl.data.lists import open_list
@@ -25,7 +26,7 @@ def write(root: Path, text: str, name: str = "list.txt") -> Path:
     return path
 
 
-@pytest.mark.parametrize(("text", "classes", "labels"), [
+@each(("text", "classes", "labels"), [
     ("b/2.png\tdog\na/0.png\tcat\n", ("cat", "dog"), [1, 0]),
     ("b/2.png 3\na/0.png 0\n", ("0", "1", "2", "3"), [3, 0]),
     ("b/2.png\t1\r\na/0.png\t0\r\n", ("0", "1"), [1, 0]),
@@ -81,7 +82,7 @@ def test_one_list_alone_does_not_hide_a_folder_of_images(root):
     assert len(open_images(root)) == 5
 
 
-@pytest.mark.parametrize(("text", "message"), [
+@each(("text", "message"), [
     ("a/0.png\tcat\n# no\na/1.png\tdog\nb/2.png\n", r"list\.txt, line 4: it has no label, unlike most"),
     ("a/0.png\na/1.png 7\nb/2.png\n", r"list\.txt, line 2: it has a label, unlike most"),
     ("a/0.png\na/1.png\n./a/0.png\n", r"list\.txt, line 3: \./a/0\.png is in line 1 already"),

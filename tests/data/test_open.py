@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from patchssl.data.open import absolute_name, open_images, open_pair, split_names
@@ -46,7 +47,7 @@ def test_a_root_with_train_and_val(tmp_path):
     assert open_images(root / "train").name == "set"
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "test"])
+@each("name", ["val", "valid", "test"])
 def test_names_of_the_second_split(name, tmp_path):
     write_images(tmp_path, ["train/a/1.png", "train/b/1.png", f"{name}/a/1.png", f"{name}/b/1.png"])
     assert len(open_images(tmp_path, "val")) == 2
@@ -87,7 +88,7 @@ def test_class_folders_themselves(tmp_path):
     assert images.describe() == f"folder {root}: 3 images in 2 classes"
 
 
-@pytest.mark.parametrize(
+@each(
     "names",
     [
         ["1.png", "2.jpg"],
@@ -120,7 +121,7 @@ def test_a_lone_train_folder(tmp_path):
     assert (split_names(tmp_path / "d"), len(open_images(tmp_path / "d"))) == (("all",), 3)
 
 
-@pytest.mark.parametrize("names", [("Train", "Val"), ("training", "validation"), ("train", "Test")])
+@each("names", [("Train", "Val"), ("training", "validation"), ("train", "Test")])
 def test_folders_that_look_like_splits_are_not_mixed_into_classes(names, tmp_path):
     write_images(tmp_path, [f"{names[0]}/a/1.png", f"{names[1]}/a/1.png"])
     with pytest.raises(DataError, match=f"holds {min(names)}/, {max(names)}/; call what to train on train/"):
@@ -184,7 +185,7 @@ def test_cifar(tmp_path):
     assert val.pixels(1)[0, 0].tolist() == [batch["data"][1][i] for i in (0, 1024, 2048)]
 
 
-@pytest.mark.parametrize("data", ["texture", "imagenet", ""])
+@each("data", ["texture", "imagenet", ""])
 def test_a_name_that_is_nothing(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
@@ -193,7 +194,7 @@ def test_a_name_that_is_nothing(data, tmp_path, monkeypatch):
         open_images(data)
 
 
-@pytest.mark.parametrize("data", ["./missing", "/missing/path", Path("missing")])
+@each("data", ["./missing", "/missing/path", Path("missing")])
 def test_a_path_that_is_missing(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"missing.* does not exist, and is not the name of a set: textures"):
@@ -309,7 +310,7 @@ def test_raise_unreadable_lists_twenty_and_counts_the_rest():
     assert lines[21:] == ["  and 3 more"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("total", "allowed"), [(1, 0), (99, 0), (100, 1), (250, 2), (1000, 10), (1_281_167, 12_811)]
 )
 def test_training_may_skip_one_percent_and_not_one_image_more(total, allowed):

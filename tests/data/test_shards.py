@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from cases import each
 from packing import pack, png, write_shards
 from torch.utils.data import DataLoader, Dataset
 
@@ -13,8 +14,8 @@ from patchssl.pretrain.dataset import EpochSampler
 from patchssl.runtime.errors import DataError
 
 
-@pytest.mark.parametrize("name", ["0001.jpg", "a/b/0001.CLS", "a.b/0001.seg.png", "0001.tar.gz", "plain", "a.b/plain",
-                                  ".hidden", "a/.x.jpg", "__meta__.json", "__x__/1.jpg", "a__b__.jpg", "x..jpg"])
+@each("name", ["0001.jpg", "a/b/0001.CLS", "a.b/0001.seg.png", "0001.tar.gz", "plain", "a.b/plain",
+               ".hidden", "a/.x.jpg", "__meta__.json", "__x__/1.jpg", "a__b__.jpg", "x..jpg"])
 def test_names_are_taken_apart_as_by_webdataset(name):
     tariterators = pytest.importorskip("webdataset.tariterators")
     key, extension = split_key(name)
@@ -33,7 +34,7 @@ def pack_one(name):
     return content.getvalue()
 
 
-@pytest.mark.parametrize(("names", "answer"), [
+@each(("names", "answer"), [
     (["cat/1.jpg", "cat/1.cls"], True),
     (["1.jpg", "1.json", "1.txt"], True),
     (["1.jpg", "2.jpg"], False),
@@ -67,7 +68,7 @@ def test_shards_written_by_webdataset(tmp_path):
                                      "extensions (.json 30, .txt 30)")
 
 
-@pytest.mark.parametrize("names", [("train-", "val-"), ("set-train-", "set-validation-"), ("train/", "val/")])
+@each("names", [("train-", "val-"), ("set-train-", "set-validation-"), ("train/", "val/")])
 def test_splits_of_shards(names, tmp_path):
     write_shards(tmp_path / "set", 10, 4, names[0])
     write_shards(tmp_path / "set", 4, 4, names[1], classes=2)
@@ -120,7 +121,7 @@ def test_shards_without_labels(tmp_path):
     assert open_images(path).labels is None
 
 
-@pytest.mark.parametrize(("files", "message"), [
+@each(("files", "message"), [
     ({"1.png": b"", "1.cls": b"0", "2.png": b""}, r"1 of 2 samples have no \.cls: 2\.png"),
     ({"1.png": b"", "1.cls": b"0", "2.npy": b"", "2.cls": b"0"}, r"1 samples have a \.cls and no image: 2; images are"),
     ({"1.png": b"", "1.cls": b"0", "1.PNG": b""}, r"sample 1 has two members \.png"),
@@ -152,8 +153,8 @@ class Grays(Dataset):
         return epoch, index, int(self.images.pixels(index)[0, 0, 0])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("ranks", [1, 3])
+@each("workers", [0, 2])
+@each("ranks", [1, 3])
 def test_every_sample_once_per_epoch_over_ranks_and_workers(ranks, workers, tmp_path):
     write_shards(tmp_path, 60, 7)
     images = open_images(tmp_path)

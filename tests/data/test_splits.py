@@ -1,12 +1,13 @@
 from pathlib import Path
 
 import pytest
+from cases import each
 
 from patchssl.data.splits import choose_splits, expand_braces, require_files, split_files
 from patchssl.runtime.errors import DataError, UsageError
 
 
-@pytest.mark.parametrize(("pattern", "names"), [
+@each(("pattern", "names"), [
     ("a.tar", ["a.tar"]),
     ("s-{000..002}.tar", ["s-000.tar", "s-001.tar", "s-002.tar"]),
     ("s-{9..11}.tar", ["s-9.tar", "s-10.tar", "s-11.tar"]),
@@ -23,14 +24,14 @@ def test_braces_agree_with_the_library_that_webdataset_uses():
         assert expand_braces(pattern) == list(braceexpand(pattern))
 
 
-@pytest.mark.parametrize("pattern", ["{}", "{a}", "{3..1}", "{0..999999999999}", "{1..1000}{1..1000}", "{a,b",
-                                     "{a,{b,c}", "a}b{1..2}", "{" * 5000, "{a,b}" * 21])
+@each("pattern", ["{}", "{a}", "{3..1}", "{0..999999999999}", "{1..1000}{1..1000}", "{a,b",
+                  "{a,{b,c}", "a}b{1..2}", "{" * 5000, "{a,b}" * 21])
 def test_braces_that_are_refused(pattern):
     with pytest.raises(UsageError, match=r"range|neither|more than (100,000|20)|and not (opened|closed)"):
         expand_braces(pattern)
 
 
-@pytest.mark.parametrize(("names", "found"), [
+@each(("names", "found"), [
     (["x-train-000.tar", "x-train-001.tar", "x-validation-00.tar"], {"train": [0, 1], "val": [2]}),
     (["train2017-0.tar", "test2017-0.tar"], {"train": [0], "val": [1]}),
     (["train.txt", "val.txt", "test.txt"], {"train": [0], "val": [1]}),

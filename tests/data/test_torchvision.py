@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torchvision
+from cases import each
 from packing import png, unpack
 from timm.data import create_dataset
 
@@ -80,7 +81,7 @@ def test_files_go_through_our_decoder(tmp_path, monkeypatch):
         val.pixels(0)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "mnist", "qmnist", "places365", "inaturalist", "imagenet"])
+@each("name", ["cifar10", "mnist", "qmnist", "places365", "inaturalist", "imagenet"])
 def test_nothing_is_downloaded_unasked(name, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("asked the network")
@@ -99,7 +100,7 @@ def test_download_is_passed_on_when_asked_for(tmp_path, monkeypatch):
     assert asked == [{"root": str(tmp_path), "download": True, "split": "val"}]
 
 
-@pytest.mark.parametrize(("uri", "message"), [
+@each(("uri", "message"), [
     ("timm:tfds/cifar10?root=x", "timm reads tfds/ as a stream only, .*export it once"),
     ("timm:wds/x?root=x", "timm reads wds/ as a stream only, .*name the shards themselves"),
     ("timm:hfids/a/b", "timm reads hfids/ as a stream only, .*name it as hf:OWNER/NAME"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 
 from patchssl.data.images import ArrayImages
 from patchssl.eval import features
@@ -176,8 +177,8 @@ def test_a_transform_that_says_nothing_of_itself_is_not_cached(cache):
 
 # outputs
 
-@pytest.mark.parametrize("uri", [SMALL, "random:resnet18", "random:vit_small_patch14_reg4_dinov2?depth=2&embed_dim=24"
-                                                           "&num_heads=3&img_size=56"])
+@each("uri", [SMALL, "random:resnet18", "random:vit_small_patch14_reg4_dinov2?depth=2&embed_dim=24"
+                                        "&num_heads=3&img_size=56"])
 def test_all_outputs_come_from_one_pass_and_equal_the_networks_own(uri):
     backbone = load_backbone(uri)
     images = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(3))
@@ -220,7 +221,7 @@ def test_images_of_several_sizes_keep_their_places():
         torch.testing.assert_close(found[index : index + 1], backbone.class_tokens(one, last=2), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("output", ["token", "class:0", "class:1.5", "gem:", "gem:x", "gem:0.5", "gem:nan"])
+@each("output", ["token", "class:0", "class:1.5", "gem:", "gem:x", "gem:0.5", "gem:nan"])
 def test_wrong_outputs(output):
     if output == "gem:":
         assert compute_outputs(load_backbone(SMALL), torch.zeros(1, 3, 32, 32), [output])[output].shape == (1, 48)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 from sklearn.decomposition import PCA
 from told import Told
@@ -302,7 +303,7 @@ def test_the_record_says_what_was_compared(small, tmp_path):
     assert [found.split(": ", 1)[1] for found in said] == ["4 originals, 76 copies, 5 in distractors, 9 in whitening"]
 
 
-@pytest.mark.parametrize(("protocol", "size", "what", "ranks"), [
+@each(("protocol", "size", "what", "ranks"), [
     ("native", 4, "originals", 20), ("dino-nowhitening", 9, "originals and distractors", 20),
     ("sscd", 9, "originals and distractors", 100)])
 def test_a_database_smaller_than_the_ranks_is_refused_before_an_image_is_read(small, monkeypatch, protocol, size, what,
@@ -363,7 +364,7 @@ def no_decoding(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_decoding")
-@pytest.mark.parametrize("block", ["original", "strong", "crops/80"])
+@each("block", ["original", "strong", "crops/80"])
 def test_missing_blocks_and_files_are_named_before_an_image_is_read(tmp_path, block):
     root = random_set(tmp_path / "set")
     gone = sorted((root / block).iterdir())[0]

@@ -2,6 +2,7 @@ import statistics
 
 import numpy as np
 import pytest
+from cases import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from told import Told
@@ -58,7 +59,7 @@ def test_settings_are_sorted_once_each_and_absent_without_shots():
     assert FewShot().settings() == {}
 
 
-@pytest.mark.parametrize(("shots", "draws", "seed"), [((0,), 5, 0), ((5, -1), 5, 0), ((5,), 0, 0), ((5,), 5, -1)])
+@each(("shots", "draws", "seed"), [((0,), 5, 0), ((5, -1), 5, 0), ((5,), 0, 0), ((5,), 5, -1)])
 def test_what_cannot_be_drawn_is_refused(shots, draws, seed):
     with pytest.raises(UsageError, match="images and draws are 1 or more, the seed 0 or more"):
         FewShot(shots, draws, seed)

@@ -1,13 +1,13 @@
 """Which queries a record shows, and whom they found, beside plain sorting."""
 
 import numpy as np
-import pytest
+from cases import each
 
 from patchssl.data.images import FileImages, Names
 from patchssl.eval.galleries import Picture, Shown, ends_of, first_results, gallery, latest
 
 
-@pytest.mark.parametrize("num", [1, 2, 7, 16, 40])
+@each("num", [1, 2, 7, 16, 40])
 def test_ends_are_the_lowest_and_highest_aps_and_no_query_stands_twice(num):
     aps = np.random.default_rng(num).permutation(num) / num
     chosen = ends_of(aps)

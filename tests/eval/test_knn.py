@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -70,7 +71,7 @@ def test_the_vote_equals_one_written_out_for_any_k_and_any_number_of_classes(
     assert ours == pytest.approx(slow_accuracy(train, train_labels, test, test_labels, k, temperature, num_classes))
 
 
-@pytest.mark.parametrize("k", [1, 10, 20, 200])
+@each("k", [1, 10, 20, 200])
 def test_top1_equals_scikit_learns_classifier_with_the_same_weights(k):
     train, train_labels, test, test_labels = clusters(700, 300, 9)
 

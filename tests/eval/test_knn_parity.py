@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 
 from patchssl.data.open import open_pair
 from patchssl.eval.features import extract_features
@@ -87,8 +88,8 @@ def test_every_difference_of_the_script_from_itself_is_of_classes_without_votes(
     assert all(in_doubt(name, k) == 0 for name in OFFICIAL["kept"] for k in (100, 200))
 
 
-@pytest.mark.parametrize("name", OFFICIAL["kept"])
-@pytest.mark.parametrize("temperature", [0.05, 0.1, 1e9])
+@each("name", OFFICIAL["kept"])
+@each("temperature", [0.05, 0.1, 1e9])
 def test_the_comparison_with_dino_can_fail(name, temperature):
     """The recorded numbers tell temperatures apart, an unweighted vote among them, and are far from 0 and 1."""
     official = OFFICIAL["kept"][name]["official"]

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from cases import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -19,7 +20,7 @@ def area_under_precision_recall(relevant, num_positives):
     return float((np.diff(found / num_positives) * (precision[1:] + precision[:-1]) / 2).sum())
 
 
-@pytest.mark.parametrize(("ranks", "num_positives", "expected"), [
+@each(("ranks", "num_positives", "expected"), [
     ([0, 1, 2], 3, 1),
     ([0], 4, 1 / 4),  # three were never found
     ([1], 1, (0 + 1 / 2) / 2),
@@ -52,7 +53,7 @@ def test_precision_at_counts_down_to_k_or_to_the_last_positive(relevant, k):
     assert precision_at(np.flatnonzero(relevant), ks=(k,)) == {k: pytest.approx(sum(shown) / len(shown))}
 
 
-@pytest.mark.parametrize(("ranks", "num_positives"), [
+@each(("ranks", "num_positives"), [
     ([], 0), ([0, 1], 1), ([1, 0], 2), ([0, 0], 2), ([-1], 1), ([0.5], 1), ([[0]], 1),
 ])
 def test_ranks_that_cannot_be_are_refused(ranks, num_positives):
@@ -98,7 +99,7 @@ def test_pooled_scores_that_cannot_be_sorted_are_refused():
         micro_average_precision(np.zeros(3), np.zeros(2), 1)
 
 
-@pytest.mark.parametrize(("num_correct", "total"), [(8, 10), (1, 1), (0, 7), (6_721, 10_000)])
+@each(("num_correct", "total"), [(8, 10), (1, 1), (0, 7), (6_721, 10_000)])
 def test_wilsons_bounds_are_where_the_score_test_turns(num_correct, total):
     """Both solve (share - p)^2 = z^2 p (1 - p) / total."""
     low, high = wilson_interval(num_correct, total)
@@ -120,7 +121,7 @@ def test_wilsons_bounds_are_scipys(total, data):
     assert 0 <= low <= num_correct / total <= high <= 1
 
 
-@pytest.mark.parametrize(("num_correct", "total"), [(0, 0), (3, 2), (-1, 2)])
+@each(("num_correct", "total"), [(0, 0), (3, 2), (-1, 2)])
 def test_no_interval_for_what_is_no_accuracy(num_correct, total):
     with pytest.raises(UsageError, match="no accuracy"):
         wilson_interval(num_correct, total)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 from told import Told
 from torch import nn
@@ -102,7 +103,7 @@ def contains_center(target, query, id_target, id_query, side):
     return top <= y < top + tall and left <= x < left + tall
 
 
-@pytest.mark.parametrize("seed", range(6))
+@each("seed", range(6))
 def test_scores_are_those_of_a_loop_over_patches(seed):
     side, patch = 4, 8
     views = random_pair(seed)
@@ -126,7 +127,7 @@ def test_scores_are_those_of_a_loop_over_patches(seed):
         assert (right >= 0).sum() == count > 0
 
 
-@pytest.mark.parametrize("mirror", [0.0, 0.5, 1.0])
+@each("mirror", [0.0, 0.5, 1.0])
 def test_codes_of_the_place_in_the_source_find_every_patch(mirror):
     """Also mirrored: the patch nearest to a center is the one that contains it."""
     for seed in range(20):
@@ -202,7 +203,7 @@ def test_pixels_as_a_model_are_the_row_of_pixels_beside_any_other():
     assert pixels.metrics["exact"] != network.metrics["exact"]
 
 
-@pytest.mark.parametrize(("size", "patch"), [(32, 4), (64, 8), (224, 16), (28, 2), (7, 1)])
+@each(("size", "patch"), [(32, 4), (64, 8), (224, 16), (28, 2), (7, 1)])
 def test_pixels_get_patches_that_leave_a_grid(size, patch):
     assert PixelPatches(size).patch_size == patch
     assert patches_protocol(RawPixels(size)).settings["patch_size"] == patch
@@ -240,7 +241,7 @@ def test_views_are_crops_of_the_image_with_other_colors(plain):
     assert (first.float() - second.float()).abs().mean() > 5
 
 
-@pytest.mark.parametrize(("height", "width"), [(90, 120), (300, 40), (1, 1), (3, 500)])
+@each(("height", "width"), [(90, 120), (300, 40), (1, 1), (3, 500)])
 def test_pairs_differ_in_scale_overlap_and_lie_inside(height, width):
     for seed in range(100):
         wide, close = random_pair(seed, 32, height, width)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import each
 
 from patchssl.eval.pooling import gem, mean_patch
 from patchssl.runtime.errors import UsageError
@@ -19,7 +20,7 @@ def slow_gem(patches, p):
     return np.array(images)
 
 
-@pytest.mark.parametrize("p", [1.0, 3.0, 4.0])
+@each("p", [1.0, 3.0, 4.0])
 def test_gem_equals_the_formula_written_out(p):
     patches = tokens()
     assert (patches < 0).any()

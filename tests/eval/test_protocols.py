@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from cases import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -55,7 +56,7 @@ def test_a_crop_larger_than_the_short_side_is_refused():
         crop_image(np.zeros((9, 9, 3), np.uint8), {"resize": 32, "crop": 64, "interpolation": "bicubic"})
 
 
-@pytest.mark.parametrize(("size", "resize"), [(28, 28), (32, 32), (63, 63), (64, 73), (96, 110), (224, 256)])
+@each(("size", "resize"), [(28, 28), (32, 32), (63, 63), (64, 73), (96, 110), (224, 256)])
 def test_native_resizes_by_256_over_224_from_64_pixels_on(size, resize):
     assert native_resize(size) == resize
     assert knn_protocol("native", size).settings["resize"] == resize

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from cases import each
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -126,13 +127,13 @@ def test_what_json_cannot_hold_never_reaches_the_disk(tmp_path):
     assert not list(tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("value", [1.0000001, -0.1, math.nan, math.inf, 43.2, "0.5", None, True])
+@each("value", [1.0000001, -0.1, math.nan, math.inf, 43.2, "0.5", None, True])
 def test_a_metric_that_is_no_fraction_is_refused_by_name(value):
     with pytest.raises(ValueError, match="top1@20"):
         make(metrics={"top5@20": 0.5, "top1@20": value})
 
 
-@pytest.mark.parametrize(
+@each(
     ("field", "value"),
     [
         ("model", ""),
@@ -156,7 +157,7 @@ def test_a_field_nobody_knows_is_refused():
         make(protcol="native")
 
 
-@pytest.mark.parametrize(
+@each(
     "name",
     ["../../etc/passwd", "..", "a/b\\c", "/abs", ".hidden", "x\0y", "...", "", "timm:vit.dino", "図 1"],
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cases import each
 from PIL import Image
 
 import patchssl as package
@@ -400,7 +401,7 @@ def test_eval_all_plans_runs_and_then_has_nothing_left(patchssl, everything, tmp
     assert refused.code == 4 and "there is no such folder" in refused.err
 
 
-@pytest.mark.parametrize(("task", "options", "numbers"), [
+@each(("task", "options", "numbers"), [
     ("linear", ("--data", "colors", "--epochs", "2"), ["top-1", "top-5"]),
     ("copydays", ("--data", "copies"), ["strong mAP", "pooled µAP"]),
     ("revisited", ("--data", "landmarks", "--set", "made"), ["easy mAP", "medium mAP", "hard mAP"]),
@@ -539,7 +540,7 @@ def test_the_best_test_epoch_is_called_so(patchssl, colors, tmp_path):
     assert "best test epoch" not in patchssl("eval", "linear", SMALL, *arguments).out
 
 
-@pytest.mark.parametrize("task", ["knn", "linear", "copydays", "revisited", "all"])
+@each("task", ["knn", "linear", "copydays", "revisited", "all"])
 def test_a_place_for_results_that_is_none_is_refused_at_once(patchssl, tmp_path, task):
     (tmp_path / "file").touch()
     more = ("--set", "made") if task == "revisited" else ()
@@ -592,7 +593,7 @@ class Unused(torch.nn.Module):
         return torch.zeros(len(images), 17, 3)
 
 
-@pytest.mark.parametrize(("task", "damaged"), [
+@each(("task", "damaged"), [
     ("knn", "colors/val/red/0.png"), ("linear", "colors/val/red/0.png"), ("dino probe", "colors/train/red/0.png"),
     ("patches", "colors/val/red/0.png"), ("copydays", "copies/crops/80/301900.jpg"),
     ("revisited", "landmarks/jpg/made_0002.jpg")])

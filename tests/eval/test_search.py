@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 
 from patchssl.eval import backends, search
 from patchssl.eval import faiss as faiss_index
@@ -22,8 +23,8 @@ def without_faiss(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("k", [1, 7, 150])
+@each("backend", BACKENDS)
+@each("k", [1, 7, 150])
 def test_neighbors_equal_those_of_a_full_sort_in_double_precision(backend, k):
     database, queries = some_features(500), some_features(300, seed=1)
     similarities, ids = search_topk(database, queries, k, backend=backend)

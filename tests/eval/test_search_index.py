@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 
 from patchssl.eval import faiss as faiss_index
 from patchssl.eval import search
@@ -157,7 +158,7 @@ def test_progress_counts_vectors_queries_and_the_queries_of_recall(monkeypatch):
     assert calls == [(300, 830), (600, 830), (700, 830), (780, 830), (830, 830)]
 
 
-@pytest.mark.parametrize(
+@each(
     ("index", "params", "words"),
     [
         ("IVF4", "", "FAISS says: could not parse index string IVF4"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 from torch import nn
 
 import patchssl
@@ -45,9 +46,9 @@ def backbone():
     return enlivened(load_backbone(SMALL))
 
 
-@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2",
-                                  "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224",
-                                  "vit_base_patch16_clip_224"])
+@each("arch", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2",
+               "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224",
+               "vit_base_patch16_clip_224"])
 def test_tokens_at_the_native_size_are_timms(arch):
     backbone = enlivened(load_backbone(f"random:{arch}?depth=2&embed_dim=24&num_heads=3&img_size=112"))
     x = images(112, 112)
@@ -98,7 +99,7 @@ def some_backbones():
     yield Backbone.from_module(OwnNetwork(), patch_size=2), (4, 6)
 
 
-@pytest.mark.parametrize("index", range(4))
+@each("index", range(4))
 def test_one_pass_gives_what_each_function_gives(index):
     backbone, size = list(some_backbones())[index]
     x = images(*size)
@@ -115,9 +116,9 @@ def test_one_pass_gives_what_each_function_gives(index):
     assert backbone.has_class_token
 
 
-@pytest.mark.parametrize("arch", ["vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb",
-                                  "eva02_base_patch16_clip_224"])
-@pytest.mark.parametrize("size", [(64, 64), (96, 48)])
+@each("arch", ["vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb",
+               "eva02_base_patch16_clip_224"])
+@each("size", [(64, 64), (96, 48)])
 def test_other_transformers_of_timm(arch, size):
     """EVA and DINOv3: tokens as timm's, class tokens of the last blocks against hooks on the blocks."""
     network = enlivened(create(arch, embed_dim=32, depth=4, num_heads=2, img_size=64)).eval()
@@ -149,8 +150,8 @@ def test_what_other_transformers_cannot_give():
         TransformerBackbone(pooled, arch="mine", **SIZES)
 
 
-@pytest.mark.parametrize("arch", ["test_resnet", "test_convnext", "resnet18"])
-@pytest.mark.parametrize("size", [(64, 64), (70, 97)])
+@each("arch", ["test_resnet", "test_convnext", "resnet18"])
+@each("size", [(64, 64), (70, 97)])
 def test_a_network_with_a_feature_map(arch, size):
     torch.manual_seed(0)
     network = create(arch).eval()
@@ -207,7 +208,7 @@ def test_an_image_smaller_than_a_patch(backbone, size):
 RECORD = Path(__file__).parents[1] / "data" / "dino_positions.npz"
 
 
-@pytest.mark.parametrize("size", [(224, 224), (96, 96), (480, 480), (224, 160), (336, 512)])
+@each("size", [(224, 224), (96, 96), (480, 480), (224, 160), (336, 512)])
 def test_positions_are_resized_as_dino_resizes_them(size):
     """14 x 14 embeddings of standard deviation 1, patch 16, at five image sizes."""
     record = np.load(RECORD)
@@ -237,7 +238,7 @@ def test_the_position_embeddings_that_a_backbone_uses(backbone):
     assert (seen[0] - seen[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize(("arch", "dinos"), [
+@each(("arch", "dinos"), [
     ("vit_tiny_patch16_224", True), ("deit_tiny_distilled_patch16_224", False), ("deit3_small_patch16_224", False),
     ("vit_small_patch14_reg4_dinov2", False),
 ])
@@ -247,7 +248,7 @@ def test_dinos_positions_need_one_prefix_token_with_a_position(arch, dinos):
     assert VitBackbone(network, dino_positions=False).dino_positions is False
 
 
-@pytest.mark.parametrize("n", [4, 14, 28])
+@each("n", [4, 14, 28])
 def test_resized_positions_fit_every_grid(n):
     embedding = torch.randn(1, 1 + n * n, 2)
     shapes = {(rows, columns): dino_positions(embedding, rows, columns).shape[1]
@@ -288,7 +289,7 @@ def test_ones_own_module_with_a_function_for_its_tokens():
     torch.testing.assert_close(backbone.tokens(images(4, 4)), module(images(4, 4)) / 2)
 
 
-@pytest.mark.parametrize(("options", "words"), [
+@each(("options", "words"), [
     ({"mean": (0.5, 0.5)}, r"mean \(0\.5, 0\.5\) and std .*three numbers each"), ({"mean": ()}, "three numbers each"),
     ({"std": (1, 1, 1, 1)}, "three numbers each"), ({"std": (1, 0, 1)}, "std above 0"),
     ({"std": (1, -1, 1)}, "std above 0"),
@@ -311,7 +312,7 @@ def test_a_module_without_weights_is_on_the_cpu():
     assert backbone.weights_sha256 == state_sha256({})
 
 
-@pytest.mark.parametrize(("size", "whole"), [((16, 16), (16, 16)), ((17, 31), (16, 24)), ((8, 9), (8, 8))])
+@each(("size", "whole"), [((16, 16), (16, 16)), ((17, 31), (16, 24)), ((8, 9), (8, 8))])
 def test_whole_patches_keep_top_and_left(size, whole):
     x = images(*size)
     assert torch.equal(whole_patches(x, 8), x[..., :whole[0], :whole[1]])

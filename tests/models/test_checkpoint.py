@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import each
 
 import patchssl
 from patchssl.models.checkpoint import load_checkpoint, require_format, save_checkpoint
@@ -111,7 +112,7 @@ def weights_position(path):
     return path.read_bytes().index(torch.full((10,), 2.0).numpy().tobytes()) + 1000
 
 
-@pytest.mark.parametrize("damage", [
+@each("damage", [
     lambda path: path.write_bytes(path.read_bytes()[:-400]),
     lambda path: path.write_bytes(path.read_bytes()[: 2 * len(path.read_bytes()) // 3]),
     lambda path: path.write_bytes(b""),
@@ -119,6 +120,7 @@ def weights_position(path):
     lambda path: flip(path, weights_position(path)),
 ], ids=["end cut off", "third cut off", "empty", "zeros", "one bit of a weight"])
 def test_a_damaged_newest_is_named_and_the_one_before_used(tmp_path, damage, caplog):
+    caplog.clear()
     save_steps(tmp_path, 1, 2)
     damage(tmp_path / NEWEST)
     with caplog.at_level(logging.WARNING):
@@ -185,7 +187,7 @@ def test_a_bare_pickle_is_refused_unrun(tmp_path):
     assert not victim.exists()
 
 
-@pytest.mark.parametrize("other", [{"model": {}}, [1, 2], {"format": "other"}])
+@each("other", [{"model": {}}, [1, 2], {"format": "other"}])
 def test_somebody_elses_file(tmp_path, other):
     torch.save(other, tmp_path / "file.pth")
     with pytest.raises(CheckpointError, match=r"file\.pth is not a checkpoint of patchssl"):
@@ -221,7 +223,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     assert is_whole(load_checkpoint(save_steps(tmp_path, 4)), 4)
 
 
-@pytest.mark.parametrize(("content", "words"), [
+@each(("content", "words"), [
     ({"teacher": {}}, "is not a checkpoint of patchssl"), ([1], "is not a checkpoint of patchssl"),
     (None, "is not a checkpoint of patchssl"), ({"format": torch.ones(3)}, "is not a checkpoint of patchssl"),
     ({"format": "patchssl"}, "does not say which version"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from cases import each
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 
@@ -463,14 +464,14 @@ def test_a_cache_that_is_damaged(dead):
     assert f"delete the folder {root} " in sentence
 
 
-@pytest.mark.parametrize("name", ["", "a/b/c", "org/net/", "../net", "org/..", "-net", "org/a--b", "https://x.y/a/b",
-                                  "org/net v1", "net.git"])
+@each("name", ["", "a/b/c", "org/net/", "../net", "org/..", "-net", "org/a--b", "https://x.y/a/b",
+               "org/net v1", "net.git"])
 def test_names_that_no_repository_has(dead, name):
     with pytest.raises(UsageError, match="write ORG/NAME"):
         hub.hub_file(name, WEIGHTS)
 
 
-@pytest.mark.parametrize("revision", ["", "/etc", "../../../x", "a b", "a\\b", "a\nb"])
+@each("revision", ["", "/etc", "../../../x", "a b", "a\\b", "a\nb"])
 def test_revisions_that_lead_elsewhere(dead, revision):
     with pytest.raises(UsageError, match="write a branch, a tag or a commit"):
         hub.hub_file(REPO, WEIGHTS, revision)
@@ -487,7 +488,7 @@ def test_a_table_is_read_once(online):
     assert len(online.questions) == asked
 
 
-@pytest.mark.parametrize(("content", "says"), [
+@each(("content", "says"), [
     (b'{"architecture": ', "is damaged"), (b"", "is damaged"), (b"\xff\xfe{}", "is damaged"),
     (b"[" * 100_000, "is damaged"), (b"[1, 2]", "holds a JSON list, not a table")])
 def test_json_that_is_no_table(dead, content, says):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from cases import each
 from safetensors.torch import save_file
 
 from patchssl.models import inspect as inspect_module
@@ -94,7 +95,7 @@ def assert_sound(found):
 # sound files -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@each("name", SHAPES)
 def test_a_bare_official_file(tmp_path, name):
     path = saved(official(name), tmp_path / f"{name}.pth")
     found = inspect_model(f"{path}{HEADS[name]}")
@@ -115,7 +116,7 @@ def test_kinds_of_files(tmp_path):
     assert kinds == ["safetensors", "torch legacy"]
 
 
-@pytest.mark.parametrize(("content", "framework", "left_out"), [
+@each(("content", "framework", "left_out"), [
     (training, "DINO", 4),
     (lambda: training(dino_loss={"center": torch.zeros(1, 37, 16)}),
      "PW-Self (the authors' code: one center per token position)", 4),
@@ -276,8 +277,8 @@ def test_an_untrained_network(tmp_path):
     assert found.loads
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["dino", "dinov2_reg"])
+@each("dtype", [torch.float16, torch.bfloat16])
+@each("name", ["dino", "dinov2_reg"])
 def test_half_precision(tmp_path, name, dtype):
     path = saved({key: tensor.to(dtype) for key, tensor in official(name).items()}, tmp_path / "a.pth")
     found = inspect_model(f"{path}{HEADS[name]}")
@@ -315,7 +316,7 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
     assert (report.facts.num_parameters, report.notes) == (whole.facts.num_parameters, whole.notes)
 
 
-@pytest.mark.parametrize("name", ["ibot_scaled", "dinov2", "dinov2_reg", "dinov2_swiglu"])
+@each("name", ["ibot_scaled", "dinov2", "dinov2_reg", "dinov2_swiglu"])
 def test_facts_of_an_incomplete_file_are_those_of_the_whole_one(tmp_path, name):
     whole = saved(official(name), tmp_path / "a.pth")
     found = inspect_model(f"{saved(official(name) | {'norm.bias': torch.ones(5)}, tmp_path / 'b.pth')}{HEADS[name]}")
@@ -339,7 +340,7 @@ def test_a_file_whose_architecture_cannot_be_read(tmp_path):
     assert found.as_text().endswith("not possible, see trouble")
 
 
-@pytest.mark.parametrize("odd", [
+@each("odd", [
     lambda tensor: tensor.to_sparse(), lambda tensor: tensor.to("meta"), lambda tensor: tensor.to(torch.int64),
     lambda tensor: tensor.to(torch.complex64), lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.quint8),
 ])
@@ -378,7 +379,7 @@ def test_an_incomplete_folder(tmp_path):
     assert (found.loads, found.main.num_tensors, found.main.framework) == (False, len(state), "timm")
 
 
-@pytest.mark.parametrize(("changes", "word"), [
+@each(("changes", "word"), [
     ({"architecture": None}, "describes no network"), ({"architecture": "swin_tiny_patch4_window7_224"}, "Swin"),
     ({"model_args": {"depth": 10**9}}, "model_args that set depth"), ({"pretrained_cfg": {"mean": [1]}}, "mean"),
     ({"pretrained_cfg": 3}, "pretrained_cfg"), ({"model_args": [1]}, "model_args"),
@@ -433,7 +434,7 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("raw", [
+@each("raw", [
     b"", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n", b"garbage" * 100, None,
 ])
 def test_what_is_no_file_of_weights_is_refused(tmp_path, raw):
@@ -453,7 +454,7 @@ def test_a_file_that_asks_to_run_code_is_refused(tmp_path):
     assert mark.exists()
 
 
-@pytest.mark.parametrize(("uri", "word"), [
+@each(("uri", "word"), [
     ("py:my.module:factory", "it would run your code"), ("random:vit_tiny_patch16_224", "has no file"),
     ("no/such/file.pth", "does not exist"), ("timm:no_such_network", "no_such_network"),
 ])
@@ -462,7 +463,7 @@ def test_names_that_are_not_inspected(uri, word):
         inspect_model(uri)
 
 
-@pytest.mark.parametrize(("option", "error"), [
+@each(("option", "error"), [
     ("#nobody", CheckpointError), ("?heads=three", UsageError), ("?mean=1,2", UsageError),
     ("?method=magic", UsageError), ("?size=3", UsageError),
 ])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from cases import each
 
 from patchssl.models.networks import (
     NetworkSpec,
@@ -31,7 +32,7 @@ SMALL = NetworkSpec(arch="vit_tiny_patch16_224", image_size=32, patch_size=8, em
 # names ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("arch", "sizes"), [
+@each(("arch", "sizes"), [
     ("vit_tiny_patch16_224", (224, 16)), ("vit_tiny_patch16_384", (384, 16)), ("vit_base_patch32_clip_224", (224, 32)),
     ("vit_small_patch14_dinov2", (518, 14)), ("vit_small_patch14_reg4_dinov2", (518, 14)), ("test_vit", (224, 16)),
 ])
@@ -39,8 +40,8 @@ def test_sizes_in_timms_names(arch, sizes):
     assert default_sizes(arch) == sizes
 
 
-@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "vit_tiny_patch16_384", "vit_base_patch32_clip_224",
-                                  "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+@each("arch", ["vit_tiny_patch16_224", "vit_tiny_patch16_384", "vit_base_patch32_clip_224",
+               "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
 def test_sizes_in_timms_names_are_those_of_its_networks(arch):
     with torch.device("meta"):
         embedding = timm.create_model(arch, depth=1).patch_embed
@@ -63,7 +64,7 @@ def test_which_networks_there_are():
         require_arch("vit_tine_patch16_224")
 
 
-@pytest.mark.parametrize(("arch", "tag", "words"), [
+@each(("arch", "tag", "words"), [
     ("vit_small_patch16_224", "dyno", "tag of timm model vit_small_patch16_224 'dyno' is unknown; did you mean 'dino'"),
     ("vit_small_patch8_224", "", None), ("vit_small_patch8_224", "dino", None),
     ("vit_small_patch16_18x2_224", "", "timm has no weights of vit_small_patch16_18x2_224; random:vit_small"),
@@ -87,7 +88,7 @@ def test_timms_record_of_weights():
         assert pretrained_config(name) is None
 
 
-@pytest.mark.parametrize(("arch", "family"), [
+@each(("arch", "family"), [
     ("vit_tiny_patch16_224", "vit"), ("deit3_small_patch16_224", "vit"), ("vit_small_patch14_reg4_dinov2", "vit"),
     ("test_vit", "vit"), ("eva02_tiny_patch14_224", "transformer"), ("vit_small_patch16_dinov3", "transformer"),
     ("resnet50", "convolutional"), ("convnext_tiny", "convolutional"), ("test_convnext", "convolutional"),
@@ -96,7 +97,7 @@ def test_families(arch, family):
     assert family_of(arch) == family
 
 
-@pytest.mark.parametrize(("arch", "reason"), [
+@each(("arch", "reason"), [
     ("swin_tiny_patch4_window7_224", "a Swin Transformer has no class token"),
     ("swinv2_tiny_window8_256", "a Swin Transformer has no class token"),
     ("xcit_nano_12_p16_224", "XCiT attends over channels, not over patches"),
@@ -127,7 +128,7 @@ def test_building_leaves_the_generator_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("changes", "words"), [
+@each(("changes", "words"), [
     ({"arch": "vit_tine_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),
     ({"image_size": 30}, "30 pixels is no multiple of the patch size 8"),
     ({"image_size": 0}, "0 pixels is no multiple"), ({"patch_size": 0}, "no multiple of the patch size 0"),
@@ -156,8 +157,8 @@ def test_a_network_without_final_norm_for_its_class_token():
         require_vit(torch.nn.Linear(2, 2), "mine")
 
 
-@pytest.mark.parametrize("arch", ["test_vit", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224",
-                                  "vit_small_patch14_reg4_dinov2"])
+@each("arch", ["test_vit", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224",
+               "vit_small_patch14_reg4_dinov2"])
 def test_positions_as_timm_resizes_them(arch):
     """Against timm's forward pass: what an image of zeros has in front of the first block, less its patches."""
     vit = build_vit(NetworkSpec(arch=arch, image_size=112, patch_size=14, embed_dim=24, depth=1, num_heads=3), seed=0)
@@ -199,7 +200,7 @@ def test_weights_are_used_as_they_lie():
     assert state_sha256(module.state_dict()) == state_sha256(state)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision(dtype):
     state = {name: tensor.to(dtype) for name, tensor in build_vit(SMALL, seed=4).state_dict().items()}
     module = load_exactly(lambda: build_vit(SMALL), state, "small", "a.pth")
@@ -218,7 +219,7 @@ def test_tables_that_no_file_holds_are_computed(arch):
     assert torch.equal(module.forward_features(x), theirs.forward_features(x))
 
 
-@pytest.mark.parametrize(("change", "words"), [
+@each(("change", "words"), [
     (lambda s: s.pop("norm.bias"), "1 missing: norm.bias"),
     (lambda s: s.update(extra=torch.ones(1)), "1 unexpected: extra"),
     (lambda s: s.update({"norm.bias": torch.ones(25)}), "norm.bias is 25 instead of 24"),

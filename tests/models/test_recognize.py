@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 from safetensors.torch import save_file
 
 from patchssl.models.load import load_backbone
@@ -74,13 +75,13 @@ def assert_gives_what_the_official_code_gives(backbone, name, most=1e-5):
                 assert difference < most, f"{what} of {name} at {size}: {difference:.1e}"
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@each("name", SHAPES)
 def test_a_bare_official_file(tmp_path, name):
     path = saved(official(name), tmp_path / f"{name}.pth")
     assert_gives_what_the_official_code_gives(load_backbone(f"{path}{HEADS[name]}"), name)
 
 
-@pytest.mark.parametrize("name", ARCHS)
+@each("name", ARCHS)
 def test_the_architecture_is_timms_nearest_with_what_differs(tmp_path, name):
     backbone = load_backbone(f"{saved(official(name), tmp_path / 'a.pth')}{HEADS[name]}")
     assert backbone.arch == ARCHS[name]
@@ -90,7 +91,7 @@ def test_the_architecture_is_timms_nearest_with_what_differs(tmp_path, name):
 SIZES_OF = {name: (84, 14) if name.startswith("dinov2") else (96, 16) for name in SHAPES}
 
 
-@pytest.mark.parametrize("network", ["dino", "ibot", "dinov2"])
+@each("network", ["dino", "ibot", "dinov2"])
 def test_wrong_weights_would_be_seen(tmp_path, network):
     """The comparison can fail: with other weights, or with another number of heads."""
     path = saved(official(network, "other "), tmp_path / "a.pth")
@@ -120,14 +121,14 @@ CONTAINERS = {
 }
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("name", ["dino", "dinov2_reg"])
+@each("container", CONTAINERS)
+@each("name", ["dino", "dinov2_reg"])
 def test_containers_and_prefixes(tmp_path, name, container):
     path = saved(CONTAINERS[container](official(name)), tmp_path / "a.pth")
     assert_gives_what_the_official_code_gives(load_backbone(f"{path}{HEADS[name]}"), name)
 
 
-@pytest.mark.parametrize("name", ["dino", "ibot_scaled", "dinov2_chunks"])
+@each("name", ["dino", "ibot_scaled", "dinov2_chunks"])
 def test_safetensors_and_torchs_old_format(tmp_path, name):
     save_file(official(name), tmp_path / "a.safetensors")
     torch.save(official(name), tmp_path / "a.bin", _use_new_zipfile_serialization=False)
@@ -135,8 +136,8 @@ def test_safetensors_and_torchs_old_format(tmp_path, name):
         assert_gives_what_the_official_code_gives(load_backbone(f"{tmp_path / file}{HEADS[name]}"), name)
 
 
-@pytest.mark.parametrize("name", ["dino", "dinov2"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@each("name", ["dino", "dinov2"])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(tmp_path, name, dtype):
     rounded = {key: tensor.to(dtype) for key, tensor in official(name).items()}
     first = load_backbone(f"{saved(rounded, tmp_path / 'a.pth')}{HEADS[name]}")
@@ -212,7 +213,7 @@ def test_the_teacher_of_dinov2s_training(tmp_path):
                               "left out: mask_token, dino_head.* (1 tensors), ibot_head.* (1 tensors)")
 
 
-@pytest.mark.parametrize(("content", "file", "framework", "method"), [
+@each(("content", "file", "framework", "method"), [
     (lambda: training("dino", center=(1, 16)), "a.pth", "DINO", "dino"),
     (lambda: official("ibot"), "a.pth", "iBOT", "ibot"),
     (lambda: official("dinov2_reg"), "a.pth", "DINOv2", "other"),
@@ -235,7 +236,7 @@ def test_a_classifier_is_left_out_and_said_so(tmp_path):
     assert backbone.method == "supervised"
 
 
-@pytest.mark.parametrize(("sizes", "arch"), [
+@each(("sizes", "arch"), [
     ((192, 12, 16, 14), "vit_tiny_patch16_224"), ((384, 12, 16, 14), "vit_small_patch16_224"),
     ((384, 12, 8, 28), "vit_small_patch8_224"), ((768, 12, 8, 28), "vit_base_patch8_224"),
     ((1024, 24, 16, 14), "vit_large_patch16_224"), ((192, 12, 8, 28), "vit_tiny_patch16_224 (patch_size=8)"),
@@ -289,7 +290,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@each("wrong", WRONG)
 def test_shapes_and_names_that_are_no_network(tmp_path, wrong):
     shapes, words = WRONG[wrong]
     path = saved(official("dino") | {name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "a.pth")
@@ -298,7 +299,7 @@ def test_shapes_and_names_that_are_no_network(tmp_path, wrong):
     assert [word for word in [str(path), *words] if word not in str(caught.value)] == [], str(caught.value)
 
 
-@pytest.mark.parametrize(("heads", "words"), [
+@each(("heads", "words"), [
     ("3", "3 attention heads do not divide the 64 channels"), ("0", "0 attention heads do not divide"),
     ("128", "128 attention heads do not divide"),
 ])
@@ -319,7 +320,7 @@ def test_what_was_left_out_in_words():
     assert describe_left_out(["fc.bias", "masked_embed", "fc.weight"]) == "left out: fc.* (2 tensors), masked_embed"
 
 
-@pytest.mark.parametrize(("file", "name"), [("a.pth", "a"), ("b.pth.tar", "b"), ("c.d.safetensors", "c.d"), ("e", "e")])
+@each(("file", "name"), [("a.pth", "a"), ("b.pth.tar", "b"), ("c.d.safetensors", "c.d"), ("e", "e")])
 def test_names_for_records(file, name):
     assert official_stem(Path("folder") / file) == name
 

@@ -1,8 +1,8 @@
 """Each sign of trouble in numbers planted by hand and found, and networks before and after a little training."""
 
-import pytest
 import timm
 import torch
+from cases import each
 
 from patchssl.models.networks import NetworkSpec, build_vit
 from patchssl.models.soundness import Extent, check_numbers, extent_of
@@ -23,7 +23,7 @@ def test_what_is_measured_of_a_tensor():
     assert extent_of(torch.ones(0, 3)) is None
 
 
-@pytest.mark.parametrize(("extent", "value", "answer"), [
+@each(("extent", "value", "answer"), [
     ((1.0, 1.0), 1, True), ((1.0, 1.0), 0, False), ((0.0, 1.0), 1, False), ((0.0, 1.0), 0, False),
     ((float("nan"), float("nan")), 0, False),
 ])
@@ -36,7 +36,7 @@ def test_sound_numbers():
     assert check_numbers({}) == ((), True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_each_value_that_is_not_finite_is_counted(dtype):
     tensors = {name: tensor.to(dtype) for name, tensor in drawn().items()}
     tensors["norm.bias"][1:3] = torch.nan
@@ -54,7 +54,7 @@ def test_the_first_few_names_are_given():
         "more",)
 
 
-@pytest.mark.parametrize(("name", "shape", "suspicious"), [
+@each(("name", "shape", "suspicious"), [
     ("blocks.0.fc.weight", (3, 3), True), ("patch_embed.proj.weight", (4, 3, 2, 2), True),
     ("pos_embed", (1, 5, 8), True), ("norm.weight", (8,), True), ("norm.bias", (8,), False),
     ("cls_token", (1, 1, 8), False), ("blocks.0.fc.bias", (8,), False),
@@ -69,14 +69,14 @@ def test_a_single_zero_is_no_trouble():
     assert check_numbers({"fc.weight": torch.tensor([[0.0, 0.0], [0.0, 1e-9]])}) == ((), True)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@each("seed", range(5))
 def test_an_untrained_vit_is_recognized(seed):
     trouble = check_numbers(build_vit(SMALL, seed=seed).state_dict()).trouble
     assert trouble == ("looks untrained: all norm weights and biases are exactly what they start at",)
 
 
-@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "resnet18", "resnet50", "convnext_atto",
-                                  "eva02_tiny_patch14_224"])
+@each("arch", ["vit_tiny_patch16_224", "resnet18", "resnet50", "convnext_atto",
+               "eva02_tiny_patch14_224"])
 def test_timms_untrained_networks_are_recognized(arch):
     """A batch norm at the end of a ResNet's block starts at zero, which is no trouble of its own."""
     (trouble,) = check_numbers(timm.create_model(arch, num_classes=0).state_dict()).trouble
@@ -98,7 +98,7 @@ def test_one_update_is_seen():
     assert check_numbers(state) == ((), True)
 
 
-@pytest.mark.parametrize("sign", [
+@each("sign", [
     lambda state: {name: torch.ones_like(t) for name, t in state.items() if t.ndim == 1 and name.endswith(".weight")},
     lambda state: {name: torch.zeros_like(t) for name, t in state.items() if name.endswith(".bias")},
 ])

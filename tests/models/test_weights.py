@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 from safetensors.torch import save_file
 
 import patchssl
@@ -68,7 +69,7 @@ def test_numbers_of_both_generations_of_numpy(tmp_path):
         assert read_torch(file) == {"lr": 0.25}
 
 
-@pytest.mark.parametrize(("rest", "args", "epoch"), [
+@each(("rest", "args", "epoch"), [
     ({}, {}, None), ({"args": {"arch": "x"}, "epoch": 7}, {"arch": "x"}, 7), ({"args": [1], "epoch": "3"}, {}, None),
     ({"args": None, "epoch": -1}, {}, None), ({"epoch": torch.ones(3)}, {}, None),
 ])
@@ -106,7 +107,7 @@ def test_a_tensor_with_attributes_of_its_own(tmp_path):
         assert torch.equal(network["a.weight"].float(), torch.arange(3.0))
 
 
-@pytest.mark.parametrize(("names", "asked", "chosen"), [
+@each(("names", "asked", "chosen"), [
     (["student", "teacher"], None, "teacher"), (["student", "teacher"], "student", "student"),
     (["model"], None, "model"), (["model"], "model", "model"),
 ])
@@ -114,7 +115,7 @@ def test_which_network_is_chosen(names, asked, chosen):
     assert weights_in(dict.fromkeys(names, STATE), Path("a.pth")).choose(asked) == chosen
 
 
-@pytest.mark.parametrize(("content", "asked", "words"), [
+@each(("content", "asked", "words"), [
     ({"student": STATE, "teacher": STATE}, "techer", "a.pth has no 'techer', only student, teacher; choose one"),
     ({"ema": STATE, "model": STATE}, None, "a.pth holds the networks ema, model; choose one as a.pth#NAME"),
     (STATE, "teacher", "a.pth has no 'teacher', one network without a name"),
@@ -127,7 +128,7 @@ def test_networks_that_are_not_there(content, asked, words):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "words"), [
+@each(("content", "words"), [
     (torch.ones(3), "a.pth holds a single tensor; weights are a table"), ([STATE], "a.pth holds a list"),
     ("text", "holds a str"), (None, "holds a NoneType"), ({}, "holds no network, only nothing"),
     ({"epoch": 3, "dino_loss": {"center": torch.ones(1)}}, "holds no network, only 'dino_loss', 'epoch'"),
@@ -142,9 +143,9 @@ def test_what_is_no_network(tmp_path, content, words):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["module.x.weight", "_orig_mod.x.weight", "module._orig_mod.x.weight",
-                                  "_orig_mod.module.x.weight", "x._orig_mod.weight", "module.module.x.weight",
-                                  "_fsdp_wrapped_module.x._fsdp_wrapped_module.weight"])
+@each("name", ["module.x.weight", "_orig_mod.x.weight", "module._orig_mod.x.weight",
+               "_orig_mod.module.x.weight", "x._orig_mod.weight", "module.module.x.weight",
+               "_fsdp_wrapped_module.x._fsdp_wrapped_module.weight"])
 def test_wrappers_are_taken_off(name):
     assert unwrapped(name) == "x.weight"
 
@@ -175,7 +176,7 @@ def is_whole(path):
     return found.keys() == STATE.keys() and all(torch.equal(found[name], STATE[name]) for name in STATE)
 
 
-@pytest.mark.parametrize("format", ["zip", "old", "safetensors"])
+@each("format", ["zip", "old", "safetensors"])
 def test_a_file_that_ends_early(tmp_path, format):
     """Cut anywhere, it is refused by name; whole, it is read."""
     whole = tmp_path / ("a.safetensors" if format == "safetensors" else "a.pth")
@@ -277,7 +278,7 @@ WRONG = {  # name of the file: (bytes, words of the refusal)
 }
 
 
-@pytest.mark.parametrize("file", WRONG)
+@each("file", WRONG)
 def test_what_is_no_file_of_weights(tmp_path, file):
     raw, words = WRONG[file]
     path = written(raw, tmp_path / file)
@@ -318,8 +319,8 @@ def parts_of(path):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-@pytest.mark.parametrize("parts", [{}, {"readme.txt": b"hello"}, {"a/data.pkl": pickle.dumps([1])},
-                                   {"../../escaped": b"x", "a/data.pkl": b"\x80\x02}q\x00."}])
+@each("parts", [{}, {"readme.txt": b"hello"}, {"a/data.pkl": pickle.dumps([1])},
+                {"../../escaped": b"x", "a/data.pkl": b"\x80\x02}q\x00."}])
 def test_an_archive_of_something_else(tmp_path, parts):
     folder = tmp_path / "inner" / "most"
     folder.mkdir(parents=True)
@@ -381,7 +382,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         read_weights(path)
 
 
-@pytest.mark.parametrize("tensor", [
+@each("tensor", [
     torch.zeros(64, dtype=torch.int64), torch.zeros(64, dtype=torch.bool), torch.zeros(64, dtype=torch.complex64),
     torch.zeros(64).to_sparse(), torch.zeros(64, device="meta"),
 ], ids=["whole numbers", "truth values", "complex", "sparse", "without content"])
@@ -460,8 +461,8 @@ def assert_refused_unrun(path, folder):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["zip", "old format"])
-@pytest.mark.parametrize("attack", ATTACKS)
+@each("old", [False, True], ids=["zip", "old format"])
+@each("attack", ATTACKS)
 def test_a_file_that_runs_something_is_refused_unrun(tmp_path, attack, old):
     run = tmp_path / "run"
     run.mkdir()
@@ -509,8 +510,8 @@ CRAFTED = {
 }
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["zip", "old format"])
-@pytest.mark.parametrize("attack", CRAFTED)
+@each("old", [False, True], ids=["zip", "old format"])
+@each("attack", CRAFTED)
 def test_crafted_pickles_are_refused(tmp_path, monkeypatch, attack, old):
     (tmp_path / "hostile.py").write_text(f"open({str(tmp_path / 'created')!r}, 'w').close()\nclass argparse:\n"
                                          "    class Namespace:\n        pass\n")
@@ -575,8 +576,8 @@ def test_a_safetensors_file_is_known_by_its_content(tmp_path):
     assert (found.kind, list(found.networks[BARE])) == ("safetensors", ["norm.weight"])
 
 
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-@pytest.mark.parametrize("wrapper", ["", "module."])
+@each("suffix", ["pth", "safetensors"])
+@each("wrapper", ["", "module."])
 def test_student_and_teacher_in_one_table_are_two_networks(tmp_path, suffix, wrapper):
     tensors = {f"{wrapper}{network}.backbone.norm.weight": torch.full((3,), float(number))
                for number, network in enumerate(("student", "teacher"))}

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from cases import each
 
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import dump_recipe, load_recipe, parse_recipe, recipe_keys, recipe_names
@@ -16,7 +17,7 @@ def refusal(text="", overrides=()):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@each("name", recipe_names())
 def test_shipped_recipes_load_and_round_trip(name):
     recipe = load_recipe(name)
     assert parse_recipe(dump_recipe(recipe)) == recipe
@@ -27,7 +28,7 @@ def test_the_shipped_recipes_are_there():
     assert set(SHIPPED) <= set(recipe_names())
 
 
-@pytest.mark.parametrize("name", [n for n in SHIPPED if n != "quickstart"])
+@each("name", [n for n in SHIPPED if n != "quickstart"])
 def test_the_authors_recipes_hold_the_authors_settings(name):
     """The numbers of DESIGN section 1, written out here once more."""
     recipe = load_recipe(name)
@@ -56,7 +57,7 @@ def test_a_dumped_recipe_spells_out_every_setting():
     assert {"method", "model.arch", "optim.lr", "views.global_scale", "run.workers"} <= set(recipe_keys())
 
 
-@pytest.mark.parametrize(("text", "nearest"), [
+@each(("text", "nearest"), [
     ("optim: {epoch: 3}", "'optim.epochs'"),
     ("optim: {learning_rate: 3, batchsize: 3}", "'optim.batch_size'"),
     ("lr: 1", "'optim.lr'"),  # the right word in the wrong place
@@ -69,7 +70,7 @@ def test_an_unknown_key_in_a_file_answers_with_the_nearest(text, nearest):
     assert f"did you mean {nearest}" in refusal(text)
 
 
-@pytest.mark.parametrize(("override", "nearest"), [
+@each(("override", "nearest"), [
     ("optim.epoch=3", "'optim.epochs'"),
     ("epochs=3", "'optim.epochs'"),
     ("optimizer.lr=1", "'optim.lr'"),
@@ -88,7 +89,7 @@ def test_overriding_a_whole_part_says_what_it_holds():
     assert "model.arch" in sentence
 
 
-@pytest.mark.parametrize(("override", "value"), [
+@each(("override", "value"), [
     ("optim.lr=1e-4", 1e-4),
     ("optim.lr=5.0e-04", 5e-4),
     ("optim.lr=1", 1.0),
@@ -119,7 +120,7 @@ def test_an_override_reaches_a_part_that_the_file_leaves_empty():
     assert parse_recipe("optim:\n  # nothing yet\n", ["optim.epochs=6"]).optim.epochs == 6
 
 
-@pytest.mark.parametrize(("override", "words"), [
+@each(("override", "words"), [
     ("optim.epochs=0", ["optim.epochs = 0", "greater than 0"]),
     ("optim.epochs=many", ["optim.epochs = 'many'", "integer"]),
     ("optim.lr=-1e-3", ["optim.lr", "-1e-3", "greater than 0"]),
@@ -148,7 +149,7 @@ def test_wrong_values_are_refused_by_dotted_name(override, words):
     assert [word for word in words if word not in sentence] == [], sentence
 
 
-@pytest.mark.parametrize(("overrides", "words"), [
+@each(("overrides", "words"), [
     (["views.num_global=1", "views.num_local=0"], ["views.num_global = 1", "num_local = 0", "at least two"]),
     (["loss.weighting=paper", "loss.patch_weight=0.5"], ["loss.patch_weight", "loss.weighting = balanced"]),
     (["loss.weighting=paper", "loss.patch_warmup_epochs=3"], ["loss.patch_warmup_epochs"]),
@@ -176,7 +177,7 @@ def test_dino_needs_whole_view_color_only():
     assert parse_recipe("method: dino\nphotometric: {patch_share: 0}").method == "dino"
 
 
-@pytest.mark.parametrize(("text", "words"), [
+@each(("text", "words"), [
     ("- a\n- b\n", "a list"),
     ("optim: [1, 2", "is not YAML"),
     ("optim: 3\n", "optim = 3"),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -90,9 +91,9 @@ def assert_near(ours, theirs, tolerance):
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
-@pytest.mark.parametrize("rows", [None, 1, 3, 7])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("kind", KINDS)
+@each("rows", [None, 1, 3, 7])
+@each("dtype", TOLERANCE)
+@each("kind", KINDS)
 def test_value_and_gradients_equal_the_plain_formula(kind, dtype, rows):
     for seed in range(3):
         case = make_case(kind, dtype, seed=seed)
@@ -132,7 +133,7 @@ def test_by_hand():
     assert float(stats.marginal_entropy) == pytest.approx(0.5623351, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_entropies_of_the_teacher(kind):
     case = make_case(kind, torch.float64)
     probs = teacher_probs(case)
@@ -259,7 +260,7 @@ def test_low_precision_tokens_get_gradients_of_their_own_type():
     assert_near(found.float(), exact.gradients(plain(exact))[0], 0.01)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_nothing_waits_for_a_value(kind):
     """On a device whose tensors have no content, whoever asks for one fails."""
     case, there = make_case(kind), torch.device("meta")

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from cases import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
@@ -113,7 +114,7 @@ def test_aspect_is_width_by_height():
         assert 0.09 < view.width * view.height / 500**2 < 0.31
 
 
-@pytest.mark.parametrize("height, width", [(4, 400), (400, 4), (1, 50), (50, 1), (7, 61)])
+@each("height, width", [(4, 400), (400, 4), (1, 50), (50, 1), (7, 61)])
 def test_images_that_no_random_crop_fits_give_torchvisions_central_crop(height, width):
     config = ViewConfig(num_global=1, num_local=1, local_scale=(0.9, 1.0), global_scale=(0.9, 1.0), mirror=0)
     top, left, h, w = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], [3 / 4, 4 / 3])
@@ -128,7 +129,7 @@ def test_a_single_pixel_and_an_extreme_aspect_still_make_views():
     assert cut_views(noise(1, 1), [View(0, 0, 1, 1, True, 16)]).shape == (1, 3, 16, 16)
 
 
-@pytest.mark.parametrize("mirror, low, high", [(0, 0, 0), (1, 1, 1), (0.5, 0.45, 0.55)])
+@each("mirror, low, high", [(0, 0, 0), (1, 1, 1), (0.5, 0.45, 0.55)])
 def test_share_of_mirrored_views(mirror, low, high):
     views = [v for seed in range(200) for v in draw_views(rng(seed), 40, 40, ViewConfig(mirror=mirror))]
     assert low <= np.mean([v.mirrored for v in views]) <= high
@@ -139,8 +140,8 @@ def test_views_do_not_depend_on_how_many_follow():
     assert draw_views(rng(3), 40, 50, ViewConfig(num_local=8))[:3] == few
 
 
-@pytest.mark.parametrize("height, width", [(32, 32), (120, 170)])
-@pytest.mark.parametrize("size", [16, 64])
+@each("height, width", [(32, 32), (120, 170)])
+@each("size", [16, 64])
 def test_cut_views_equal_torchvisions_resized_crop(height, width, size):
     pixels = noise(height, width)
     image = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -174,7 +175,7 @@ def test_pixels_may_be_read_only_or_turned():
     assert torch.equal(cut_views(turned, [view]), expected)
 
 
-@pytest.mark.parametrize("box", [(-1, 0, 5, 5), (0, 16, 5, 5), (16, 0, 5, 5), (0, 0, 21, 20)])
+@each("box", [(-1, 0, 5, 5), (0, 16, 5, 5), (16, 0, 5, 5), (0, 0, 21, 20)])
 def test_a_view_that_leaves_its_image_is_refused(box):
     with pytest.raises(ValueError, match="not inside an image of 20 x 20"):
         cut_views(noise(20, 20), [View(*box, False, 16)])
@@ -197,7 +198,7 @@ def test_views_show_what_their_boxes_say():
     assert mirrored == {False, True}
 
 
-@pytest.mark.parametrize("num_global, num_local", [(2, 4), (1, 3), (2, 0), (3, 1)])
+@each("num_global, num_local", [(2, 4), (1, 3), (2, 0), (3, 1)])
 def test_any_number_of_views(num_global, num_local):
     dataset = ViewDataset(FewImages([noise(20, 20), noise(9, 40)]), recipe(num_global, num_local), 0, 6)
     batch = collate_views([dataset[0, 0], dataset[0, 1]])
@@ -319,7 +320,7 @@ def test_the_shuffle_is_not_the_crops_of_the_first_image():
     assert order != sample_rng(0, 0, 0, "crops").permutation(50).tolist()
 
 
-@pytest.mark.parametrize("start_step", [0, 3, 4, 7, 11, 12, 40])
+@each("start_step", [0, 3, 4, 7, 11, 12, 40])
 def test_starting_later_gives_the_rest_of_the_same_sequence(start_step):
     batches = list(EpochSampler(23, 5, epochs=3, seed=0))
     late = EpochSampler(23, 5, epochs=3, seed=0, start_step=start_step)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import each
 from torch.utils._pytree import tree_leaves
 
 from patchssl.models.backbone import VitBackbone
@@ -230,8 +231,8 @@ def slow_terms(student, globals_, locals_, draws, targets, plan, recipe):
     return class_term, patch_term, torch.stack([torch.stack([v[0] for v in row]) for row in per_view])
 
 
-@pytest.mark.parametrize("layout", [(2, 3), (1, 2), (2, 0)])
-@pytest.mark.parametrize("weighting", ["balanced", "paper"])
+@each("layout", [(2, 3), (1, 2), (2, 0)])
+@each("weighting", ["balanced", "paper"])
 def test_student_losses_equal_one_view_at_a_time(layout, weighting):
     recipe = make_recipe(*layout, weighting=weighting)
     student = make_network(recipe, drop_path=0.5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 
 from patchssl.pretrain.health import (
     class_health,
@@ -42,7 +43,7 @@ def with_singular_values(values, rows=12, columns=8):
     return torch.from_numpy(left @ np.diag(values) @ right.T).float()
 
 
-@pytest.mark.parametrize(("values", "rank"), [
+@each(("values", "rank"), [
     ([3.0], 1.0),
     ([5.0, 5.0, 5.0], 3.0),
     ([2.0, 1.0, 1.0], 2**1.5),  # shares 1/2, 1/4, 1/4: entropy 1.5 bits
@@ -74,7 +75,7 @@ def test_a_healthy_row_says_nothing():
     assert collapse_warnings(HEALTHY, num_prototypes=1000) == {}
 
 
-@pytest.mark.parametrize(("change", "words"), [
+@each(("change", "words"), [
     ({"teacher_entropy": 6.9, "marginal_entropy": 6.9}, ["almost uniform", "loss.teacher_temp"]),
     ({"teacher_entropy": 0.0, "marginal_entropy": 0.01}, ["all images", "same few prototypes", "centering=sinkhorn"]),
     ({"patch_entropy": 6.9, "patch_marginal_entropy": 6.9}, ["of patches are almost uniform"]),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import each
 
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.schedules import cosine, linear, values_at, warmup_cosine
@@ -27,7 +28,7 @@ def test_a_step_outside_the_schedule_is_refused(step):
         cosine(step, steps=100, start=0, end=1)
 
 
-@pytest.mark.parametrize("steps", [2, 3, 7])
+@each("steps", [2, 3, 7])
 def test_linear_is_linspace(steps):
     np.testing.assert_allclose([linear(i, steps=steps, start=0.04, end=0.07) for i in range(steps)],
                                np.linspace(0.04, 0.07, steps))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from cases import each
 
 import patchssl
 from patchssl.report.catalog import BENCHMARKS, as_json, as_text, known_models, published_scores
@@ -57,12 +58,13 @@ def test_every_timm_name_has_weights_in_timm():
     assert {timm_name(model) for model in OF_TIMM} - set(timm.list_pretrained()) == set()
 
 
-@pytest.mark.parametrize("pattern", ["vit_*.dino", "vit_*_dinov2.*", "vit_*.mae"])
+@each("pattern", ["vit_*.dino", "vit_*_dinov2.*", "vit_*.mae"])
 def test_no_backbone_of_these_methods_is_forgotten(pattern):
     assert set(timm.list_pretrained(pattern)) <= {timm_name(model) for model in OF_TIMM}
 
 
-@pytest.mark.parametrize("model", OF_TIMM, ids=timm_name)
+@pytest.mark.slow
+@each("model", OF_TIMM, ids=timm_name)
 def test_sizes_and_license_are_those_of_timm(model):
     name = timm_name(model)
     assert model.architecture == name.partition(".")[0]
@@ -78,7 +80,7 @@ def test_official_files_of_timm_s_networks_are_the_ones_timm_was_made_from():
         {model.uri: timm.get_pretrained_cfg(timm_name(model)).url for model in with_file}
 
 
-@pytest.mark.parametrize("model", FILES, ids=lambda model: model.name)
+@each("model", FILES, ids=lambda model: model.name)
 def test_an_official_file_states_the_sizes_of_its_architecture(model):
     assert model.url.startswith("https://")
     assert model.url.endswith(".pth")
@@ -112,7 +114,7 @@ def test_the_network_in_a_checkpoint_follows_the_file_s_name():
     assert one("DINO ViT-B/8").model == "timm:vit_base_patch8_224.dino"
 
 
-@pytest.mark.parametrize("model", [model for model in MODELS if model.published_name], ids=lambda model: model.name)
+@each("model", [model for model in MODELS if model.published_name], ids=lambda model: model.name)
 def test_every_published_name_stands_in_the_published_numbers(model):
     printed = {f"{row.method}; {row.arch}; {row.pretraining}" for row in read_published()}
     assert set(model.published_name.split(" | ")) <= printed
@@ -151,7 +153,7 @@ def test_each_benchmark_is_given_for_some_model_and_no_other():
     assert {benchmark for model in MODELS for benchmark in published_scores(model)} == set(BENCHMARKS)
 
 
-@pytest.mark.parametrize(("pattern", "names"), [
+@each(("pattern", "names"), [
     ("DINO ViT-b/8", ["DINO ViT-B/8", "DINO ViT-B/8, full"]),
     ("timm:vit_base_patch?_224.dino", ["DINO ViT-B/8"]),
     ("*_MAE", []),
@@ -173,7 +175,7 @@ def test_no_pattern_gives_everything():
     assert known_models(None) == known_models("") == known_models("*") == MODELS
 
 
-@pytest.mark.parametrize(("pattern", "near"), [
+@each(("pattern", "near"), [
     ("dyno", "'dino'"), ("timm:vit_base_patch16_244.mae", "'timm:vit_base_patch16_224.mae'"),
     ("vit_smal_patch", "'vit_small_patch16_224'"), ("superviced", "'supervised'"),
 ])
@@ -219,7 +221,7 @@ def test_what_has_to_be_downloaded_is_numbered():
     assert "full: a training checkpoint" not in as_text(known_models("*.mae"))
 
 
-@pytest.mark.parametrize("width", [90, 100, 120, 160, 200])
+@each("width", [90, 100, 120, 160, 200])
 def test_the_table_fits_the_terminal(width):
     lines = table_of(as_text(MODELS, width))
     assert len(lines) == len(MODELS) + 1

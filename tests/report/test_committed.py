@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cases import each
 
 from patchssl.eval.records import read_results
 from patchssl.report.tables.build import write_tables
@@ -27,7 +28,7 @@ def records_of(folder: str):
     return [record for records, _ in found for record in records], [p for _, problems in found for p in problems]
 
 
-@pytest.mark.parametrize("folder", sorted(path.parent.name for path in RESULTS.glob("*/table.md")))
+@each("folder", sorted(path.parent.name for path in RESULTS.glob("*/table.md")))
 def test_a_committed_table_is_made_again_to_the_same_bytes(folder, tmp_path):
     records, problems = records_of(folder)
     assert records and not problems

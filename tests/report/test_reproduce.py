@@ -5,8 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-import pytest
 import typer
+from cases import each
 
 from patchssl.cli import build_app
 from patchssl.eval.copydays import copydays_protocol
@@ -51,7 +51,7 @@ def test_files_of_one_name_are_kept_apart():
     assert all(f"curl --create-dirs -o {file} https://" in as_markdown() for file in files)
 
 
-@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
+@each("line", sorted(set(COMMANDS)))
 def test_every_command_parses(line):
     """Up to the call of the function: unknown commands, options and wrong kinds of value are refused there."""
     command, rest = typer.main.get_command(build_app()), shlex.split(line)[1:]

@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+from cases import each
 
 from patchssl.runtime import console as module
 from patchssl.runtime.console import Console
@@ -60,7 +61,7 @@ def test_a_second_task_starts_its_own_clock(clock, capsys):
     assert capsys.readouterr().err == "features 20 of 20\nfeatures 20 of 20\n"
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.4, "0:00"), (3599.6, "1:00:00"), (90061, "25:01:01")])
+@each(("seconds", "expected"), [(0.4, "0:00"), (3599.6, "1:00:00"), (90061, "25:01:01")])
 def test_clock(seconds, expected):
     assert module.clock(seconds) == expected
 

@@ -1,11 +1,11 @@
 """Exit codes as DESIGN's section 4 lists them, and sentences for wrong choices."""
 
-import pytest
+from cases import each
 
 from patchssl.runtime import errors
 
 
-@pytest.mark.parametrize(("kind", "code"), [
+@each(("kind", "code"), [
     ("PatchSSLError", 1), ("UsageError", 2), ("NotFiniteError", 3), ("DataError", 4), ("CheckpointError", 1),
 ])
 def test_exit_codes(kind, code):

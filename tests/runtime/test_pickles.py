@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,8 +34,8 @@ def test_plain_data_come_back_as_they_went(value, protocol):
     assert load(pickle.dumps(value, protocol)) == value
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize(
+@each("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@each(
     "array",
     [
         np.arange(12, dtype=np.uint8).reshape(3, 4),
@@ -56,7 +57,7 @@ def test_arrays_come_back_as_numpys_own(array, protocol):
     assert loaded[0] is loaded[1][0]  # shared before, shared now
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@each("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_numpys_numbers_sets_and_empty_bytes(protocol):
     value = {"f": np.float64(0.1), "i": np.int32(-5), "set": {1, 2}, "frozen": frozenset("ab"), "none": b""}
     loaded = load(pickle.dumps(value, protocol))
@@ -99,7 +100,7 @@ class Calls:
         return self.function, self.arguments
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@each("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_that_runs_a_command_is_refused_and_runs_nothing(protocol, tmp_path):
     trace = tmp_path / "trace"
     for attack in (
@@ -131,7 +132,7 @@ def test_a_dotted_name_does_not_climb_out():
         load(data)
 
 
-@pytest.mark.parametrize(
+@each(
     "array", [np.array([{}, None]), np.zeros(2, dtype=[("a", "i4")]), np.array(["2020"], "M8[D]")]
 )
 def test_arrays_of_other_than_numbers_and_strings_are_refused(array):
@@ -143,7 +144,7 @@ RECONSTRUCT = b"cnumpy._core.multiarray\n_reconstruct\n"
 DTYPE = b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R"
 
 
-@pytest.mark.parametrize(
+@each(
     "data",
     [
         RECONSTRUCT + b"N}X\x0c\x00\x00\x00__defaults__K\x01s\x86b.",  # attributes of what makes arrays
@@ -166,7 +167,7 @@ def test_crafted_states_are_refused(data):
     assert load(pickle.dumps(np.arange(3))).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", pickle.dumps([1, 2, 3])[:-4], b"\x80\x09."])
+@each("data", [b"", b"hello", pickle.dumps([1, 2, 3])[:-4], b"\x80\x09."])
 def test_damaged_pickles_are_refused_with_their_name(data):
     with pytest.raises(DataError, match=r"^a.pkl cannot be read as a pickle: "):
         load(data)

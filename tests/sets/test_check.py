@@ -9,6 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torchvision.datasets
+from cases import each
 from PIL import Image
 
 from patchssl.runtime.errors import DataError, UsageError
@@ -206,7 +207,7 @@ def test_as_many_images_as_the_release_with_blurred_faces(tmp_path, small_imagen
     assert verdicts(report)["counts"] == "note"
 
 
-@pytest.mark.parametrize(("options", "words", "verdict"), [
+@each(("options", "words", "verdict"), [
     ({}, "blurred, by how the images were saved", "note"),
     ({"quality": 90}, "cannot be told", "note"),
     ({"quality": 75, "mode": "L"}, "as first published: 120 of 120 images", "ok"),
@@ -383,8 +384,8 @@ def test_which_release_of_the_buildings(revisited, record, words, verdict):
     assert words in found.value and found.verdict == verdict
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": {"a": 3}}', '{"files": {"a": {}}}',
-                                     "\xff"])
+@each("content", ["", "{", "[]", '{"files": 3}', '{"files": {"a": 3}}', '{"files": {"a": {}}}',
+                  "\xff"])
 def test_a_damaged_record_says_nothing(revisited, content):
     (revisited / "fetched.json").write_bytes(content.encode("latin1"))
     assert "cannot be told" in finding(check_set(revisited), "faces").value
@@ -465,7 +466,7 @@ def test_what_is_no_folder(tmp_path):
         check_set(tmp_path, "cifar")
 
 
-@pytest.mark.parametrize("name", sorted(set(CHECKS) - {"images"}))
+@each("name", sorted(set(CHECKS) - {"images"}))
 def test_an_empty_folder_is_no_set(tmp_path, name):
     report = check_set(tmp_path, name)
     assert not report.ok

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from patchssl.runtime.errors import DataError, UsageError
@@ -81,11 +82,12 @@ def test_extensions_in_any_case_and_files_that_are_no_images(small):
     assert "skipped 3 files with other extensions (.db 2, .txt 1)" in found.describe()
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@each("block", BLOCKS)
 def test_a_missing_block_is_named(official, block):
     (official / block).rename(official / "elsewhere")
     with pytest.raises(DataError, match=f"lacks 1 of Copydays' 20 blocks: {block};"):
         open_copydays(official)
+    (official / "elsewhere").rename(official / block)
 
 
 def test_all_missing_blocks_are_named(tmp_path):
@@ -104,11 +106,12 @@ def test_no_folder_at_all(tmp_path):
         open_copydays(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("block", [name for name in BLOCKS if name != "strong"])
+@each("block", [name for name in BLOCKS if name != "strong"])
 def test_a_missing_image_of_copydays_is_named(official, block):
-    (official / block / "204200.jpg").unlink()
+    hidden = (official / block / "204200.jpg").rename(official / "elsewhere.jpg")
     with pytest.raises(DataError, match=rf"{block} holds 156 of 157 \(without 204200\)"):
         open_copydays(official)
+    hidden.rename(official / block / "204200.jpg")
 
 
 def test_a_missing_strong_copy_is_counted(official):
@@ -217,8 +220,8 @@ def test_truncated_files_are_allowed_everywhere_or_nowhere(small):
         assert {images.allow_truncated for images in parts} == {allowed}
 
 
-@pytest.mark.parametrize("kind", ["distractors", "whitening"])
-@pytest.mark.parametrize("place", [".", "..", "strong", "crops/20", "crops", "jpegqual"])
+@each("kind", ["distractors", "whitening"])
+@each("place", [".", "..", "strong", "crops/20", "crops", "jpegqual"])
 def test_images_of_the_set_itself_are_no_extra_images(small, kind, place):
     """As distractors its copies would bury every original, and no number would look wrong."""
     with pytest.raises(UsageError, match=f"holds images of the set itself .*the {kind} images have to be others"):

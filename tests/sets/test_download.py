@@ -10,6 +10,7 @@ from urllib.request import Request
 
 import numpy as np
 import pytest
+from cases import each
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -387,7 +388,7 @@ def test_what_cannot_be_written_is_no_fault_of_the_network(site, tmp_path, place
     assert len(site.asked) == 1
 
 
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://a/b", "data.bin", ""])
+@each("url", ["file:///etc/hostname", "ftp://a/b", "data.bin", ""])
 def test_only_addresses_of_the_web(tmp_path, url):
     with pytest.raises(UsageError, match="is no address of a file on the web"):
         fetch(url, tmp_path / "data.bin")

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from patchssl.sets.edits import (
@@ -38,7 +39,7 @@ def coded(width, height):
     return Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
 
 
-@pytest.mark.parametrize("quad", QUADS)
+@each("quad", QUADS)
 def test_the_unit_square_comes_to_lie_on_the_quadrilateral(quad):
     a, b, c, d, e, f, g, h = square_to_quad(quad)
     for (x, y), corner in zip([(0, 0), (1, 0), (1, 1), (0, 1)], quad, strict=True):
@@ -131,8 +132,9 @@ def test_saving_small_is_what_jpeg_does():
     assert errors[0] > 3 * errors[1]
 
 
-@pytest.mark.parametrize("size", [(64, 64), (64, 300), (300, 64), (161, 97)])
-@pytest.mark.parametrize("kind", STRONG_EDITS)
+@pytest.mark.slow
+@each("size", [(64, 64), (64, 300), (300, 64), (161, 97)])
+@each("kind", STRONG_EDITS)
 def test_strong_edits_are_strong_repeat_and_fit_any_photograph(kind, size):
     photo = picture(*size)
     before = photo.tobytes()
@@ -148,7 +150,7 @@ def test_strong_edits_are_strong_repeat_and_fit_any_photograph(kind, size):
     assert photo.tobytes() == before
 
 
-@pytest.mark.parametrize("kind", ["blur", "contrast", "paint", "caption", "stickers"])
+@each("kind", ["blur", "contrast", "paint", "caption", "stickers"])
 def test_what_stays_in_place_still_shows_the_original(kind):
     """The copy is nearer to its original than to the mirrored one, by the correlation of grays."""
     photo = picture(320, 240)
@@ -187,7 +189,7 @@ def seen(view):
     return shown, float((peak[:, 0] > 150).mean())
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_an_easy_view_shows_the_whole_landmark_large_and_clear(seed):
     view = easy_view(marked(), LANDMARK, Draws(seed))
     shown, share = seen(view)
@@ -195,7 +197,7 @@ def test_an_easy_view_shows_the_whole_landmark_large_and_clear(seed):
     assert 0.3 < share < 0.95
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_hard_views_show_less_of_it(seed):
     views = {kind: view(marked(), LANDMARK, Draws(seed)) for kind, view in HARD_VIEWS.items()}
     assert 0.02 < seen(views["far away"].point(lambda value: value if value > 240 else 0))[1] < 0.12
@@ -208,7 +210,7 @@ def test_hard_views_show_less_of_it(seed):
     assert max(ratio, 1 / ratio) > 1.5
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_junk_shows_a_small_part_blown_up(seed):
     draws = Draws(seed)
     view = junk_view(marked(), LANDMARK, draws)
@@ -218,7 +220,7 @@ def test_junk_shows_a_small_part_blown_up(seed):
     assert view.size == (4 * (right - left), 4 * (bottom - top))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (300, 64), (64, 200)])
+@each("size", [(64, 64), (300, 64), (64, 200)])
 def test_views_of_any_photograph_repeat(size):
     photo = picture(*size)
     for seed, view in enumerate([easy_view, junk_view, *HARD_VIEWS.values()]):

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torchvision.datasets
+from cases import each
 
 from patchssl.data.open import open_pair
 from patchssl.runtime.errors import DataError, UsageError
@@ -407,7 +408,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(cifar, tmp_path):
 
 # --- names ---
 
-@pytest.mark.parametrize(("name", "message"), [
+@each(("name", "message"), [
     ("cifar", r"set 'cifar' is unknown; did you mean 'cifar10'\?"),
     ("imagenet100", "patchssl data imagenet100 --from IMAGENET OUT"),
     ("imagenet", "image-net.org gives it to those who have asked for access"),

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import each
 
 from patchssl.data.open import open_pair
 from patchssl.runtime.errors import DataError, UsageError
@@ -85,7 +86,7 @@ def test_a_list_of_ones_own(imagenet, tmp_path):
     assert class_list(str(own))[98:] == OTHERS
 
 
-@pytest.mark.parametrize(("change", "message"), [
+@each(("change", "message"), [
     (lambda names: names[:99], "names 99 classes; ImageNet-100 has 100"),
     (lambda names: [*names[:99], names[0]], f"names {class_list()[0]} more than once"),
     (lambda names: [*names[:99], "tench"], "holds 'tench', which is no WordNet id"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from patchssl.runtime.errors import DataError, UsageError
@@ -102,7 +103,7 @@ def test_originals_are_the_photographs(copydays, folder):
         assert np.abs(np.asarray(original, dtype=int) - np.asarray(source, dtype=int)).mean() < 2
 
 
-@pytest.mark.parametrize("quality", QUALITIES)
+@each("quality", QUALITIES)
 def test_jpegqual_is_a_quarter_of_each_side_at_this_quality(copydays, quality):
     file = io.BytesIO()
     ramp(0).save(file, "JPEG", quality=quality)
@@ -114,7 +115,7 @@ def test_jpegqual_is_a_quarter_of_each_side_at_this_quality(copydays, quality):
         assert np.abs(np.asarray(copy, dtype=int) - np.asarray(source, dtype=int)).mean() < 4
 
 
-@pytest.mark.parametrize("percent", PERCENTS)
+@each("percent", PERCENTS)
 def test_crops_lose_this_share_of_the_area(copydays, percent):
     for number in range(5):
         with Image.open(copydays / f"crops/{percent}/30{number:02d}00.jpg") as crop:
@@ -297,8 +298,8 @@ def test_the_place_must_be_free_and_elsewhere(make, folder, tmp_path):
     assert names_in(tmp_path) == ["empty", "file", "full", "left.partial"]
 
 
-@pytest.mark.parametrize("numbers", [{"seed": -1}, {"size": 127}, {"workers": 0}])
-@pytest.mark.parametrize("make", [make_copydays, make_revisited])
+@each("numbers", [{"seed": -1}, {"size": 127}, {"workers": 0}])
+@each("make", [make_copydays, make_revisited])
 def test_numbers_that_make_no_sense(make, folder, tmp_path, numbers):
     with pytest.raises(UsageError, match=f"{next(iter(numbers))} {next(iter(numbers.values()))}"):
         make(folder, tmp_path / "out", **numbers)
@@ -312,8 +313,8 @@ def test_progress_counts_to_the_end(make, tmp_path):
     assert seen == [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]
 
 
-@pytest.mark.parametrize("step", [1, 6, 10])
-@pytest.mark.parametrize("make", [make_copydays, make_revisited])
+@each("step", [1, 6, 10])
+@each("make", [make_copydays, make_revisited])
 def test_an_interruption_leaves_nothing(make, folder, tmp_path, step):
     def interrupt(done, total):
         if done == step:
@@ -391,7 +392,7 @@ def test_the_listing_of_a_revisited_set(revisited):
                 assert (view["query"], view["level"]) == (query, level)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "roxford5k", "rparis6k", "ä b"])
+@each("name", ["", "a/b", "roxford5k", "rparis6k", "ä b"])
 def test_names_that_a_revisited_set_cannot_have(folder, tmp_path, name):
     with pytest.raises(UsageError, match=f"cannot be called '{name}'"):
         make_revisited(folder, tmp_path / "out", name=name)

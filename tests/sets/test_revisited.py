@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+from cases import each
 
 from patchssl.runtime.errors import DataError, UsageError
 from patchssl.sets.revisited import absent_images, as_truths, find_ground_truth, read_ground_truth, require_images
@@ -39,7 +40,7 @@ def python2(value):
     return b"](" + b"".join(map(python2, value)) + b"e"
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@each("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_labels_come_back_as_arrays_of_integers(tmp_path, protocol):
     truth = read_ground_truth(save(tmp_path, CONTENT, protocol))
     assert truth.imlist == tuple(IMAGES)
@@ -88,7 +89,7 @@ def replaced(**changes):
     return lambda content: content.update(changes)
 
 
-@pytest.mark.parametrize(("change", "message"), [
+@each(("change", "message"), [
     (without("imlist"), "it lacks imlist"),
     (without("gnd"), "it lacks gnd"),
     (replaced(gnd=CONTENT["gnd"][:1]), "qimlist names 2 queries, gnd has 1 entries"),
@@ -144,7 +145,7 @@ def test_files_that_are_no_ground_truth_are_refused(tmp_path):
         read_ground_truth(tmp_path / "huge.pkl")
 
 
-@pytest.mark.parametrize("level", [".", "mine", "datasets/mine"])
+@each("level", [".", "mine", "datasets/mine"])
 def test_a_set_is_found_where_the_downloads_put_it(tmp_path, level):
     folder = tmp_path / level
     (folder / "jpg").mkdir(parents=True)

@@ -4,6 +4,7 @@ import tarfile
 import tracemalloc
 
 import pytest
+from cases import each
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -55,8 +56,8 @@ def test_files_arrive_with_their_folders(archive, tmp_path):
     assert steps[-1] == (path.stat().st_size, path.stat().st_size)
 
 
-@pytest.mark.parametrize(("keep", "names"), [(1, ["a.jpg", "b.jpg"]), (2, ["3/a.jpg", "5/b.jpg"]),
-                                             (3, ["q/3/a.jpg", "5/b.jpg"]), (None, ["x/q/3/a.jpg", "5/b.jpg"])])
+@each(("keep", "names"), [(1, ["a.jpg", "b.jpg"]), (2, ["3/a.jpg", "5/b.jpg"]),
+                          (3, ["q/3/a.jpg", "5/b.jpg"]), (None, ["x/q/3/a.jpg", "5/b.jpg"])])
 def test_so_many_parts_of_a_path_are_kept(archive, tmp_path, keep, names):
     path = archive(member("x/q/3/a.jpg"), member("5/b.jpg"))
     assert unpack(path, tmp_path / "out", most_bytes=MOST, keep=keep) == names
@@ -120,7 +121,7 @@ def test_an_archive_that_grows_too_large_ends(archive, tmp_path, members):
     assert written <= MOST
 
 
-@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@each("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_a_header_that_would_fill_the_memory_is_refused(tmp_path, kind):
     raw = bytearray(tar_of(member("a", bytes(10**8))))
     raw[156:157] = kind
@@ -165,7 +166,7 @@ def damaged(content, how):
     return {"empty": b"", "page": b"<html>not found</html>", "no tar": gzip.compress(b"hello" * 500)}[how]
 
 
-@pytest.mark.parametrize("how", ["cut", "checksum", "flipped", "empty", "page", "no tar"])
+@each("how", ["cut", "checksum", "flipped", "empty", "page", "no tar"])
 def test_damaged_archives_say_so(archive, tmp_path, how):
     path = archive(*(member(f"{number}.jpg", bytes([number]) * 5000) for number in range(20)))
     path.write_bytes(damaged(path.read_bytes(), how))

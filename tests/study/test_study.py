@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cases import each
 from scipy import stats
 
 import patchssl as package
@@ -121,7 +122,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@each("case", WRONG)
 def test_what_is_wrong_in_a_study_is_named(patchssl, tmp_path, case):
     changes, sentence = WRONG[case]
     answer = patchssl("study", save(tmp_path / "tiny.yaml", **changes), "--data", "textures", "--dry-run")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as tv
+from cases import each
 from torch import Tensor
 
 from patchssl.views.color import (
@@ -72,8 +73,8 @@ def max_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max())
 
 
-@pytest.mark.parametrize("patchwise", [False, True])
-@pytest.mark.parametrize("name, factor", [
+@each("patchwise", [False, True])
+@each("name, factor", [
     ("brightness", 0.4), ("brightness", 1.7), ("contrast", 0.3), ("contrast", 1.8), ("saturation", 0.0),
     ("saturation", 1.9), ("hue", -0.5), ("hue", -0.1), ("hue", 0.07), ("hue", 0.31), ("hue", 0.5)])
 def test_each_jitter_is_torchvisions(name: str, factor: float, patchwise: bool) -> None:
@@ -113,7 +114,7 @@ def test_every_order_of_the_jitters(patchwise: bool) -> None:
     assert len(set(ORDERS)) == 24
 
 
-@pytest.mark.parametrize("size", [4, 16, 40, 64, 96])
+@each("size", [4, 16, 40, 64, 96])
 def test_blur_is_torchvisions_gaussian(size: int) -> None:
     images = sample_images(5, size)
     sigma = torch.tensor([0.0, 0.1, 0.7, 1.4, 2.0])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cases import each
 
 from patchssl.views.geometry import Crops, View, patch_at, patch_centers, patches_per_side
 
@@ -8,7 +9,7 @@ def crops(*boxes: tuple[float, float, float, float], mirrored: bool = False, siz
     return Crops.of([View(*box, mirrored, size) for box in boxes])
 
 
-@pytest.mark.parametrize("height, width, size", [(0, 5, 32), (5, 0, 32), (5, -1, 32), (5, 5, 0)])
+@each("height, width, size", [(0, 5, 32), (5, 0, 32), (5, -1, 32), (5, 5, 0)])
 def test_a_view_without_pixels_is_refused(height, width, size):
     with pytest.raises(ValueError, match="holds no pixel"):
         View(0, 0, height, width, False, size)
@@ -30,12 +31,12 @@ def test_crops_keep_order_and_refuse_mixed_sizes():
         Crops.of([View(0, 0, 1, 1, False, 32), View(0, 0, 1, 1, False, 64)])
 
 
-@pytest.mark.parametrize("size, patch_size, expected", [(224, 16, 14), (96, 32, 3), (8, 8, 1)])
+@each("size, patch_size, expected", [(224, 16, 14), (96, 32, 3), (8, 8, 1)])
 def test_patches_per_side(size, patch_size, expected):
     assert patches_per_side(size, patch_size) == expected
 
 
-@pytest.mark.parametrize("size, patch_size", [(224, 15), (8, 16), (8, 0), (0, 8)])
+@each("size, patch_size", [(224, 15), (8, 16), (8, 0), (0, 8)])
 def test_views_that_are_no_whole_number_of_patches_are_refused(size, patch_size):
     with pytest.raises(ValueError, match="whole number of patches"):
         patches_per_side(size, patch_size)
@@ -65,8 +66,8 @@ def test_patch_borders_in_whole_pixels_belong_to_the_patch_that_begins_there():
     assert ids.tolist() == [[49 * i for i in range(49)]]
 
 
-@pytest.mark.parametrize("patch_size", [8, 16, 32])
-@pytest.mark.parametrize("mirrored", [False, True])
+@each("patch_size", [8, 16, 32])
+@each("mirrored", [False, True])
 def test_every_center_lies_in_its_own_patch(patch_size, mirrored):
     generator = torch.Generator().manual_seed(patch_size)
     boxes = torch.randint(1, 500, (2, 50, 4), generator=generator).double()

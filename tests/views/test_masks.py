@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from cases import each
 from record_masking import MASKING, SIDE, VIEWS
 from scipy import ndimage, stats
 
@@ -46,7 +47,7 @@ def shares(masks):
 MEASURES = [shares, outline, islands, spans]
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@each("measure", MEASURES)
 def test_masks_are_distributed_as_the_official_loaders(measure, official):
     assert stats.ks_2samp(measure(drawn()), measure(official)).pvalue > 0.01
 
@@ -58,9 +59,9 @@ def test_every_place_is_hidden_as_often_as_by_the_official_loader(official):
     assert np.abs((ours.mean(0) - theirs.mean(0)) / deviation).max() < 4.5  # of 196 places
 
 
-@pytest.mark.parametrize(("measure", "config"), [(outline, {"shape": "random"}), (spans, {"aspect": (1.0, 1.0)}),
-                                                 (spans, {"aspect": (0.3, 1.0)}), (shares, {"ratio": (0.1, 0.45)}),
-                                                 (islands, {"ratio": (0.1, 0.4)})])
+@each(("measure", "config"), [(outline, {"shape": "random"}), (spans, {"aspect": (1.0, 1.0)}),
+                              (spans, {"aspect": (0.3, 1.0)}), (shares, {"ratio": (0.1, 0.45)}),
+                              (islands, {"ratio": (0.1, 0.4)})])
 def test_the_comparison_tells_other_masks_from_the_official_ones(measure, config, official):
     assert stats.ks_2samp(measure(drawn(**config)), measure(official)).pvalue < 1e-4
 
@@ -72,8 +73,8 @@ def test_half_of_the_views_are_left_alone():
     assert not drawn(200, probability=0.0).any()
 
 
-@pytest.mark.parametrize("side", [2, 3, 4, 7, 14, 28])
-@pytest.mark.parametrize("ratio", [0.1, 0.37, 0.9])
+@each("side", [2, 3, 4, 7, 14, 28])
+@each("ratio", [0.1, 0.37, 0.9])
 def test_no_view_has_more_hidden_patches_than_were_asked_for(side, ratio):
     counts = drawn(100, side, probability=1.0, ratio=(ratio, ratio)).sum((1, 2))
     assert counts.max() <= ratio * side**2
@@ -81,7 +82,7 @@ def test_no_view_has_more_hidden_patches_than_were_asked_for(side, ratio):
         assert counts.mean() > 0.8 * ratio * side**2 - 1
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+@each("ratio", [0.0, 0.3, 1.0])
 def test_random_masks_have_exactly_the_number_of_patches(ratio):
     masks = drawn(300, 10, probability=1.0, ratio=(ratio, ratio), shape="random")
     assert (masks.sum((1, 2)) == math.floor(100 * ratio)).all()

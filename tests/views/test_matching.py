@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from cases import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,7 +85,7 @@ def test_center_equals_exact_fractions(teacher, student, patch_size):
     assert pairs(teacher, student, patch_size, "center") == slow_center(teacher, student, patch_size)
 
 
-@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+@each("patch_size", PATCH_SIZES)
 def test_center_equals_exact_fractions_on_photographs(patch_size):
     rng = random.Random(patch_size)
     for _ in range(3):
@@ -138,9 +139,9 @@ def test_paper_cuts_a_run_that_two_halves_push_beyond_the_grid(mirrored):
     assert pairs(teacher, student, 16, "paper") == [(last, 0), (3 + last, 3), (6 + last, 6)]
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("patch_size", PATCH_SIZES)
-@pytest.mark.parametrize("mirrored", [(False, False), (True, True), (False, True), (True, False)])
+@each("rule", RULES)
+@each("patch_size", PATCH_SIZES)
+@each("mirrored", [(False, False), (True, True), (False, True), (True, False)])
 def test_identical_crops_match_themselves_or_their_mirror(rule, patch_size, mirrored):
     rng = random.Random(str(mirrored))
     n = 224 // patch_size
@@ -153,8 +154,8 @@ def test_identical_crops_match_themselves_or_their_mirror(rule, patch_size, mirr
         assert np.array_equal(found.view(n, n).numpy(), expected)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("offset", [(0, 50), (50, 0), (0, -50), (-50, 0), (0, 80), (80, 80)])
+@each("rule", RULES)
+@each("offset", [(0, 50), (50, 0), (0, -50), (-50, 0), (0, 80), (80, 80)])
 def test_views_without_overlap_have_no_match(rule, offset):
     teacher = View(100, 100, 50, 50, True, 64)
     student = View(100 + offset[0], 100 + offset[1], 50, 50, False, 32)
@@ -202,8 +203,8 @@ def test_no_student_patch_is_matched_twice(teacher, student, rule, patch_size):
         assert students == sorted(students)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("patch_size", PATCH_SIZES)
+@each("rule", RULES)
+@each("patch_size", PATCH_SIZES)
 def test_a_batch_equals_its_single_pairs(rule, patch_size):
     rng = random.Random(7)
     teachers = [[random_view(rng, 60, 80, 224) for _ in range(2)] for _ in range(5)]

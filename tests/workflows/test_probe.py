@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import each
 
 import patchssl as package
 from patchssl.eval import score
@@ -68,7 +69,7 @@ def test_a_score_says_what_it_looks_at(colors, capsys):
     assert "features 60 of 60" in said
 
 
-@pytest.mark.parametrize("wrong", ["pixels?", "pixels?img_size=0", "pixels?img_size=x", "pixels?size=8"])
+@each("wrong", ["pixels?", "pixels?img_size=0", "pixels?img_size=x", "pixels?size=8"])
 def test_sizes_of_pixels_that_are_none(wrong):
     with pytest.raises(UsageError, match="img_size=32"):
         load_backbone(wrong)

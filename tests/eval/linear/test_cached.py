@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import each
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -174,7 +175,7 @@ def test_progress_rises_by_one_to_the_number_of_updates():
     assert calls == [(done, total) for done in range(1, total + 1)]
 
 
-@pytest.mark.parametrize(("widths", "expected"), [
+@each(("widths", "expected"), [
     ({"features": 5}, {"features": (0, 5)}),
     ({"class:1": 4, "mean_patch": 4}, {"class:1": (0, 4), "class:1 + mean_patch": (0, 8)}),
     ({"class:3": 6}, {"class:3": (0, 6), "class:2": (2, 6), "class:1": (4, 6)})])

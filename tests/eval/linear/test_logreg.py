@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import each
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import StandardScaler
@@ -28,7 +29,7 @@ def by_hand(train, labels, test, strength):
     return model, scaler.transform(test)
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 6])
+@each("num_classes", [2, 3, 6])
 def test_it_equals_scikit_learn_called_by_hand(num_classes):
     train, labels = clusters(160, num_classes)
     test, _ = clusters(50, num_classes, seed=1)

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
@@ -43,7 +44,7 @@ def test_the_interval_is_wilsons():
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
 
 
-@pytest.mark.parametrize(("num_classes", "expected"), [(2, 1.0), (4, 1.0), (5, 1.0), (6, 0.0)])
+@each(("num_classes", "expected"), [(2, 1.0), (4, 1.0), (5, 1.0), (6, 0.0)])
 def test_top5_of_fewer_than_five_classes_means_all_of_them(num_classes, expected):
     logits = -torch.eye(num_classes)[torch.zeros(3, dtype=torch.int64)]  # the true class, 0, comes last
     assert score_logits(logits, torch.zeros(3, dtype=torch.int64)).metrics == {"top1": 0.0, "top5": expected}

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from patchssl.data.images import FileImages, Names
@@ -16,14 +17,14 @@ def gradient(width, height):
     return np.stack([columns * 255 // width, rows * 255 // height, 0 * rows], axis=-1).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("size", "longest", "expected"), [
+@each(("size", "longest", "expected"), [
     ((2048, 1024), 1024, (1024, 512)), ((1024, 2048), 512, (256, 512)), ((300, 200), 512, (300, 200)),
     ((512, 100), 512, (512, 100)), ((1000, 333), 224, (224, 75)), ((640, 480), None, (640, 480))])
 def test_the_longest_side_is_bounded_and_nothing_enlarged(size, longest, expected):
     assert prepare_pixels(gradient(*size), None, longest).shape == (expected[1], expected[0], 3)
 
 
-@pytest.mark.parametrize(("box", "expected"), [
+@each(("box", "expected"), [
     ((0, 0, 2048, 1024), (1024, 512)), ((100, 100, 1100, 500), (500, 200)), ((7.4, 10.6, 407.4, 810.6), (200, 400)),
     ((0, 0, 90, 30), (45, 15))])
 def test_a_query_is_resized_by_the_factor_of_the_whole_image(box, expected):
@@ -45,8 +46,8 @@ def test_what_of_a_box_lies_outside_is_black():
     assert found[40:].max() == found[:, :10].max() == 0
 
 
-@pytest.mark.parametrize("box", [(100, 0, 120, 10), (-20, 0, 0, 10), (0, 80, 10, 90), (5, 5, 5.2, 30), (0, 0, 1e9, 10),
-                                 (0, 0, 10, 1e300), (-150, 0, 60, 10)])
+@each("box", [(100, 0, 120, 10), (-20, 0, 0, 10), (0, 80, 10, 90), (5, 5, 5.2, 30), (0, 0, 1e9, 10),
+              (0, 0, 10, 1e300), (-150, 0, 60, 10)])
 def test_a_box_without_a_pixel_of_the_image_or_far_too_large(box):
     with pytest.raises(ValueError, match="its box"):
         prepare_pixels(gradient(100, 80), box, 1024)

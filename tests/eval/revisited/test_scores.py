@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import each
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ def slow_scores(ranks, truth, level):
     return {"map": area, **{f"mp@{k}": sum(shown[: min(k, last)]) / min(k, last) for k in (1, 5, 10)}}
 
 
-@pytest.mark.parametrize("case", OFFICIAL["cases"], ids=lambda case: case["name"])
+@each("case", OFFICIAL["cases"], ids=lambda case: case["name"])
 def test_scores_equal_what_the_official_code_answered(case):
     levels = {"ranking": levels_of_ranking(stable_ranks(case["similarity"]), case["gnd"]),
               "similarity": levels_of_similarity(np.array(case["similarity"]), case["gnd"])}

@@ -5,6 +5,7 @@ import os
 import sys
 
 import pytest
+from cases import each
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from patchssl.pretrain.run.log import MetricLog, read_rows, write_whole
@@ -57,7 +58,7 @@ def test_a_row_is_on_the_disk_before_the_next(tmp_path):
     assert_board_shows(tmp_path, [row(1), row(2)])
 
 
-@pytest.mark.parametrize("done", [2, 4, 6])
+@each("done", [2, 4, 6])
 def test_what_came_after_the_checkpoint_is_taken_back(tmp_path, done):
     write(tmp_path, range(1, 7), close=False)
     write(tmp_path, range(done + 1, 9), done=done)
@@ -79,7 +80,7 @@ def test_event_files_asked_for_later_begin_with_the_rows_that_are_there(tmp_path
     assert_board_shows(tmp_path, [row(1), row(2), row(3), row(4)])
 
 
-@pytest.mark.parametrize("wreck", [b'{"step": 3, "lo', b"\x00" * 40, b"\xff\xfe\n", b'"step"\n[1]\n', b"\n"])
+@each("wreck", [b'{"step": 3, "lo', b"\x00" * 40, b"\xff\xfe\n", b'"step"\n[1]\n', b"\n"])
 def test_lines_cut_short_are_dropped(tmp_path, wreck):
     write(tmp_path, [1, 2], tensorboard=False)
     log = tmp_path / "log.jsonl"

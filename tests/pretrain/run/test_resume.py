@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import each
 
 from patchssl.models.checkpoint import load_checkpoint, save_checkpoint
 from patchssl.pretrain.recipe import load_recipe, recipe_keys
@@ -108,9 +109,9 @@ def test_a_run_of_an_older_version_is_compared_with_its_checkpoint(run):
         resume(run)
 
 
-@pytest.mark.parametrize("change", ["model.depth=2", "model.patch_size=16", "head.num_prototypes=64", "max_images=40",
-                                    "optim.batch_size=4", "views.global_size=40", "init=random:vit_tiny_patch16_224",
-                                    "loss.centering=ema"])
+@each("change", ["model.depth=2", "model.patch_size=16", "head.num_prototypes=64", "max_images=40",
+                 "optim.batch_size=4", "views.global_size=40", "init=random:vit_tiny_patch16_224",
+                 "loss.centering=ema"])
 def test_what_a_checkpoint_cannot_follow_is_refused_though_changes_are_allowed(run, change):
     key, value = change.split("=")
     before = contents(run)

@@ -1,6 +1,7 @@
 """What several processes cannot share out is refused by name, before an image is looked for."""
 
 import pytest
+from cases import each
 from small_runs import make_recipe
 
 from patchssl.pretrain.run.setup import require_shares
@@ -8,7 +9,7 @@ from patchssl.pretrain.run.start import pretrain
 from patchssl.runtime.errors import UsageError
 
 
-@pytest.mark.parametrize(("parts", "words"), [
+@each(("parts", "words"), [
     ({"optim": {"batch_size": 9}}, r"optim\.batch_size = 9 cannot be shared out evenly to 2 processes"),
     ({"optim": {"batch_size": 1}}, r"optim\.batch_size = 1 cannot be shared out evenly to 2 processes"),
     ({"optim": {"batch_size": 12, "accumulate": 4}}, r"optim\.accumulate = 4 cannot cut the 6 images"),

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 
 from patchssl.models.load import load_backbone
@@ -53,7 +54,7 @@ def test_a_file_whose_name_looks_like_an_index_is_a_file(photo, tmp_path):
     assert read_image(str(named)).shape == (90, 120, 3)
 
 
-@pytest.mark.parametrize(("name", "kind", "sentence"), [
+@each(("name", "kind", "sentence"), [
     ("missing.jpg", DataError, "neither an image file nor SET:INDEX"),
     ("textures:-1", DataError, "neither an image file nor SET:INDEX"),
     ("textures:6000", DataError, "6000 images, the last is textures:5999"),
@@ -70,7 +71,7 @@ def test_the_recipe_of_a_run_is_the_one_it_was_made_with(tiny_run, tiny):
     assert recipe_of(str(tiny_run), rule="paper").loss.rule == "paper"
 
 
-@pytest.mark.parametrize(("model", "sizes"), [
+@each(("model", "sizes"), [
     ("random:vit_tiny_patch16_224?depth=1", (16, 224, 96)),  # those of the paper
     (SMALL, (8, 32, 16)),
     ("random:vit_tiny_patch16_224?img_size=32&patch_size=32&depth=1", (32, 32, 32)),
@@ -127,7 +128,7 @@ def test_registers_are_dropped_from_the_attention():
     assert network.module.num_reg_tokens == 4 and attention.shape == (2, 2, 2)
 
 
-@pytest.mark.parametrize(("shape", "size", "kind", "sentence"), [
+@each(("shape", "size", "kind", "sentence"), [
     ((32, 32), 7, UsageError, "--size 7 is less than the model's patch size of 8"),
     ((300, 1), 224, DataError, "235,200 patches"),
     ((1, 300), 224, DataError, "an image of 1 x 300 pixels"),

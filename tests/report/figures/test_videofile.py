@@ -5,6 +5,7 @@ import sys
 import av
 import numpy as np
 import pytest
+from cases import each
 from PIL import Image
 
 from patchssl.report.figures import videofile
@@ -59,7 +60,7 @@ def test_pillow_reads_back_every_frame_of_an_animation(tmp_path, suffix):
             assert np.abs(shown - frame(number)).mean() < np.abs(shown - frame(number + 3)).mean()
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
+@each("suffix", [".mp4", ".gif", ".webp"])
 def test_the_same_frames_have_the_same_bytes(tmp_path, suffix):
     first, second = (made(tmp_path / f"{name}{suffix}", count=5).read_bytes() for name in "ab")
     assert first == second
@@ -83,7 +84,7 @@ NOISE = np.random.default_rng(0).bytes(2**16)
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n"
 
 
-@pytest.mark.parametrize(("content", "sentence"), [
+@each(("content", "sentence"), [
     (lambda data, _: b"", "cannot be read as a video"),
     (lambda data, _: b"no video " * 99, "cannot be read as a video: Invalid data"),
     (lambda data, _: data[: len(data) * 2 // 3], "cannot be read as a video: Invalid|of 20: it is damaged"),
@@ -144,8 +145,8 @@ def test_without_the_extra_the_sentence_names_it_and_folders_and_gifs_still_work
     assert made(tmp_path / "a.gif", count=2).is_file()
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
-@pytest.mark.parametrize(("error", "count"), [(KeyboardInterrupt, 0), (KeyboardInterrupt, 3), (DataError, 3)])
+@each("suffix", [".mp4", ".gif", ".webp"])
+@each(("error", "count"), [(KeyboardInterrupt, 0), (KeyboardInterrupt, 3), (DataError, 3)])
 def test_after_an_error_nothing_is_half_written_and_the_earlier_file_stays(tmp_path, suffix, error, count):
     out = tmp_path / f"a{suffix}"
     out.write_bytes(b"earlier")
@@ -185,7 +186,7 @@ def test_a_frame_that_grows_on_the_way_is_refused_before_it_is_decoded(tmp_path,
         taken(tmp_path / "grows.ts")
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
-@pytest.mark.parametrize("rate", [1e-9, 1e9])
+@each("suffix", [".mp4", ".gif", ".webp"])
+@each("rate", [1e-9, 1e9])
 def test_a_rate_that_no_format_can_say_is_one_that_it_can(tmp_path, suffix, rate):
     assert made(tmp_path / f"v{suffix}", count=2, rate=rate).stat().st_size

@@ -1,7 +1,7 @@
 import re
 
 import numpy as np
-import pytest
+from cases import each
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ def test_a_line_goes_through_its_points():
     assert [dot.text for dot in chart.lines[0].dots] == ["a, 0: 0", "a, 5: 50", "a, 10: 100"]
 
 
-@pytest.mark.parametrize("points", [[(0, 1)], [(3, 0), (4, 0)], [(1, -5), (2, 1e9)], [(0, 1e-12), (1, 2e-12)]])
+@each("points", [[(0, 1)], [(3, 0), (4, 0)], [(1, -5), (2, 1e9)], [(0, 1e-12), (1, 2e-12)]])
 def test_everything_drawn_lies_inside(points):
     chart = line_chart("t", "x", "y", {"a": points})
     for x, y in points_of(chart.lines[0].path):

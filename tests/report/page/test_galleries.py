@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+from cases import each
 from made_results import made_up_records, with_gallery
 
 from patchssl.report.page.galleries import galleries_of
@@ -35,7 +36,7 @@ def test_a_record_without_galleries_has_none():
     assert galleries_of(next(made_up_records(1))) == []
 
 
-@pytest.mark.parametrize(("place", "value", "reason"), [
+@each(("place", "value", "reason"), [
     ((), [], "no table by level"),
     (("hard",), [], "no table by level"),
     (("medium",), "x", "medium is not valid"),

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from cases import each
 
 from patchssl.report.logs import read_run_log
 from patchssl.report.page.training import charts_of, compared, run_folders
@@ -53,7 +54,7 @@ def test_a_log_without_a_row_is_refused(run):
             read_run_log(run)
 
 
-@pytest.mark.parametrize(("facts", "recipe"), [
+@each(("facts", "recipe"), [
     *((facts, "a: [") for facts in ("", "[]", "{", '{"data": "x"}', '{"versions": 3, "recipe": 4}', "[" * 10**5)),
     ("{}", "[" * 10**4)])
 def test_a_run_with_damaged_facts_keeps_its_curves(run, facts, recipe):

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from cases import each
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -282,7 +283,7 @@ def test_a_sheet_shows_every_view_with_its_caption(drawn, tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(shown, [*images, *images[:2]], strict=True))
 
 
-@pytest.mark.parametrize(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+@each(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_the_suffix_chooses_the_format_and_the_same_figure_has_the_same_bytes(tmp_path, suffix, start):
     sheet = Sheet([noise(4, 4), noise(4, 4, 1)], ["image", "global"])
     first, second = (plot_views([sheet], tmp_path / str(i) / f"a{suffix}").read_bytes() for i in range(2))

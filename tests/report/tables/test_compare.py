@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from cases import each
 from typer.testing import CliRunner
 
 from patchssl.cli import build_app
@@ -76,7 +77,7 @@ def test_a_metric_without_detail_has_a_difference_and_says_why_there_is_no_inter
     assert "no detail per query or test image in A and B" in row.why
 
 
-@pytest.mark.parametrize(("changes", "reason"), [
+@each(("changes", "reason"), [
     ({"dataset_fingerprint": "e" * 64}, "images are not the same .fingerprints dddddddd and eeeeeeee"),
     ({"protocol_fingerprint": "2" * 16, "protocol_settings": {"resize": 64}}, r"differ in resize \(32, 64\)"),
     ({"protocol": "dino"}, r"knn on set \(native\): only A has a record"),

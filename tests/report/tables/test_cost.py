@@ -5,6 +5,7 @@ import json
 
 import pandas as pd
 import pytest
+from cases import each
 from pydantic import ValidationError
 
 from patchssl.eval.records import read_results
@@ -38,8 +39,8 @@ def test_times_are_medians_with_their_range_and_ratios_are_of_the_same_run():
     assert "median of 3 updates" in frame.attrs["notes"][0]
 
 
-@pytest.mark.parametrize("changes", [{"device": "Other CPU"}, {"threads": 2}, {"images": 4}, {"views": "2 x 96 px"},
-                                     {"clock": "wall"}, {"memory": "device"}, {"versions": {"torch": "2.15"}}])
+@each("changes", [{"device": "Other CPU"}, {"threads": 2}, {"images": 4}, {"views": "2 x 96 px"},
+                  {"clock": "wall"}, {"memory": "device"}, {"versions": {"torch": "2.15"}}])
 def test_other_machines_and_settings_have_a_table_of_their_own(changes):
     frames = cost_frames([cost(), cost(**changes)])
     assert [len(frame) for frame in frames.values()] == [3, 3]
@@ -70,7 +71,7 @@ def test_records_come_back_and_are_not_taken_for_results(tmp_path):
     assert "../../x" in to_markdown(frame)
 
 
-@pytest.mark.parametrize(("spoil", "words"), [
+@each(("spoil", "words"), [
     (lambda facts: facts.update(schema=2), "record schema 2"),
     (lambda facts: facts["steps"][0].update(seconds=[]), "seconds: List should have at least 1 item"),
     (lambda facts: facts["steps"][0].update(seconds=[-1.0]), "greater than 0"),

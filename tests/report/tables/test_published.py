@@ -2,6 +2,7 @@ import csv
 from pathlib import Path
 
 import pytest
+from cases import each
 
 import patchssl
 from patchssl.report.tables.published import plain_name, published, read_published
@@ -31,7 +32,7 @@ def test_dino_on_imagenet_is_the_paper_s_number_with_its_source():
     assert "2104.14294" in row.source
 
 
-@pytest.mark.parametrize(
+@each(
     ("task", "dataset", "metric"),
     [("knn", "textures", "top1@20"), ("knn", "imagenet1k", "top5@20"), ("patches", "imagenet1k", "exact")],
 )
@@ -43,6 +44,6 @@ def test_no_printed_number_of_pw_self_is_claimed():
     assert not [row for row in read_published() if "pw" in row.method.lower()]
 
 
-@pytest.mark.parametrize("name", ["CIFAR-10", "cifar10", "Cifar_10"])
+@each("name", ["CIFAR-10", "cifar10", "Cifar_10"])
 def test_names_of_data_sets_lose_case_and_punctuation(name):
     assert plain_name(name) == "cifar10"

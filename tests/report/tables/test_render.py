@@ -1,5 +1,6 @@
 import pandas as pd
 import pytest
+from cases import each
 
 from patchssl.report.tables.render import tex, to_csv, to_latex, to_markdown
 
@@ -32,7 +33,7 @@ def test_a_table_of_many_columns_is_turned_and_as_wide_as_the_text():
     assert len(shares) == 16 and sum(shares) == pytest.approx(1, abs=2e-3)
 
 
-@pytest.mark.parametrize(("name", "printed"), [
+@each(("name", "printed"), [
     (r"\input{/etc/passwd}", r"\textbackslash{}input\{/etc/passwd\}"),
     ("$x^2~y$", r"\$x\textasciicircum{}2\textasciitilde{}y\$"),
     ("a\n\n% b", r"a \% b"),
@@ -44,7 +45,7 @@ def test_hostile_names_are_printed_as_they_are(name, printed):
     assert tex(name) == printed
 
 
-@pytest.mark.parametrize(("name", "printed"), [
+@each(("name", "printed"), [
     ("[x](http://example.org)", r"[x]\(http://example.org)"), ("**b** `c` ~d~", r"\*\*b\*\* \`c\` \~d\~"),
     ("a\\|b", r"a\\\|b"), ("\x1b[31m\u202ered", "?[31m?red"), ("x" * 300, "x" * 199 + "…"),
 ])

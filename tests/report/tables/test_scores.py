@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from cases import each
 
 from patchssl.eval.metrics import wilson_interval
 from patchssl.eval.records import Result
@@ -117,7 +118,7 @@ def test_records_that_do_not_differ_in_their_seed_are_flagged(seed):
     assert (score.n, score.seeds_differ) == (2, False)
 
 
-@pytest.mark.parametrize(
+@each(
     "changes",
     [
         {"dataset_fingerprint": "e" * 64},
@@ -132,7 +133,7 @@ def test_numbers_that_cannot_be_compared_never_share_a_column(changes):
     assert [score.n for score in scores] == [1, 1]
 
 
-@pytest.mark.parametrize(
+@each(
     "changes",
     [
         {"method": "dino"},
@@ -214,15 +215,15 @@ def test_few_shots_of_several_seeds_get_the_interval_of_their_seeds():
     assert (score.low, score.high) == pytest.approx(t_interval([0.2, 0.3, 0.4]))
 
 
-@pytest.mark.parametrize("metric", ["fewshot0/top1@20", "fewshot/top1@20", "fewshot5/top5@20", "fewshot" + "9" * 5000
-                                    + "/top1@20", "5shot/top1@20"])
+@each("metric", ["fewshot0/top1@20", "fewshot/top1@20", "fewshot5/top5@20", "fewshot" + "9" * 5000
+                 + "/top1@20", "5shot/top1@20"])
 def test_what_is_no_few_shot_metric_is_not_shown(metric):
     assert collect_scores([record(metrics={metric: 0.5})], "knn") == []
     assert collect_scores([record(task="linear", metrics={"fewshot5/top1@20": 0.5})], "linear") == []
 
 
-@pytest.mark.parametrize("few", [None, [], {"fewshot1/top1@20": 3}, {"fewshot1/top1@20": {"deviation": "wide"}},
-                                 {"fewshot1/top1@20": {"deviation": -1.0, "draws": 2}}])
+@each("few", [None, [], {"fewshot1/top1@20": 3}, {"fewshot1/top1@20": {"deviation": "wide"}},
+              {"fewshot1/top1@20": {"deviation": -1.0, "draws": 2}}])
 def test_few_shots_without_a_usable_deviation_have_none(few):
     (score,) = collect_scores([record(metrics={"fewshot1/top1@20": 0.5}, detail={"fewshot": few})], "knn")
     assert (score.mean, score.low, score.interval) == (0.5, None, "")

@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from cases import each
 from scipy.stats import binomtest, bootstrap, permutation_test
 
 from patchssl.eval.records import Result, pack_bits
@@ -24,8 +25,8 @@ def precisions(seed: int, num: int = 40) -> tuple[np.ndarray, np.ndarray]:
     return first, np.clip(first + rng.normal(0.04, 0.1, num), 0, 1)
 
 
-@pytest.mark.parametrize("make", [answers, precisions])
-@pytest.mark.parametrize("seed", [1, 2])
+@each("make", [answers, precisions])
+@each("seed", [1, 2])
 def test_interval_and_p_are_those_of_scipy(make, seed):
     first, second = make(seed)
     found = paired_difference(first, second)
@@ -92,7 +93,7 @@ def test_under_no_difference_five_in_a_hundred_are_significant():
     assert 0.02 < hits / 400 < 0.08
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each("seed", range(4))
 def test_what_is_clear_needs_no_resampling_to_be_significant(seed):
     rng = np.random.default_rng(seed)
     first = rng.random(150)
@@ -115,7 +116,7 @@ def test_values_are_read_from_the_detail_of_every_task():
     assert np.array_equal(per_query(patches, "exact"), [0.5, np.nan, 0.0], equal_nan=True)
 
 
-@pytest.mark.parametrize("detail", [
+@each("detail", [
     {}, {"correct": {"top1@20": "98"}}, {"num_test": 5, "correct": {"top1@20": "zz"}},
     {"num_test": 5, "correct": {"top1@20": 7}}, {"num_test": "5", "correct": {"top1@20": "98"}},
     {"num_test": 10**30, "correct": {"top1@20": "98"}}, {"num_test": -1, "correct": {"top1@20": ""}},
@@ -126,7 +127,7 @@ def test_detail_that_is_missing_damaged_or_contradicts_the_metric_is_none(detail
     assert per_query(dataclasses.replace(BASE, detail=detail), "top1@20") is None
 
 
-@pytest.mark.parametrize("aps", [[], [[0.4]], ["a"], [None], "0.4", [0.4, 3.0, -2.2], {"a": 1}, None])
+@each("aps", [[], [[0.4]], ["a"], [None], "0.4", [0.4, 3.0, -2.2], {"a": 1}, None])
 def test_precisions_that_are_none_are_none(aps):
     record = dataclasses.replace(BASE, metrics={"hard/map": 0.4}, detail={"aps": {"hard": aps}})
     assert per_query(record, "hard/map") is None
