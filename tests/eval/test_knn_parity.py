@@ -12,7 +12,8 @@ from cases import each
 
 from patchssl.data.open import open_pair
 from patchssl.eval.features import extract_features
-from patchssl.eval.knn.task import evaluate_knn, knn_accuracy, knn_scores
+from patchssl.eval.knn import knn_accuracy, knn_scores
+from patchssl.eval.knn.task import evaluate_knn
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.search import find_neighbors
 from patchssl.models.load import load_backbone

@@ -227,7 +227,7 @@ def test_sets_that_cannot_be_scored_are_refused_by_name(pair, colors, protocol, 
     with pytest.raises(UsageError, match="seed = -1 is negative"):
         evaluate(pair, protocol, seed=-1)
     with pytest.raises(UsageError, match="batch of 0 images"):
-        evaluate(pair, protocol, batch_size=0)
+        evaluate(pair, protocol, compute=ComputeOptions(batch_size=0))
 
 
 @pytest.mark.parametrize("protocol", ["native", "logreg"])
