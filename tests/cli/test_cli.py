@@ -281,6 +281,7 @@ def test_a_record_that_cannot_be_read_is_named_and_the_code_says_so(patchssl, tm
     assert "Raw pixels" in answer.out and "skipped: " in answer.err and "other.json" in answer.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["attention", "matches", "views", "curves"])
 def test_plot_writes_the_figure_it_names(patchssl, tmp_path, tiny_run, photo, what):
     out = tmp_path / "new" / f"{what}.png"

@@ -66,6 +66,7 @@ def test_torchvision_reads_the_same_from_its_own_layout(tmp_path):
         np.testing.assert_array_equal(ours.labels, peer.targets.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_debians_fashion_mnist():
     splits = idx_splits(FASHION)

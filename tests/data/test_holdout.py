@@ -10,6 +10,7 @@ from patchssl.data.open import absolute_name, open_images, open_pair, split_name
 from patchssl.runtime.errors import DataError, UsageError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["textures", "folder"])
 def test_both_parts_together_are_train_and_share_nothing(colors, data):
     inner = "textures" if data == "textures" else str(colors)

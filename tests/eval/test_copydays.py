@@ -139,6 +139,7 @@ def test_the_comparison_with_dino_can_fail(official_set, official_network, share
     assert all(0.05 < found["strong"] < 0.5 for found in maps)
 
 
+@pytest.mark.slow
 def test_identical_copies_are_all_found(tmp_path):
     pictures = [noise(0, number) for number in range(5)]
     root = colored(tmp_path / "set", pictures, distractors=[noise(1, number) for number in range(7)],

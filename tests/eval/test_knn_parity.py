@@ -50,6 +50,7 @@ def small(tmp_path_factory):
     return load_backbone(f"{weights}?heads=1"), *open_pair(recorder["write_set"](folder / "small"))
 
 
+@pytest.mark.slow
 def test_images_to_accuracy_as_dinos_own_script(small):
     result = evaluate_knn(*small, "dino")
     assert len(result.metrics) == 2 * len(KS)

@@ -230,6 +230,7 @@ def test_a_broken_set_is_left_out_by_name_and_the_rest_is_run(everything, option
     assert "crops/50" in why
 
 
+@pytest.mark.slow
 def test_records_are_those_of_the_single_benchmarks_and_come_one_by_one(everything, options, tmp_path):
     backbone, kept = load_backbone(SMALL), []
     plan = plan_suite(backbone, str(everything), default_tasks(), None, options)

@@ -33,6 +33,7 @@ def share_found(found, right):
     return np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), right.tolist(), strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("index", "params", "least", "most"),
     [

@@ -237,6 +237,7 @@ def test_compiled_blocks_make_the_same_updates_under_the_same_names(monkeypatch)
     assert compiled.state_dict()["student"].keys() == eager.state_dict()["student"].keys()
 
 
+@pytest.mark.slow
 def test_fp16_scales_its_loss_and_keeps_the_scale_in_its_state():
     # a head as wide as real ones are: the gradient of a narrow one's short bottleneck overflows
     parts = {"model": {"drop_path": 0.0}, "optim": {"lr": 0.0005}, "head": {"hidden": 2048, "bottleneck": 64}}

@@ -52,7 +52,9 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("parts", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("parts", [
+    pytest.param(parts, id=name, marks=() if name in ("pwself", "dino") else pytest.mark.slow)
+    for name, parts in SETTINGS.items()])
 def test_an_update_waits_for_nothing(parts):
     recipe = make_recipe(**parts)
     engine = Engine(recipe, 0, STEPS, THERE)

@@ -345,6 +345,7 @@ def test_another_recipe_in_the_same_folder_is_refused_by_name(whole, colors, tmp
     assert "optim.lr was 0.008, now 0.5" in answer.err and "log_seconds" not in answer.err
 
 
+@pytest.mark.slow
 def test_all_benchmarks_on_a_share_of_train_that_is_held_out(tmp_path, colors, patchssl):
     file = save(tmp_path / "tiny.yaml", split="validation", validation_share=0.5, seeds=[3], untrained=False,
                 variants={"dino": TINY["variants"]["dino"]}, tried=4, copydays={"originals": 20},
@@ -377,6 +378,7 @@ def test_originals_too_small_for_copies_are_enlarged_in_whole(tmp_path):
     assert sizes == [(80, 80)] * 3
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_named_the_rest_goes_on_and_the_code_says_so(tmp_path, colors, patchssl):
     wild = {"method": "dino", "photometric.patch_share": 0, "optim.lr": 1e30, "optim.clip_grad": 0}
     file = save(tmp_path / "tiny.yaml", variants={"wild": wild, "dino": TINY["variants"]["dino"]}, seeds=[0],
@@ -460,6 +462,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, colors):
     assert not (out / "cells").exists()
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_one_run_is_named_and_tried_again(tmp_path, colors, monkeypatch):
     asked = command.ask(str(save(tmp_path / "tiny.yaml", seeds=[0])), tmp_path / "out", str(colors), only=(), seeds=(),
                         ablations=False, device="cpu", planning=False)
@@ -480,6 +483,7 @@ def test_what_goes_wrong_in_one_run_is_named_and_tried_again(tmp_path, colors, m
     assert command.run(asked, QUIET).progress.failed == {}
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_run_is_scored_costs_its_scoring_only(tmp_path, colors, monkeypatch):
     asked = command.ask(str(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors), only=("dino",), seeds=(0,),
                         ablations=False, device="cpu", planning=False)

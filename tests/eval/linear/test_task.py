@@ -147,6 +147,7 @@ def test_the_labels_of_the_test_images_never_move_what_is_chosen(pair, protocol)
     assert not correct[1].any()
 
 
+@pytest.mark.slow
 def test_the_best_test_epoch_of_dino_does_depend_on_them_and_says_so(pair):
     """The control of the test above: here the choice is made by the very images that are scored."""
     train, val = pair

@@ -251,6 +251,7 @@ def test_distractors_block_by_block_equal_a_database_that_holds_them(backbone, s
     assert joined.detail["num_distractors"] == 0
 
 
+@pytest.mark.slow
 def test_only_a_million_distractors_are_called_a_million(small_set, distractors, monkeypatch):
     def named(folder, count):
         images = FileImages(name=folder, split="all", source="test", root=distractors, names=Names(["x"] * count))

@@ -237,6 +237,7 @@ def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(whole, data, cap
     assert same(whole, "run")
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_damaged_checkpoint_is_replaced_costs_nothing_more(whole, data):
     """The damaged newest one must not take the place of the whole one before it."""
     for stop in (4, 7):
@@ -255,6 +256,7 @@ def test_a_kill_while_a_damaged_checkpoint_is_replaced_costs_nothing_more(whole,
     assert same(whole, "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [["run.json"], ["run.json", "recipe.yaml.partial"], ["run.json", "recipe.yaml"],
                                   ["run.json", "recipe.yaml", "checkpoint.pth.partial"]], ids=" ".join)
 def test_a_kill_while_the_run_begins_can_be_resumed(whole, tmp_path, left):
@@ -335,6 +337,7 @@ def test_sigkill_at_any_moment_and_a_resumed_run_ends_the_same(whole, data):
     assert same(whole, "run")
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_whole_group_saves_though_workers_get_it_too(data):
     """What a cluster's scheduler does."""
     child = in_a_group_of_its_own(data, "optim.epochs=3000", "run.workers=2", pause=0.5)
@@ -358,6 +361,7 @@ def slow_after(monkeypatch, number):
     monkeypatch.setattr(ViewDataset, "__getitem__", read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("after", [1, 17])
 def test_a_signal_is_obeyed_while_images_are_waited_for(whole, data, monkeypatch, workers, after):
@@ -484,6 +488,7 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(whole, data):
     assert same(whole, "run")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_first_checkpoint(whole, data):
     with pytest.raises(CheckpointError, match=r"No space left on device\); no checkpoint was there before it, free"):
         pretrain(recipe("run.checkpoint_minutes=1e-9"), data, "run", seed=3,
@@ -526,6 +531,7 @@ def test_changed_images_are_refused_on_resume(data, tmp_path):
     assert resume("run") == Path("run")
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_remembered_by_a_resumed_run(data, tmp_path):
     own = tmp_path / "own"
     own.mkdir()

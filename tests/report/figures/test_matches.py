@@ -59,6 +59,7 @@ def test_a_file_is_called_by_its_name_and_an_image_of_a_set_by_the_sets(photo, c
     assert item_name(f"{colors}:0").endswith("blue/0.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "code", "sentence"), [
     (["textures:0", "--model", SMALL], 0, ""),
     (["textures:0", "textures:1", "--model", SMALL, "--model", PIXELS, "--color", "place"], 0, ""),

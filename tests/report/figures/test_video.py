@@ -56,6 +56,7 @@ def test_the_panels_of_a_frame_show_what_they_say(size):
             assert (held[tuple(middle)] == (90, 90, 90)).all() == mask[row, column]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
 def test_every_frame_is_in_the_file(folder, tmp_path, suffix):
     out = tmp_path / f"a{suffix}"
@@ -70,6 +71,7 @@ def test_every_frame_is_in_the_file(folder, tmp_path, suffix):
             assert (image.n_frames, image.info["duration"]) == (4, 200)
 
 
+@pytest.mark.slow
 def test_frames_of_another_size_are_named_and_nothing_is_written(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -85,6 +85,7 @@ def test_colors_that_mean_nothing_are_refused(tmp_path, color, sentence):
         plot_token_matches([pair()], tmp_path / "m.png", names=("a", "b"), color=color)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_the_same_matches_have_the_same_bytes_and_none_can_be_drawn(tmp_path, suffix):
     empty = pair()._replace(ids=(np.array([], int), np.array([], int)), similarity=np.array([]))
