@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,9 @@ class TensorBoardWriter:
         from torch.utils.tensorboard import SummaryWriter
 
         is_new = not folder.is_dir()
+        # files are read in the order of their names, which begin with the second they were begun in
+        while not is_new and any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+            time.sleep(0.05)
         self._writer = SummaryWriter(str(folder), purge_step=None if is_new else steps_done + 1)
         for row in rows if is_new else ():
             self.add(row)
