@@ -33,11 +33,11 @@ def bench_matching(num_images: int = 64, repeats: int = 20, num_pairs: int = 600
     times: dict[str, dict[str, float]] = {}
     memory: dict[str, dict[str, float]] = {}
     for patch_size in PATCH_SIZES:
-        contenders = _matching_candidates(views, patch_size)
-        memory[f"patch {patch_size}"] = {name: tensor_memory(partial(contender.run, 0)) * num_images / contender.units
-                                         for name, contender in contenders.items() if name != "pair by pair"}
+        candidates = _matching_candidates(views, patch_size)
+        memory[f"patch {patch_size}"] = {name: tensor_memory(partial(candidate.run, 0)) * num_images / candidate.units
+                                         for name, candidate in candidates.items() if name != "pair by pair"}
         times[f"patch {patch_size}"] = {name: 1e3 * num_images * seconds
-                                        for name, seconds in median_times(contenders, repeats).items()}
+                                        for name, seconds in median_times(candidates, repeats).items()}
     return {
         "what": f"matching all 18 pairs of views (2 x 224 + 8 x 96 px) of {num_images} images on one thread",
         "milliseconds": times,

@@ -68,8 +68,8 @@ def bench_patch_term(num_prototypes: int = 65_536, num_images: int = 8, repeats:
     term = make_patch_term(num_prototypes, num_images, torch.device(device))
     differences = [float((a - b).norm() / b.norm())
                    for a, b in zip(term.update("ours"), term.update("plain"), strict=True)]
-    contenders = {way: Candidate(partial(_update, term, way)) for way in WAYS}
-    seconds = median_times(contenders, repeats) if device == "cpu" else _device_times(contenders, repeats)
+    candidates = {way: Candidate(partial(_update, term, way)) for way in WAYS}
+    seconds = median_times(candidates, repeats) if device == "cpu" else _device_times(candidates, repeats)
     memory = {way: apart(term_memory, way, num_prototypes, num_images, device) for way in WAYS}
     return {
         "what": f"patch term of {num_images} images over {num_prototypes:,} prototypes, forward and backward",
@@ -111,7 +111,7 @@ def _update(term: PatchTerm, way: str, _turn: int) -> list[Tensor]:
     return term.update(way)
 
 
-def _device_times(contenders: Mapping[str, Candidate], repeats: int) -> dict[str, float]:
+def _device_times(candidates: Mapping[str, Candidate], repeats: int) -> dict[str, float]:
     """Seconds by the clock on an accelerator, median over `repeats` turns."""
     def seconds(run: Callable[[int], object], turn: int) -> float:
         torch.cuda.synchronize()
@@ -120,9 +120,9 @@ def _device_times(contenders: Mapping[str, Candidate], repeats: int) -> dict[str
         torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    times = [{name: seconds(contender.run, turn) for name, contender in contenders.items()}
+    times = [{name: seconds(candidate.run, turn) for name, candidate in candidates.items()}
              for turn in range(repeats + 1)][1:]  # the first turn pays for set-up
-    return {name: sorted(turn[name] for turn in times)[repeats // 2] for name in contenders}
+    return {name: sorted(turn[name] for turn in times)[repeats // 2] for name in candidates}
 
 
 def apart(measure: Callable[..., T], *arguments: Any) -> T:

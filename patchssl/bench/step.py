@@ -97,7 +97,7 @@ def measure_step(way: str, arch: str, num_prototypes: int, images: int, repeats:
     place = torch.device(device)
     recipe = step_recipe(way, arch, num_prototypes, images)
     before = peak_so_far(place)
-    engine = make_contender(way, recipe, place)
+    engine = make_candidate(way, recipe, place)
     batch = noise_batch(recipe, engine.num_drop_path)
     trained = sum(p.numel() for p in engine.student.parameters())
     floor = 4 * sum(p.numel() * (5 if p.requires_grad else 2) for p in engine.student.parameters()) / MIB
@@ -107,7 +107,7 @@ def measure_step(way: str, arch: str, num_prototypes: int, images: int, repeats:
 
 
 def step_recipe(way: str, arch: str, num_prototypes: int, images: int) -> Recipe:
-    """The recipe of one contender."""
+    """The recipe of one candidate."""
     paper = {"rule": "paper", "weighting": "paper", "center_per_position": True}
     losses = {"ours": {"matches_per_pair": 16}, "plain autograd": {"matches_per_pair": 16}, "all tokens": paper}
     baseline = way not in losses
@@ -127,7 +127,7 @@ def noise_batch(recipe: Recipe, num_drop_path: int) -> ViewBatch:
     return collate_views([views[0, index] for index in range(count)])
 
 
-def make_contender(way: str, recipe: Recipe, device: torch.device) -> Engine:
+def make_candidate(way: str, recipe: Recipe, device: torch.device) -> Engine:
     """An engine whose forward passes are those of `way`."""
     engine = Engine(recipe, 0, 1000, device)
     if way == "plain autograd":

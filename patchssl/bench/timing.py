@@ -28,21 +28,21 @@ class Candidate(NamedTuple):
     units: int = 1
 
 
-def median_times(contenders: Mapping[str, Candidate], repeats: int) -> dict[str, float]:
-    """Processor seconds per item of each contender on one thread: median over `repeats` turns.
+def median_times(candidates: Mapping[str, Candidate], repeats: int) -> dict[str, float]:
+    """Processor seconds per item of each candidate on one thread: median over `repeats` turns.
 
     Equal to wall-clock seconds on an idle machine, and much the same on a busy one. Short ones are called
     several times a turn, so that what ran before them is not what is measured.
     """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     with one_thread():
-        for contender in contenders.values():
-            _processor_seconds(contender, 0, calls=1)  # first calls pay for set-up
-        calls = {name: 1 + int(TURN_SECONDS / _processor_seconds(contender, 0, calls=1))
-                 for name, contender in contenders.items()}
+        for candidate in candidates.values():
+            _processor_seconds(candidate, 0, calls=1)  # first calls pay for set-up
+        calls = {name: 1 + int(TURN_SECONDS / _processor_seconds(candidate, 0, calls=1))
+                 for name, candidate in candidates.items()}
         for turn in range(repeats):
-            for name, contender in contenders.items():
-                times[name].append(_processor_seconds(contender, turn, calls[name]) / contender.units)
+            for name, candidate in candidates.items():
+                times[name].append(_processor_seconds(candidate, turn, calls[name]) / candidate.units)
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
@@ -86,11 +86,11 @@ def tensor_memory(run: Callable[[], object]) -> float:
     return live.peak / 2**20
 
 
-def _processor_seconds(contender: Candidate, turn: int, calls: int) -> float:
+def _processor_seconds(candidate: Candidate, turn: int, calls: int) -> float:
     """Processor seconds of one call, the mean of `calls`, each with a number of its own."""
     began = time.process_time()
     for call in range(calls):
-        contender.run(turn * calls + call)
+        candidate.run(turn * calls + call)
     return max(1e-9, time.process_time() - began) / calls
 
 

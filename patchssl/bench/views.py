@@ -44,8 +44,8 @@ def bench_views(image: str | Path | None = None, repeats: int = 20) -> dict[str,
     with _photograph(image) as path:
         pixels, num_bytes = decode_image(path), path.stat().st_size
         decode = Candidate(lambda turn: decode_image(path))
-        contenders = {"decode": decode, **_view_contenders(pixels)}
-        times = median_times(contenders, repeats)
+        candidates = {"decode": decode, **_view_candidates(pixels)}
+        times = median_times(candidates, repeats)
     peers = [name for name in times if name.startswith("peer: ")]
     ours = [name for name in times if name.startswith("crops")]
     return {
@@ -82,10 +82,10 @@ def _photograph(image: str | Path | None) -> Iterator[Path]:
         yield path
 
 
-def _view_contenders(pixels: NDArray[np.uint8]) -> dict[str, Candidate]:
+def _view_candidates(pixels: NDArray[np.uint8]) -> dict[str, Candidate]:
     """Ours, then the peers that are installed."""
     picture = Image.fromarray(pixels)
-    contenders = {
+    candidates = {
         "crops": Candidate(partial(_crops, pixels)),
         "crops + color": _colored(pixels, patch_share=0.0),
         "crops + patch-wise color": _colored(pixels, patch_share=1.0),
@@ -94,9 +94,9 @@ def _view_contenders(pixels: NDArray[np.uint8]) -> dict[str, Candidate]:
     try:
         from lightly.transforms import DINOTransform
     except ImportError:
-        return contenders
+        return candidates
     transform = DINOTransform(n_local_views=8)
-    return {**contenders, "peer: lightly DINOTransform": Candidate(lambda turn: transform(picture))}
+    return {**candidates, "peer: lightly DINOTransform": Candidate(lambda turn: transform(picture))}
 
 
 def _crops(pixels: NDArray[np.uint8], turn: int) -> tuple[Tensor, Tensor]:

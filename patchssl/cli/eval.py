@@ -31,7 +31,7 @@ from patchssl.cli.options import (
     print_record,
     scoring_console,
 )
-from patchssl.eval.tasks import Task, all_tasks
+from patchssl.eval.tasks import Task, all_tasks, default_tasks
 
 AnyRecord = Any  # its class would import torch
 Scoring = Callable[..., AnyRecord]  # score(data, protocol, **options) of the model that the command was given
@@ -171,9 +171,9 @@ def plain_command(task: Task) -> Callable[..., None]:
 def eval_all(
     model: ModelArg,
     data: Annotated[str, typer.Option("--data", callback=not_empty, help="A set, or a folder of sets side by side.")],
-    tasks: Annotated[list[str] | None, typer.Option("--task", help="knn, linear, copydays, revisited or patches; may "
-                                                                     "be given several times. Default: all but "
-                                                                     "patches.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option("--task", help=f"{_listed(tuple(all_tasks()))}; may be given "
+                                                                     "several times. Default: "
+                                                                     f"{', '.join(default_tasks())}.")] = None,
     results: ResultsOpt = Path("results"),
     overwrite: Annotated[bool, typer.Option("--overwrite/--skip-existing", help="Run again what has a record, or only "
                                                                                   "what is missing.")] = False,

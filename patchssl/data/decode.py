@@ -5,7 +5,7 @@ without a color profile; of several frames or pages the first one is read; color
 its high byte. What is decided here: EXIF orientation is applied, 16-bit gray is scaled (not clipped) to 8
 bits, and what has no agreed range (32-bit integers, floating point) is refused.
 
-A look at the first and last bytes (`file_looks_whole`) costs no decoding and says nothing about the pixels. What does
+A look at the first and last bytes (`quick_check_file`) costs no decoding and says nothing about the pixels. What does
 not look whole is decoded before anything is said about it: files with something behind their end are fine, and so are
 formats that have no end to look at.
 """
@@ -200,7 +200,7 @@ def _bits_per_sample(image: Image.Image) -> tuple[int, ...] | None:
     return None if tags is None else tags.get(ExifTags.Base.BitsPerSample)
 
 
-def file_looks_whole(path: Path) -> bool:
+def quick_check_file(path: Path) -> bool:
     """`quick_check` of a file; False for one that cannot be read."""
     try:
         with path.open("rb", buffering=0) as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchssl.data.decode import decode_image, file_looks_whole
+from patchssl.data.decode import decode_image, quick_check_file
 from patchssl.runtime.errors import DataError
 from patchssl.runtime.text import counted, shortened
 
@@ -196,7 +196,7 @@ class FileImages(ImageSet):
         return decode_image(self.path(index), allow_truncated=self.allow_truncated)
 
     def quick_check(self, index: int) -> bool:
-        return file_looks_whole(self.path(index))
+        return quick_check_file(self.path(index))
 
     def item_name(self, index: int) -> str:
         return self.names[index]

@@ -76,7 +76,7 @@ def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...]
 
 
 def pretrain_or_resume(folder: Path, name: str, recipe: Recipe, seed: int, overrides: tuple[str, ...],
-                      device: str | None, console: Console) -> Path:
+                       device: str | None, console: Console) -> Path:
     """A finished run in `folder`: the one that is there, that one resumed, or a new one."""
     if not (folder / "recipe.yaml").exists():
         return pretrain_with_probe(name, None, folder, seed, overrides, device=device, console=console,

@@ -7,7 +7,7 @@ import torch
 from small_runs import make_recipe
 
 from patchssl.bench import step as module
-from patchssl.bench.step import bench_step, make_contender, noise_batch
+from patchssl.bench.step import bench_step, make_candidate, noise_batch
 from patchssl.report.tables.cost import WAYS
 
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ PAPER = {"rule": "paper", "weighting": "paper", "center_per_position": True}
 
 def losses(way, loss):
     recipe = make_recipe(loss=loss, views={"num_local": 8}, optim={"batch_size": 3})
-    engine = make_contender(way, recipe, CPU)
+    engine = make_candidate(way, recipe, CPU)
     batch = noise_batch(recipe, engine.num_drop_path)
     reports = [engine.train_step(batch) for _ in range(3)]
     return [float(report.losses.total) for report in reports], engine.centers.patch_tokens.value

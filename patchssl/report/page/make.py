@@ -23,7 +23,7 @@ from patchssl.report.page.pictures import Pictures, data_url
 from patchssl.report.page.render import Content, Figure, render_page
 from patchssl.report.page.training import TrainingSection, charts_of, compared, run_folders
 from patchssl.report.tables.robustness import robustness_curves
-from patchssl.report.tables.vetting import sound_costs, valid_records
+from patchssl.report.tables.vetting import valid_costs, valid_records
 from patchssl.runtime.console import Console
 from patchssl.runtime.errors import DataError, PatchSSLError, UsageError
 from patchssl.runtime.files import write_text
@@ -69,7 +69,7 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
         read_image(image)  # a wrong name is known at once
     files, problems = valid_records(results)
     records = list(files.values())
-    costs, unsound = sound_costs(results)
+    costs, unsound = valid_costs(results)
     problems += unsound
     trainings = _trainings(folders, problems)
     if not records and not trainings and not costs:

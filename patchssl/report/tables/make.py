@@ -11,7 +11,7 @@ from patchssl.report.tables.build import write_tables
 from patchssl.report.tables.cost import write_costs
 from patchssl.report.tables.paper import read_unavailable, write_paper
 from patchssl.report.tables.scores import metric_place
-from patchssl.report.tables.vetting import sound_costs, valid_records
+from patchssl.report.tables.vetting import valid_costs, valid_records
 from patchssl.runtime.errors import DataError, unknown_choice
 
 MOST_NAMED = 3  # unreadable files in one sentence
@@ -25,7 +25,7 @@ def make_tables(results: Path, out: Path, *, paper: bool = False) -> tuple[str, 
     """
     sound, problems = valid_records(results)
     records = list(sound.values())
-    costs, unsound = sound_costs(results)
+    costs, unsound = valid_costs(results)
     problems += unsound
     if not records and not costs:
         unread = f" that can be read: {'; '.join(problems[:MOST_NAMED])}" if problems else ""

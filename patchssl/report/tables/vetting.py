@@ -27,7 +27,7 @@ def valid_records(results: Path) -> tuple[dict[Path, Result], list[str]]:
     return {path: record for path, record in found.items() if not objections[path]}, problems
 
 
-def sound_costs(results: Path) -> tuple[list[CostRecord], list[str]]:
+def valid_costs(results: Path) -> tuple[list[CostRecord], list[str]]:
     """As `valid_records`, the records of costs."""
     costs, problems = read_costs(results)
     objections = [cost_objection(cost) for cost in costs]
