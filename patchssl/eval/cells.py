@@ -15,7 +15,7 @@ from patchssl.data.open import NAMED_SETS, open_pair
 from patchssl.eval.faiss import IndexPlan
 from patchssl.eval.protocols import Protocol
 from patchssl.eval.records import plain_text
-from patchssl.eval.tasks import Task, find_task
+from patchssl.eval.tasks import find_task
 from patchssl.models.backbone import Backbone
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
 
@@ -97,20 +97,19 @@ def find_cells(backbone: Backbone, data: str, tasks: Sequence[str],
     cells: list[Cell] = []
     skipped: dict[str, str] = {}
     for place in map(DataPlace, _places(data, choices)):
-        found = [(task, *found) for task in own for found in task.find(backbone, place, choices)]
-        cells += _made(found, skipped)
-        found_here = bool(found)
+        found, rest = ([pair for task in some for pair in task.find(backbone, place, choices)]
+                       for some in (own, others))
         missing: dict[str, str] = {}
-        cells += _made([(task, *found) for task in others for found in task.find(backbone, place, choices)], missing)
-        if not found_here:  # a Copydays set is no classification set, and that is no news
+        cells += _made(found, skipped) + _made(rest, missing)
+        if not found:  # a Copydays set is no classification set, and that is no news
             skipped |= _together(missing, place.data)
     return cells, skipped | _unused(cells, choices)
 
 
-def _made(found: Sequence[tuple[Task, str, Callable[[], Cell]]], missing: dict[str, str]) -> list[Cell]:
+def _made(found: Sequence[tuple[str, Callable[[], Cell]]], missing: dict[str, str]) -> list[Cell]:
     """The cells that everything is there for; why others are not goes into `missing`."""
     cells = []
-    for _, what, make in found:
+    for what, make in found:
         try:
             cells.append(make())
         except PatchSSLError as error:

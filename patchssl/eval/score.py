@@ -18,6 +18,7 @@ from patchssl.eval.suite import SuitePlan, plan_suite, run_suite
 from patchssl.eval.tasks import ComputeOptions, default_tasks, find_task, metric_words
 from patchssl.models.backbone import Backbone
 from patchssl.models.load import open_model
+from patchssl.models.pixels import RawPixels
 from patchssl.runtime.device import default_device
 from patchssl.runtime.distributed import join_launched, local_rank, rank
 from patchssl.runtime.progress import Reporter
@@ -69,6 +70,8 @@ def plan_all(model: str | Backbone, data: str, tasks: Sequence[str], results: Pa
              choices: TaskOptions | None = None, overwrite: bool) -> tuple[Backbone, SuitePlan]:
     """The backbone and what `eval all` would do with it; see `plan_suite`."""
     backbone = open_scored(model, compute)
+    if isinstance(backbone, RawPixels):
+        backbone.sized = True  # one size for all benchmarks
     return backbone, plan_suite(backbone, data, tasks or default_tasks(), results, compute, choices=choices,
                                 overwrite=overwrite)
 

@@ -15,7 +15,8 @@ import torch
 from patchssl.data.open import open_pair
 from patchssl.data.unreadable import listing_unreadable, require_readable
 from patchssl.eval.cells import Cell, TaskOptions, find_cells
-from patchssl.eval.features import compute_outputs, extract_outputs
+from patchssl.eval.features import extract_outputs
+from patchssl.eval.pooling import compute_outputs
 from patchssl.eval.records import Result, read_results
 from patchssl.eval.tasks import ComputeOptions, find_task
 from patchssl.models.backbone import Backbone

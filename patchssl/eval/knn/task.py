@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.data.images import ArrayImages, ImageSet, labels_of_both
+from patchssl.data.images import ImageSet, labels_of_both
 from patchssl.data.open import open_pair
 from patchssl.data.unreadable import listing_unreadable, require_readable
 from patchssl.eval.cells import Cell, DataPlace, TaskOptions
 from patchssl.eval.faiss import IndexPlan
-from patchssl.eval.features import compute_outputs, extract_features
+from patchssl.eval.features import extract_features
 from patchssl.eval.knn import KnnScores, knn_scores
 from patchssl.eval.knn.fewshot import FewShot
+from patchssl.eval.pooling import compute_outputs
 from patchssl.eval.protocols import Protocol, knn_protocol
 from patchssl.eval.records import Result, joined, make_record, pack_bits, plain_text
 from patchssl.eval.search import require_index
@@ -29,24 +29,32 @@ from patchssl.models.backbone import Backbone
 from patchssl.models.pixels import RawPixels
 from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
-from patchssl.runtime.errors import DataError, UsageError
+from patchssl.runtime.errors import DataError, PatchSSLError, UsageError
 from patchssl.runtime.progress import Progress, shifted
 
 
 def find_knn(backbone: Backbone, place: DataPlace, options: TaskOptions) -> Iterator[tuple[str, Any]]:
     """k-NN on labeled train and val images, under the default protocol or an index's own."""
-    if options.search != IndexPlan():  # one that the user asked for and that cannot search this set is an error
-        with contextlib.suppress(DataError):
-            _require_index(backbone, place, options.search)
+    if options.search != IndexPlan():
+        _require_index(backbone, place, options.search)
     yield f"knn on {place.data}", partial(_cell, backbone, place, options.search)
 
 
 def _require_index(backbone: Backbone, place: DataPlace, search: IndexPlan) -> None:
+    """UsageError, before anything is run, for an index that was asked for and cannot search the train images."""
+    try:
+        train, _ = place.labeled_pair
+    except PatchSSLError:  # said where the cell is made
+        return
+    require_index(search, len(train), _width(backbone))
+
+
+def _width(backbone: Backbone) -> int:
+    """How many numbers the features of an image are."""
     side = backbone.image_size
     with torch.inference_mode():
         black = torch.zeros(1, 3, side, side, device=backbone.device)
-        width = compute_outputs(backbone, black, ["features"])["features"].shape[1]
-    require_index(search, len(place.labeled_pair[0]), width)
+        return int(compute_outputs(backbone, black, ["features"])["features"].shape[1])
 
 
 def _cell(backbone: Backbone, place: DataPlace, search: IndexPlan) -> Cell:
@@ -107,7 +115,7 @@ def evaluate_knn(backbone: Backbone, train: ImageSet, val: ImageSet, protocol: s
     few.require_images(train)
     passes = compute.passes(backbone)
     if not search.exact:
-        require_index(search, len(train), _width_of_black(backbone, plan, passes))
+        require_index(search, len(train), _width(backbone))
     if not looked_at:
         require_readable((train, val), compute.workers, compute.counter(LOOK))
     features = _features_of_both(train, val, compute, backbone=backbone, transform=plan, **passes)
@@ -118,13 +126,6 @@ def evaluate_knn(backbone: Backbone, train: ImageSet, val: ImageSet, protocol: s
     return make_record(backbone, plan, dataset=val.name, fingerprints=(train.fingerprint, val.fingerprint),
                        metrics=scores.metrics | few_metrics, detail=_detail(train, val, plan, scores) | few_detail,
                        device=describe_device(passes["device"]), duration=time.monotonic() - began)
-
-
-def _width_of_black(backbone: Backbone, plan: Protocol, passes: dict[str, Any]) -> int:
-    """How many numbers the features of an image are, from a black one that goes the way of all others."""
-    black = ArrayImages(name="black", split="all", source="a black image",
-                        array=np.zeros((1, 32, 32), dtype=np.uint8), ids=np.zeros(1, dtype=np.int64))
-    return int(extract_features(backbone, black, plan, **{**passes, "cache": None}).shape[1])
 
 
 def variant(plan: Protocol, few: FewShot, search: IndexPlan) -> Protocol:
