@@ -107,7 +107,7 @@ def bench_suite(model: str, data: str, *, console: Console | None = None) -> dic
     """`eval all --overwrite` of `model` on `data` twice, with a cache that is empty at first."""
     backbone = load_backbone(model)
     with tempfile.TemporaryDirectory() as folder:
-        options = ComputeOptions(torch.device("cpu"), cache=FeatureCache(Path(folder)), progress=console)
+        options = ComputeOptions(torch.device("cpu"), workers=2, cache=FeatureCache(Path(folder)), progress=console)
         plan = plan_suite(backbone, data, default_tasks(), None, options)
         seconds = {}
         for name in ("first run", "second run"):

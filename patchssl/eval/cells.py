@@ -15,7 +15,7 @@ from patchssl.data.open import NAMED_SETS, open_pair
 from patchssl.eval.faiss import IndexPlan
 from patchssl.eval.protocols import Protocol
 from patchssl.eval.records import plain_text
-from patchssl.eval.tasks import find_task
+from patchssl.eval.tasks import all_tasks
 from patchssl.models.backbone import Backbone
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
 
@@ -91,7 +91,7 @@ class DataPlace:
 def find_cells(backbone: Backbone, data: str, tasks: Sequence[str],
                choices: TaskOptions) -> tuple[list[Cell], dict[str, str]]:
     """The benchmarks that `data` has everything for, and why others were skipped."""
-    wanted = [find_task(name) for name in tasks]
+    wanted = [task for name, task in all_tasks().items() if name in tasks]
     own = [task for task in wanted if task.own_layout]
     others = sorted((task for task in wanted if not task.own_layout), key=lambda task: task.by_default)
     cells: list[Cell] = []

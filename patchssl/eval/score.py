@@ -56,13 +56,13 @@ def score_task(name: str, model: str | Backbone, data: str | Path, protocol: str
 
 
 def score_knn(model: str | Backbone, data: str, protocol: str | None = None, *, device: str | None = None,
-              batch_size: int | None = None, workers: int = 2, progress: Reporter | None = None,
-              **variant: Any) -> Result:
+              batch_size: int | None = None, workers: int = 2, console: Reporter | None = None,
+              cache: FeatureCache | None = None, **variant: Any) -> Result:
     """k-NN of `model` (also raw pixels: `pixels`, `pixels?img_size=32`) on train and val of `data`.
 
     `variant` are the shots, draws, seed, index, search_params and gpus of `evaluate_knn`.
     """
-    compute = ComputeOptions(default_device(device), batch_size, workers, progress=progress)
+    compute = ComputeOptions(default_device(device), batch_size, workers, cache, console)
     return score_task("knn", model, data, protocol, compute, **variant)
 
 

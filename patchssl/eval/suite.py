@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from patchssl.models.backbone import Backbone
 from patchssl.models.pixels import RawPixels
 from patchssl.runtime.console import LOOK
 from patchssl.runtime.errors import DataError, PatchSSLError
+from patchssl.runtime.progress import CountersOnly
 
 _TIMED_BATCH = 8  # images
 
@@ -81,6 +82,8 @@ def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Pat
     is done, unless `overwrite`. UsageError for an unknown task, for an index that cannot search a set and for
     `choices` without use, DataError where nothing at all can be run.
     """
+    for task in tasks:
+        find_task(task)
     choices = choices or TaskOptions()
     choices.require_use(tasks)
     cells, left_out = find_cells(backbone, data, tasks, choices)
@@ -150,8 +153,10 @@ def run_cell(backbone: Backbone, cell: Cell, compute: ComputeOptions, *, looked_
     """The record of one benchmark; `looked_at`: the train and val files of its data were, and all can be read."""
     task = find_task(cell.task)
     more: dict[str, Any] = {**cell.options} if cell.set_name is None else {**cell.options, "set_name": cell.set_name}
-    if not task.own_layout:
+    if task.classifies:
         more["looked_at"] = looked_at
+    if compute.progress is not None:  # what is there was said by the plan
+        compute = replace(compute, progress=CountersOnly(compute.progress))
     return task.score(backbone, cell.data, cell.asked, compute, **more)
 
 

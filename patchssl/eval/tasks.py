@@ -64,7 +64,8 @@ class Task:
 
     `find(backbone, place, options)` gives, for a folder or set, a label and a function that makes the `Cell`, for
     everything that the task could be run on there; the function raises PatchSSLError where something is missing.
-    `score(backbone, data, protocol, compute, **options)` gives the record.
+    `score(backbone, data, protocol, compute, **options)` gives the record; `options` are those of the cell and its
+    `set_name`, and `looked_at` of a task that `classifies`: whether the files of its data were looked at before.
     """
 
     name: str
@@ -136,10 +137,12 @@ def find_task(name: str) -> Task:
 
 
 def register(task: Task) -> None:
-    """Add a benchmark of one's own; UsageError for a name, of the task or of its records, that is taken."""
+    """Add a benchmark of one's own; UsageError for a name, of it or of its records, that is taken."""
     taken = {*_registry, *table_titles()} & {task.name, *task.titles}
     if taken:
         raise UsageError(f"a task called {min(taken)} is registered already; choose another name")
+    if not task.protocols:
+        raise UsageError(f"the task {task.name} names no protocol; one is the least")
     _registry[task.name] = task
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from patchssl.models.backbone import Backbone, ConvolutionalBackbone, TransformerBackbone, VitBackbone
 from patchssl.models.checkpoint import FORMAT, load_checkpoint
-from patchssl.models.load import load_backbone, parse_location
+from patchssl.models.load import load_network
+from patchssl.models.names import parse_location
 from patchssl.models.pretrained import FOLDER_WEIGHTS
 from patchssl.models.weights import BARE, WeightsFile, read_weights, weights_in
 from patchssl.runtime.errors import CheckpointError
@@ -58,7 +59,7 @@ class Format:
 
 def open_source(uri: str) -> ExportSource:
     """The backbone that `uri` names, and its file; raises as `load_backbone` does."""
-    backbone = load_backbone(uri)
+    backbone = load_network(uri, own_size=True)
     if uri.startswith(_SCHEMES):
         return ExportSource(uri, backbone, None, BARE)
     path, network, _ = parse_location(uri)

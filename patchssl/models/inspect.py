@@ -23,7 +23,8 @@ from patchssl.models.backbone import Backbone, TransformerBackbone, VitBackbone
 from patchssl.models.checkpoint import FORMAT, NEWEST, PREVIOUS, load_checkpoint
 from patchssl.models.facts import Facts, Inspection, NetworkReport
 from patchssl.models.hub import hub_file, hub_json
-from patchssl.models.load import load_backbone, load_official, load_run, parse_location
+from patchssl.models.load import load_backbone, load_official, load_run
+from patchssl.models.names import parse_location, require_network
 from patchssl.models.networks import Misfit, as_float32, build_vit, create, misfit, pretrained_config, state_sha256
 from patchssl.models.pretrained import FOLDER_CONFIG, FOLDER_WEIGHTS, HUB_WEIGHTS, backbone_of_config, read_config
 from patchssl.models.recognize import Layout, recognize, recognize_run
@@ -78,6 +79,7 @@ class _InspectedFile(NamedTuple):
 
 
 def _find(uri: str) -> _InspectedFile:
+    require_network(uri, own_size=True)
     kind, colon, rest = uri.partition(":")
     if colon and kind in ("py", "random"):
         what = "it would run your code" if kind == "py" else "an untrained network has no file"

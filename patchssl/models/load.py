@@ -7,36 +7,32 @@
     PATH[#NETWORK][?heads=n] a run folder, an exported folder, or a file of DINO, iBOT, PW-Self, DINOv2 or timm
     pixels[?img_size=32]     the images themselves, no network: for evaluation
 
-Each takes ?img_size=n, the size that it is evaluated at.
+Each takes ?img_size=n, the size that it is scored and drawn at.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
-import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from typing import Any
 
 import torch
 
 from patchssl.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Origin, VitBackbone
 from patchssl.models.checkpoint import FORMAT, load_checkpoint, require_format
+from patchssl.models.names import exists, options_in, parse_location, require_network, sized, whole_number
 from patchssl.models.networks import (
     NetworkSpec,
     build_vit,
     create,
     default_sizes,
     family_of,
-    has_arch,
     load_exactly,
     require_arch,
 )
@@ -58,7 +54,6 @@ from patchssl.runtime.errors import PatchSSLError, UsageError, unknown_choice
 log = logging.getLogger(__name__)
 
 _RANDOM_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "seed")
-_FILE_OPTIONS = ("heads", "mean", "std", "method")
 _METHODS = ("pwself", "dino", "ibot", "supervised", "other")
 
 
@@ -69,11 +64,14 @@ def load_backbone(uri: str, device: str | torch.device = "cpu") -> Backbone:
     assumed. Raises UsageError for a name or path that does not exist, CheckpointError for weights that are
     damaged, ask to run code, or do not fit in every name and shape.
     """
-    name, size = _sized(str(uri))
+    name, size = sized(str(uri))
     kind, colon, rest = name.partition(":")
     openers: Mapping[str, Callable[[str], Backbone]] = {
         "timm": load_timm, "hf-hub": load_hub, "random": _from_random, "py": _from_python}
     if is_pixels(name):
+        if exists(Path(name)):
+            raise UsageError(f"'{name}' means raw pixels, and there is a file or folder of this name: write ./{name} "
+                             "for that, or pixels?img_size=32")
         backbone: Backbone = open_pixels(name)
     else:
         backbone = openers[kind](rest) if colon and kind in openers else _from_path(name)
@@ -84,27 +82,21 @@ def load_backbone(uri: str, device: str | torch.device = "cpu") -> Backbone:
     return backbone.to(device).eval().requires_grad_(False)
 
 
-def _sized(uri: str) -> tuple[str, int | None]:
-    """`uri` without its img_size, and that; networks that are made at a size keep it."""
-    name, mark, query = uri.partition("?")
-    if not mark or is_pixels(uri) or uri.startswith("random:") or _exists(Path(uri)):
-        return uri, None
-    network = "".join(query.partition("#")[1:])
-    options = query.removesuffix(network).split("&")
-    sizes = [option for option in options if option.startswith("img_size=")]
-    if not sizes:
-        return uri, None
-    rest = "&".join(option for option in options if option not in sizes)
-    return name + ("?" + rest if rest else "") + network, _whole("img_size", sizes[-1].partition("=")[2], uri)
+def load_network(uri: str, device: str | torch.device = "cpu", *, own_size: bool = False) -> Backbone:
+    """As `load_backbone`, where raw pixels are no answer: UsageError for them, with `own_size` for ?img_size= too."""
+    require_network(uri, own_size=own_size)
+    return load_backbone(uri, device)
 
 
 def _resize(backbone: Backbone, size: int, uri: str) -> None:
     """Let `backbone` be evaluated at `size` pixels; its position embeddings are interpolated where it has any."""
-    if not backbone.patch_size <= size < LARGEST_SIZE:
-        raise UsageError(f"img_size={size} in {uri} is no size of images for patches of {backbone.patch_size} pixels")
+    if not 0 < size < LARGEST_SIZE or size % backbone.patch_size:
+        raise UsageError(f"img_size={size} in {uri} is no multiple of the patch size {backbone.patch_size} between 1 "
+                         f"and {LARGEST_SIZE - 1:,} pixels")
     if size != backbone.image_size:
         backbone.notes = (*backbone.notes, f"it is evaluated at {size} px, not at {backbone.image_size}")
         backbone.image_size = size
+        backbone.origin = replace(backbone.origin, name=f"{backbone.name}-{size}px")  # records of its own
 
 
 # untrained networks and one's own ------------------------------------------------------------------------------
@@ -112,8 +104,8 @@ def _resize(backbone: Backbone, size: int, uri: str) -> None:
 
 def _from_random(rest: str) -> Backbone:
     arch, _, query = rest.partition("?")
-    options = _options(query, _RANDOM_OPTIONS, rest)
-    numbers: dict[str, Any] = {name: _whole(name, value, rest) for name, value in options.items()}
+    options = options_in(query, _RANDOM_OPTIONS, rest)
+    numbers: dict[str, Any] = {name: whole_number(name, value, rest) for name, value in options.items()}
     seed = numbers.pop("seed", 0)
     require_arch(arch)
     if family_of(arch) == "vit":
@@ -136,20 +128,6 @@ def untrained_backbone(spec: NetworkSpec, seed: int, name: str = "random") -> Vi
 
 def _untrained(name: str, seed: int) -> Origin:
     return Origin(name=name, method="random", pretrain_epochs=0, seed=seed)
-
-
-def _options(query: str, allowed: tuple[str, ...], where: str) -> dict[str, str]:
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    for name in options:
-        if name not in allowed:
-            raise UsageError(unknown_choice("option", name, allowed) + f" in {where}")
-    return options
-
-
-def _whole(name: str, value: str, where: str) -> int:
-    if not re.fullmatch("[0-9]{1,18}", value):
-        raise UsageError(f"option {name}={value} in {where} is not a whole number below 10^18")
-    return int(value)
 
 
 def _from_python(rest: str) -> Backbone:
@@ -194,56 +172,6 @@ def _current_folder_first() -> Iterator[str]:
 # files and folders ---------------------------------------------------------------------------------------------
 
 
-class Location(NamedTuple):
-    """A path, which network of it, and options, as in runs/mine#student?heads=3."""
-
-    path: Path
-    network: str | None
-    options: dict[str, str]
-
-
-def parse_location(uri: str) -> Location:
-    """The parts of PATH#NETWORK?OPTION=VALUE; UsageError for a path that does not exist."""
-    if uri and _exists(Path(uri)):
-        return Location(Path(uri), None, {})
-    place, _, query = uri.partition("?")
-    query, _, late = query.partition("#")
-    place, _, network = place.partition("#")
-    path = Path(os.path.expanduser(place))  # noqa: PTH111 - leaves the name of no user as it is
-    if is_pixels(uri) and not _exists(path):
-        raise UsageError(f"'{uri}' means raw pixels, which are no network: eval scores them, here a network is "
-                         "needed")
-    if not place or not _exists(path):
-        raise UsageError(f"model '{uri}' does not exist{_near(uri, path)}, and nothing else is loaded in its place. A "
-                         "model is a run folder, a file of weights, or timm:..., hf-hub:..., random:..., py:...; "
-                         "'patchssl models' lists names")
-    return Location(path, network or late or None, _options(query, _FILE_OPTIONS, uri))
-
-
-def _exists(path: Path) -> bool:
-    """Is there a file or folder? A name that none can have is not there either."""
-    try:
-        return path.exists()
-    except OSError:  # too long, or in a folder that may not be looked into
-        return False
-
-
-def _near(uri: str, path: Path) -> str:
-    """What a wrong name was probably meant to be: a kind of model, a name of timm, or what lies beside it."""
-    kind, colon, rest = uri.partition(":")
-    if colon and (kinds := get_close_matches(kind, ("timm", "hf-hub", "random", "py"), n=1)):
-        return f" (did you mean {kinds[0]}:{rest}?)"
-    if has_arch(uri.partition(".")[0]):
-        return f" (did you mean timm:{uri}?)"
-    try:
-        near = get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), n=1)
-    except OSError:
-        return ""
-    if near == [path.name]:
-        return ": it is a link to nothing"
-    return f" (did you mean {path.parent / near[0]}?)" if near else ""
-
-
 def _from_path(uri: str) -> Backbone:
     path, network, options = parse_location(uri)
     if path.is_dir() and (path / FOLDER_CONFIG).is_file() and folder_weights(path) is not None:
@@ -274,7 +202,7 @@ def load_official(weights: WeightsFile, network: str | None, options: Mapping[st
     """The backbone of a file that another project wrote."""
     path, chosen = weights.path, weights.choose(network)
     where = f"{path}#{chosen}" if chosen else str(path)
-    heads = _whole("heads", options["heads"], where) if "heads" in options else None
+    heads = whole_number("heads", options["heads"], where) if "heads" in options else None
     layout = recognize(weights, chosen, heads)
     if heads and layout.spec is None:
         raise UsageError(f"{where} is a ResNet without attention heads; leave out ?heads={heads}")
@@ -322,6 +250,8 @@ def _numbers(text: str | None, default: tuple[float, ...], name: str) -> tuple[f
 def open_model(model: str, device: torch.device, say: Callable[[str], None]) -> Backbone:
     """`load_backbone`, saying what was decided on the way and how images will be normalized."""
     backbone = load_backbone(model, device)
+    if is_pixels(model):
+        return backbone
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (backbone.mean, backbone.std))
     for note in (*backbone.notes, f"images are normalized by mean {mean} and std {std}"):
         say(f"{backbone.name}: {note}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patchssl.models.backbone import IMAGENET_MEAN, IMAGENET_STD, VitBackbone
-from patchssl.models.load import load_backbone
+from patchssl.models.load import load_network
 from patchssl.models.networks import NetworkSpec, build_vit, misfit
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.droppath import use_sampled_drop_path
@@ -64,7 +64,7 @@ def starting_backbone(recipe: Recipe) -> VitBackbone | None:
     """The backbone that `recipe.init` names, None without one; UsageError for one that cannot be trained on."""
     if recipe.init is None:
         return None
-    start = load_backbone(recipe.init)
+    start = load_network(recipe.init, own_size=True)
     if not isinstance(start, VitBackbone):
         raise UsageError(f"init = {recipe.init} is a {start.arch}; only plain Vision Transformers are pretrained")
     if start.patch_size != recipe.model.patch_size:

@@ -43,6 +43,16 @@ class Reporter(Protocol):
         """A sentence for the user."""
 
 
+class CountersOnly:
+    """The counters of a reporter, without its sentences."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.counter = reporter.counter
+
+    def say(self, sentence: str) -> None:
+        """Not passed on."""
+
+
 class RunProgress(Protocol):
     """What a run tells while it works; the command line draws it, a test listens."""
 

@@ -108,7 +108,8 @@ def do_run(folder: StudyFolder, run: StudyRun, *, device: str | None, console: C
     row = _pretrained(folder, run, device, console) if run.trained else {}
     began = time.monotonic()
     compute = make_options(device, workers=run.recipe.run.workers, progress=console)
-    backbone = load_backbone(str(folder.run_folder(run)), chosen) if run.trained else untrained(run, chosen)
+    where = torch.device(compute.device or chosen)
+    backbone = load_backbone(str(folder.run_folder(run)), where) if run.trained else untrained(run, where)
     _score(folder, run, backbone, compute, console)
     updates = int(row.get("step", 0))
     return folder.keep(run, weights=backbone.weights_sha256, train_seconds=row.get("seconds", 0.0),

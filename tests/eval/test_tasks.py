@@ -107,4 +107,15 @@ def test_names_are_taken_once():
     for name, title in (("knn", "own"), ("own", "rparis6k")):
         with pytest.raises(UsageError, match="is registered already"):
             register(Task(**{**vars(TOY), "name": name, "titles": {title: "x"}}))
+    with pytest.raises(UsageError, match="names no protocol"):
+        register(Task(**{**vars(TOY), "protocols": ()}))
     assert len(all_tasks()) == 5
+
+
+def test_a_task_named_twice_runs_once_and_unknown_ones_are_named_first(patchssl, colors):
+    asked = patchssl("eval", "all", NETWORK, "--data", colors, "--dry-run", "--json", "--task", "linear", "--task",
+                     "knn",
+                     "--task", "knn")
+    assert [cell["task"] for cell in json.loads(asked.out)["run"]] == ["knn", "linear"]
+    wrong = patchssl("eval", "all", NETWORK, "--data", colors, "--task", "bogus", "--index", "IVF4,Flat")
+    assert "task 'bogus' is unknown" in wrong.err

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,8 @@ import patchssl.models.load
 import patchssl.models.pretrained
 from patchssl.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, VitBackbone
 from patchssl.models.checkpoint import save_checkpoint
-from patchssl.models.load import load_backbone, parse_location
+from patchssl.models.load import load_backbone, load_network
+from patchssl.models.names import parse_location
 from patchssl.models.networks import NetworkSpec, build_vit, create
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.engine import Engine
@@ -123,7 +125,7 @@ def test_other_untrained_networks(arch, monkeypatch):
     ("random:vit_tiny_patch16_224?embed_dim=32&num_heads=3", ["cannot be built", "'embed_dim': 32"]),
     ("random:vit_base_patch16_siglip_224?depth=1&embed_dim=12&num_heads=3", ["class token", "vit_*"]),
     ("random:vit_small_patch16_18x2_224?depth=1&embed_dim=12&num_heads=3", ["no plain Vision Transformer"]),
-    ("random:test_resnet?img_size=64", ["img_size", "plain Vision Transformers only"]),
+    ("random:test_resnet?patch_size=8", ["patch_size", "plain Vision Transformers only"]),
     ("random:swin_tiny_patch4_window7_224", ["not supported: a Swin Transformer has no class token"]),
     ("random:xcit_nano_12_p16_224", ["not supported: XCiT attends over channels"]),
     ("timm:swin_tiny_patch4_window7_224", ["not supported: a Swin Transformer has no class token"]),
@@ -870,6 +872,7 @@ def test_any_model_takes_the_size_it_is_evaluated_at(tiny_run, tmp_path, monkeyp
         assert (larger.image_size, own.image_size) == (48, 32)
         assert larger.weights_sha256 == own.weights_sha256
         assert any("evaluated at 48 px, not at 32" in note for note in larger.notes)
+        assert (own.name, larger.name) == ("tiny", "tiny-student-48px" if "student" in uri else "tiny-48px")
         images = torch.rand(1, 3, 48, 48)
         assert torch.equal(larger.features(images), own.features(images))
     (tmp_path / "mine.py").write_text("from patchssl import Backbone\nimport torch\n\ndef make():\n"
@@ -880,7 +883,7 @@ def test_any_model_takes_the_size_it_is_evaluated_at(tiny_run, tmp_path, monkeyp
     assert load_backbone("random:resnet10t").image_size == 224
 
 
-@pytest.mark.parametrize("size", ["0", "x", "-8", "7", "1000000"])
+@pytest.mark.parametrize("size", ["0", "x", "-8", "7", "33", "1000000"])
 def test_a_size_that_is_none_is_refused(tiny_run, size):
     with pytest.raises(UsageError, match="img_size"):
         load_backbone(f"{tiny_run}?img_size={size}")
@@ -896,3 +899,18 @@ def test_raw_pixels_are_a_scheme_like_any_other():
     for uri in ("pixels", "pixels?img_size=32"):  # where a file is needed
         with pytest.raises(UsageError, match=r"raw pixels, which are no network: eval scores them"):
             parse_location(uri)
+
+
+def test_raw_pixels_and_other_sizes_are_refused_where_a_network_is_needed(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for uri in ("pixels", "pixels?img_size=32"):
+        with pytest.raises(UsageError, match="raw pixels, which are no network"):
+            load_network(uri)
+    assert load_network(f"{tiny_run}?img_size=48").image_size == 48
+    with pytest.raises(UsageError, match="leave it out"):
+        load_network(f"{tiny_run}?img_size=48", own_size=True)
+    shutil.copytree(tiny_run, "pixels")
+    with pytest.raises(UsageError, match=r"there is a file or folder of this name: write \./pixels"):
+        load_backbone("pixels")
+    assert load_backbone("./pixels").method == "pwself"
+    assert load_backbone("random:resnet10t?img_size=64").image_size == 64

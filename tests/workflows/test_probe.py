@@ -63,7 +63,7 @@ def test_raw_pixels_tell_colors_apart(colors, model, name):
 
 def test_a_score_says_what_it_looks_at(colors, capsys):
     with Console() as console:
-        score_knn(SMALL, str(colors), workers=0, progress=console)
+        score_knn(SMALL, str(colors), workers=0, console=console)
     said = capsys.readouterr().err
     assert "48 train images in 3 classes" in said and "12 val images in 3 classes" in said
     assert "features 60 of 60" in said

@@ -51,10 +51,14 @@ def _require_index(backbone: Backbone, place: DataPlace, search: IndexPlan) -> N
 
 def _width(backbone: Backbone) -> int:
     """How many numbers the features of an image are."""
-    side = backbone.image_size
-    with torch.inference_mode():
-        black = torch.zeros(1, 3, side, side, device=backbone.device)
-        return int(compute_outputs(backbone, black, ["features"])["features"].shape[1])
+    side, training = backbone.image_size, backbone.training
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            black = torch.zeros(1, 3, side, side, device=backbone.device)
+            return int(compute_outputs(backbone, black, ["features"])["features"].shape[1])
+    finally:
+        backbone.train(training)
 
 
 def _cell(backbone: Backbone, place: DataPlace, search: IndexPlan) -> Cell:
@@ -70,12 +74,13 @@ def _cell(backbone: Backbone, place: DataPlace, search: IndexPlan) -> Cell:
 def score_knn(backbone: Backbone, data: str, protocol: str | None = None, compute: ComputeOptions = ANYWHERE, *,
               looked_at: bool = False, **variant: Any) -> Result:
     """`evaluate_knn` on train and val of `data`; raw pixels whose size was left open take that of the images."""
+    pixels = isinstance(backbone, RawPixels)
+    if pixels and protocol not in (None, "native"):
+        raise UsageError(f"raw pixels are scored under the protocol native, not {protocol}")
     train, val = open_pair(data)
     compute.say(train.describe())
     compute.say(val.describe())
     if isinstance(backbone, RawPixels):
-        if protocol not in (None, "native"):
-            raise UsageError(f"raw pixels are scored under the protocol native, not {protocol}")
         if not backbone.sized:
             return evaluate_pixels(train, val, compute=compute, looked_at=looked_at, **variant)
         protocol = "native"

@@ -49,13 +49,14 @@ KnnMaker = Callable[[Recipe, ImageSet, int], KnnProbe | None]
 
 def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: str | Path | None = None,
              seed: int = 0, *, name: str | None = None, overrides: tuple[str, ...] = (), device: str | None = None,
-             progress: RunProgress | None = None, make_knn: KnnMaker | None = None,
+             progress: RunProgress | None = None, knn: KnnProbe | None = None, make_knn: KnnMaker | None = None,
              stops: StopSignals | None = None) -> Path:
     """Pretrain as `recipe` says and return the run folder.
 
     `recipe` is a Recipe, the name of a shipped one or a YAML file; `data` a folder or a set's name (default: the
     recipe's); `out` defaults to runs/<recipe>-<seed> and must not hold a checkpoint yet; `name` (default: the run
-    folder's) is what records call the network; `stops` are entered already by who listens from earlier on. Raises
+    folder's) is what records call the network; `knn` scores the teacher in training, `make_knn` makes one of the images
+    that are trained on; `stops` are entered already by who listens from earlier on. Raises
     UsageError, DataError, NotFiniteError, CheckpointError, and Interrupted after saving when a signal came.
     """
     folder = Path(out) if out else run_folder(recipe, seed)
@@ -66,7 +67,8 @@ def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: s
         require_new(folder)
         _require_means(recipe)
         images = training_images(recipe, data, seed)  # by the name that was given, which errors repeat
-        return train(_begin(folder, recipe, images, seed, name, device, progress or Silent(), make_knn, stops))
+        probe = make_knn(recipe, images, seed) if make_knn else knn
+        return train(_begin(folder, recipe, images, seed, name, device, progress or Silent(), probe, stops))
 
 
 def run_folder(recipe: Recipe | str | Path, seed: int) -> Path:
@@ -82,9 +84,8 @@ def require_new(folder: Path) -> None:
 
 
 def _begin(folder: Path, recipe: Recipe, images: ImageSet, seed: int, name: str | None, device: str | None,
-           progress: RunProgress, make_knn: KnnMaker | None, stops: StopSignals) -> Run:
+           progress: RunProgress, knn: KnnProbe | None, stops: StopSignals) -> Run:
     """A run before its first update, in a folder that tells how it is made."""
-    knn = make_knn(recipe, images, seed) if make_knn else None
     progress.say(images.describe())
     start = starting_backbone(recipe)
     if start is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from patchssl.models.backbone import Backbone
-from patchssl.models.load import load_backbone
+from patchssl.models.load import load_network
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import load_recipe, parse_recipe
 from patchssl.pretrain.run.log import LOG
@@ -35,7 +35,7 @@ def recipe_of(name: str, model: str | None = None, rule: str | None = None) -> R
     recipe = parse_recipe(run.read_text(), overrides, str(run)) if run.is_file() else load_recipe(name, overrides)
     if model is None:
         return recipe
-    backbone = load_backbone(model)
+    backbone = load_network(model)
     patch, size = backbone.patch_size, backbone.image_size
     local = max(patch, round(size * 3 / 7 / patch) * patch)  # 96 of 224, in whole patches
     views = recipe.views.model_copy(update={"global_size": size, "local_size": local})
@@ -95,7 +95,7 @@ def draw_pca(models: str | Backbone | Sequence[str], images: Sequence[str], out:
 
 
 def _backbone(model: str | Backbone, device: torch.device | str) -> Backbone:
-    return load_backbone(model, device) if isinstance(model, str) else model
+    return load_network(model, device) if isinstance(model, str) else model
 
 
 def draw_matches(image: str, recipe: Recipe, out: Path, *, seed: int = 0) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from patchssl.models.load import load_backbone
+from patchssl.models.load import load_network
 from patchssl.report.figures.tokens import attention_rows
 from patchssl.report.figures.videofile import check_video_path, open_frames, write_video
 from patchssl.report.plots.frames import draw_frame, make_sheet
@@ -24,7 +24,7 @@ def draw_attention_video(model: str, source: Path, out: Path, *, size: int | Non
     """
     check_video_path(out)
     with open_frames(source, every) as (frames, total, own_rate):
-        backbone = load_backbone(model, device)
+        backbone = load_network(model, device)
         side, progress = size or backbone.image_size, console.counter("frames")
         sheet, first, count = None, (0, 0), 0
         with write_video(out, rate or own_rate) as add:
