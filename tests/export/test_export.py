@@ -477,7 +477,7 @@ def test_a_full_disk_is_a_sentence(run, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_saved_meanwhile_is_noticed(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "load_network", lambda uri: load_backbone(f"{uri}#student"))
+    monkeypatch.setattr(source, "load_network", lambda uri, **_: load_backbone(f"{uri}#student"))
     with pytest.raises(CheckpointError, match=r"other weights than .* run it again"):
         export_model(str(run), tmp_path / "out", formats=["dino"])
     assert not list(tmp_path.iterdir())
