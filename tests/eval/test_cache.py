@@ -243,7 +243,7 @@ RANKS = """
 import atexit, os, sys
 from pathlib import Path
 import torch
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_cache import SMALL, Counting, images_of
 from patchssl.eval import features
 from patchssl.runtime.distributed import end_launched, join_launched, rank
@@ -273,7 +273,7 @@ def test_two_processes_give_the_same_bits_and_share_the_work(tmp_path, monkeypat
     script.write_text(RANKS)
     here = str(Path(__file__).parent)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               str(script), str(tmp_path), here]
+               str(script), str(tmp_path), here, str(Path(__file__).parents[1])]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     monkeypatch.setattr(features, "BLOCK", 4)
