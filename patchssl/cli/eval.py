@@ -44,7 +44,6 @@ def shared_options(*, cached: bool = True) -> Callable[[Callable[..., AnyRecord]
     Options that all have: --results, --device, --batch-size, --workers, --json, and --cache where features are kept.
     """
     def decorate(function: Callable[..., AnyRecord]) -> Callable[..., None]:
-        @functools.wraps(function)
         def command(*, model: str, results: Path, device: str | None, batch_size: int | None, workers: int,
                     as_json: bool, use_cache: bool = False, **own: Any) -> None:
             from patchssl.eval.score import make_options, score_task
@@ -65,7 +64,7 @@ def shared_options(*, cached: bool = True) -> Callable[[Callable[..., AnyRecord]
         parameters = [inspect.Parameter("model", keyword, annotation=ModelArg), *own,
                       *(inspect.Parameter(name, keyword, default=default, annotation=annotation)
                         for name, (annotation, default) in common.items())]
-        del command.__wrapped__  # or its signature would be looked at instead
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command

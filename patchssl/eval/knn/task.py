@@ -74,8 +74,7 @@ def _cell(backbone: Backbone, place: DataPlace, search: IndexPlan) -> Cell:
 def score_knn(backbone: Backbone, data: str, protocol: str | None = None, compute: ComputeOptions = ANYWHERE, *,
               looked_at: bool = False, **variant: Any) -> Result:
     """`evaluate_knn` on train and val of `data`; raw pixels whose size was left open take that of the images."""
-    pixels = isinstance(backbone, RawPixels)
-    if pixels and protocol not in (None, "native"):
+    if isinstance(backbone, RawPixels) and protocol not in (None, "native"):
         raise UsageError(f"raw pixels are scored under the protocol native, not {protocol}")
     train, val = open_pair(data)
     compute.say(train.describe())

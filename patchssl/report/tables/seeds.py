@@ -96,15 +96,16 @@ def paired_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -
 
 def measures_of(records: Iterable[Result]) -> list[Measure]:
     """What `records` of variants and seeds measured, in the order of study_measures()."""
+    titles = study_measures()
     found: dict[tuple[str, ...], dict[str, dict[int, float]]] = {}
     for record in sorted(records, key=lambda record: (record.variant or "", record.seed or 0)):
-        for (task, metric) in study_measures():
+        for (task, metric) in titles:
             if record.task == task and metric in record.metrics and record.variant and record.seed is not None:
                 key = (task, metric, record.dataset, record.protocol, record.dataset_fingerprint,
                        record.protocol_fingerprint)
                 found.setdefault(key, {}).setdefault(record.variant, {})[record.seed] = record.metrics[metric]
-    order = list(study_measures())
-    return [Measure(study_measures()[key[0], key[1]], key[0], key[2], key[3], key[1], found[key])
+    order = list(titles)
+    return [Measure(titles[key[0], key[1]], key[0], key[2], key[3], key[1], found[key])
             for key in sorted(found, key=lambda key: (order.index((key[0], key[1])), key))]
 
 
