@@ -5,7 +5,7 @@ Sizes are pixels, scales are shares of the image area, times are epochs unless a
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -121,11 +121,22 @@ class Recipe(ConfigPart):
                                  f"model.patch_size = {self.model.patch_size}")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _patchwise_of_the_method(cls, values: Any) -> Any:
+        """Where nothing is said of patch-wise color, baselines have none."""
+        if not isinstance(values, dict) or values.get("method", "pwself") == "pwself":
+            return values
+        photometric = values.get("photometric") or {}
+        said = photometric if isinstance(photometric, dict) else photometric.model_dump(exclude_unset=True)
+        return {**values, "photometric": {"patchwise": "none", **said}}
+
     @model_validator(mode="after")
     def _baselines_color_whole_views(self) -> Recipe:
-        if self.method != "pwself" and self.photometric.patch_share:
-            raise ValueError(f"photometric.patch_share = {self.photometric.patch_share}: method {self.method} colors "
-                             "whole views, set it to 0 (or choose method pwself)")
+        if self.method != "pwself" and self.patch_color != "none":
+            raise ValueError(f"photometric.patchwise = {self.photometric.patchwise}: method {self.method} colors whole "
+                             "views, set it to none (or choose method pwself; with loss.patch_weight=0 it is DINO "
+                             "with patch-wise color)")
         if self.method == "ibot" and (self.loss.weighting != "balanced" or self.loss.matches_per_pair):
             raise ValueError("loss.weighting = paper and loss.matches_per_pair belong to method pwself: ibot compares "
                              "masked patches of one view, and weighs class and patch term by loss.patch_weight")
@@ -133,6 +144,11 @@ class Recipe(ConfigPart):
             raise ValueError("masks.matched = true belongs to method pwself: ibot masks in any case, and dino compares "
                              "no patches")
         return self
+
+    @property
+    def patch_color(self) -> str:
+        """How patches are colored: `photometric.patchwise`, or `none` where no view gets it."""
+        return self.photometric.patchwise if self.photometric.patch_share else "none"
 
     @property
     def masked(self) -> bool:

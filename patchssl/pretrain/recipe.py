@@ -5,6 +5,7 @@ A wrong key or value is refused by its dotted name before anything is computed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -70,12 +71,25 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
     if not isinstance(values, dict):
         raise UsageError(f"{where} holds a {type(values).__name__}, a recipe is a table of keys and values")
     values = {key: value for key, value in values.items() if value is not None}  # an empty part
+    _read_old_color(values, where)
     for override in overrides:
         _apply_override(values, override)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"{where}: " + "; ".join(_sentences(error))) from None
+
+
+def _read_old_color(values: dict[str, Any], where: str) -> None:
+    """Say `patchwise` for recipes from before it existed, whose `patch_share` was the share of replaced color."""
+    color = values.get("photometric")
+    if isinstance(color, dict) and "patch_share" in color and "patchwise" not in color:
+        mode = "replace" if color["patch_share"] else "none"
+        values["photometric"] = {**color, "patchwise": mode}
+        if mode == "replace":
+            warnings.warn(f"{where} has photometric.patch_share and no photometric.patchwise: read as patchwise = "
+                          "replace, all that there was before; say patchwise = layered for the authors' color",
+                          FutureWarning, stacklevel=3)
 
 
 def dump_recipe(recipe: Recipe) -> str:

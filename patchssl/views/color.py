@@ -88,7 +88,7 @@ def _draw(
     """The fields of `ColorDraws` for views of `kinds`."""
     share, blur, radius = rng.random((_DRAWS_PER_VIEW, len(kinds)), dtype=np.float32)
     draws = rng.random((_DRAWS_PER_PATCH, len(kinds), num_patches), dtype=np.float32)
-    patchwise = share < config.patch_share
+    patchwise = (share < config.patch_share) & (config.patchwise == "replace")
     for view in np.flatnonzero(~patchwise):
         draws[:, view] = draws[:, view, :1]  # one draw for the whole view
     jitter, order, grayscale, solarize = draws[4:]

@@ -2,8 +2,8 @@
 
 They are the parts `views`, `photometric` and `masks` of a recipe (`patchssl.pretrain.config`), whose other parts have
 the same base, `ConfigPart`. Sizes are pixels of a view, scales shares of the image's area, probabilities are from 0 to
-1. The defaults are DINO's multi-crop and color (arXiv 2104.14294), the color drawn patch by patch, and iBOT's masks
-(arXiv 2111.07832).
+1. The defaults are DINO's multi-crop and whole-view color (arXiv 2104.14294), the patch-wise color of PW-Self's authors
+and iBOT's masks (arXiv 2111.07832).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class ViewConfig(ConfigPart):
     local_scale: Range = (0.05, 0.4)
     aspect: Range = (3 / 4, 4 / 3)  # width / height of a crop, drawn log-uniformly
     mirror: Share = 0.5  # probability
+    shared_in_batch: bool = False  # crops, mirror and color drawn once for all images of a batch, in fractions of each
 
     @property
     def num_views(self) -> int:
@@ -52,10 +53,35 @@ class ViewConfig(ConfigPart):
         return self
 
 
-class PhotometricConfig(ConfigPart):
-    """Color augmentation; triples are (first global, second global, local) views, probabilities."""
+class PatchColorConfig(ConfigPart):
+    """What `patchwise: layered` does to each patch of a colored view: four operations, in an order drawn anew.
 
-    patch_share: Share = 1.0  # share of views whose color is drawn anew for every patch
+    The defaults are those of the authors' PatchAugmentation (alijavidani/dino, branch imagenet100-patch_augmentation,
+    26acb86). They work on 8-bit values, as torchvision's, whose names and meanings the settings have.
+    """
+
+    jitter: Share = 1.0  # probability of a patch to be jittered: brightness and hue, in an order drawn anew too
+    brightness: NonNegativeFloat = 0.1  # the factor is drawn from [max(0, 1 - value), 1 + value]
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # shift in turns, drawn from [-value, value]
+    blur: Share = 1.0  # probability: a Gaussian 1 pixel wide and 5 high, inside the patch
+    blur_radius: Range = (0.1, 2.0)  # its standard deviation in pixels
+    sharpen: Share = 0.5  # probability
+    sharpness: NonNegativeFloat = 2.0  # 0: smoothed, 1: as it was, 2: twice as sharp
+    posterize: Share = 0.5  # probability
+    posterize_bits: Annotated[int, Field(ge=1, le=8)] = 3  # that are kept of each 8
+
+
+class PhotometricConfig(ConfigPart):
+    """Color augmentation; triples are (first global, second global, local) views, probabilities.
+
+    `patchwise` is `layered` (whole-view color, then mild changes patch by patch, `patch`: PW-Self as its authors run
+    it), `replace` (jitter, grayscale and solarization of whole-view strength drawn anew for each patch instead of
+    whole-view color: harsher, and nobody else's) or `none` (DINO's and iBOT's).
+    """
+
+    patchwise: Literal["layered", "replace", "none"] = "layered"
+    patch_share: Share = 1.0  # share of views that get patch-wise color
+    patch: PatchColorConfig = PatchColorConfig()
     jitter: Share = 0.8
     brightness: NonNegativeFloat = 0.4  # factors are drawn from [max(0, 1 - value), 1 + value]
     contrast: NonNegativeFloat = 0.4
