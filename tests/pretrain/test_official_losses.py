@@ -113,3 +113,6 @@ def test_the_recorded_geometry_has_pairs_with_and_without_overlap():
     weight = pwself_plan().class_weight[0] * GLOBALS * (GLOBALS + LOCALS - 1) * IMAGES  # 1 / (1 + matches)
     different = weight[weight > 0]
     assert (different == 1).any() and (different < 0.05).any() and len(different) == 8
+    own = pwself_plan(own=True).class_weight  # an image that got another's matches would weigh otherwise
+    assert all((row == 0).sum() == GLOBALS for row in own)
+    assert not any(torch.equal(own[a], own[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
