@@ -306,17 +306,18 @@ def test_an_epoch_holds_every_image_once_but_for_the_rest():
     assert len(batches) == len(EpochSampler(23, 5, epochs=3, seed=0)) == 12
     for epoch in range(3):
         keys = [key for batch in batches[4 * epoch:4 * epoch + 4] for key in batch]
-        assert {e for e, _ in keys} == {epoch}
-        indices = [index for _, index in keys]
+        assert {e for e, _, _ in keys} == {epoch}
+        assert [number for _, _, number in keys] == [place // 5 for place in range(20)]
+        indices = [index for _, index, _ in keys]
         assert len(set(indices)) == 20 and set(indices) <= set(range(23))
         assert indices != sorted(indices)
-    orders = {tuple(index for batch in batches[i:i + 4] for _, index in batch) for i in (0, 4, 8)}
+    orders = {tuple(index for batch in batches[i:i + 4] for _, index, _ in batch) for i in (0, 4, 8)}
     assert len(orders) == 3
     assert batches != list(EpochSampler(23, 5, epochs=3, seed=1))
 
 
 def test_the_shuffle_is_not_the_crops_of_the_first_image():
-    order = [index for _, index in next(iter(EpochSampler(50, 50, epochs=1, seed=0)))]
+    order = [index for _, index, _ in next(iter(EpochSampler(50, 50, epochs=1, seed=0)))]
     assert order != sample_rng(0, 0, 0, "crops").permutation(50).tolist()
 
 
