@@ -102,7 +102,7 @@ class ViewBatch:
 _SEEN = ("global_views", "local_views", "drop_path", "masks")  # by the networks
 _TENSORS = (*_SEEN, "boxes", "mirrored", "index", "match_draws")
 _OF_EACH_IMAGE = ("drop_path", "masks")  # streams that images never share
-_Draws = TypeVar("_Draws", bound=tuple[Tensor, ...])
+_Drawn = TypeVar("_Drawn", bound=tuple[Tensor, ...])
 
 
 class ViewDataset(Dataset[ViewSample]):
@@ -202,7 +202,7 @@ def collate_views(samples: Sequence[ViewSample], shared: bool = False) -> ViewBa
         unreadable=tuple(name for sample in samples for name in sample.unreadable))
 
 
-def _expand(draws: _Draws, count: int) -> _Draws:
+def _expand(draws: _Drawn, count: int) -> _Drawn:
     """A named tuple of tensors (1, ...) or (count, ...) as (count, ...), without a copy."""
     return type(draws)(*(field.expand(count, *field.shape[1:]) for field in draws))
 
