@@ -30,4 +30,4 @@ def make_images(count=30):
 def make_batch(recipe, step=0, seed=0):
     _, places = build_student(recipe, seed)
     views = ViewDataset(make_images(), recipe, seed, places)
-    return collate_views([views[0, (step * BATCH + i) % 30] for i in range(BATCH)])
+    return collate_views([views[0, (step * BATCH + i) % 30, step] for i in range(BATCH)])

@@ -1,7 +1,9 @@
 """Multi-crop views with their geometry, drawn so that any sample of any epoch can be drawn again alone.
 
 Every draw comes from (seed, epoch, index) and the name of what is drawn, never from the state of a rank, a
-worker or a step. Views stay uint8 until they are on the training device, where `views.color` colors them.
+worker or a step. With `views.shared_in_batch` crops, mirror, color and draws of matches come from (seed, epoch, number
+of the batch in the epoch) instead; drop path and masks stay each image's own, no match depends on them. Views stay
+uint8 until they are on the training device, where `views.color` colors them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import itertools
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +28,12 @@ from patchssl.runtime.distributed import rank, world_size
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
 from patchssl.runtime.signals import SIGNALS
 from patchssl.views.color import ColorDraws, draw_sample_colors, stack_draws
-from patchssl.views.crops import cut_views, draw_views, sample_rng
+from patchssl.views.crops import cut_views, draw_views, fit_views, sample_rng
 from patchssl.views.geometry import patches_per_side
 from patchssl.views.masks import draw_masks
 from patchssl.views.patchcolor import PatchDraws, draw_patches
+
+Key = tuple[int, int] | tuple[int, int, int]  # epoch, index of an image, and the number in the epoch of its batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class ViewSample:
 
     global_views: Tensor  # (G, 3, S, S) uint8
     local_views: Tensor  # (L, 3, s, s) uint8
-    boxes: NDArray[np.float64]  # (V, 4) top, left, height, width in source pixels
+    boxes: NDArray[np.float64]  # (V, 4) top, left, height, width in source pixels, or in those of the common square
     mirrored: NDArray[np.bool_]  # (V,)
     index: int  # the image that was read
     global_colors: ColorDraws  # (G, ...)
@@ -101,13 +106,16 @@ class ViewBatch:
 _SEEN = ("global_views", "local_views", "drop_path", "masks")  # by the networks
 _TENSORS = (*_SEEN, "boxes", "mirrored", "index", "match_draws")
 _DRAWS = ("global_colors", "local_colors", "global_patches", "local_patches")
+_OF_EACH_IMAGE = ("drop_path", "masks")  # streams that images never share
+_Drawn = TypeVar("_Drawn", bound=tuple[Tensor, ...])
 
 
 class ViewDataset(Dataset[ViewSample]):
-    """Views of the images of a set, asked for by (epoch, index).
+    """Views of the images of a set, asked for by (epoch, index) or, as `EpochSampler` does, (epoch, index, batch).
 
-    An unreadable image is replaced by the next one that can be read, and named in the sample. Construction
-    raises DataError when the first images of the set are unreadable until they are more than 1 % of all.
+    The batch's number is needed where the images of a batch share their draws, and does not matter otherwise. An
+    unreadable image is replaced by the next one that can be read, and named in the sample. Construction raises
+    DataError when the first images of the set are unreadable until they are more than 1 % of all.
     """
 
     def __init__(self, images: ImageSet, recipe: Recipe, seed: int, num_drop_path: int = 0) -> None:
@@ -119,22 +127,32 @@ class ViewDataset(Dataset[ViewSample]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> ViewSample:
+    def __getitem__(self, key: Key) -> ViewSample:
         index, pixels, unreadable = self._readable(key[1])
         config, num_global = self.recipe.views, self.recipe.views.num_global
         views = draw_views(self._rng(key, "crops"), pixels.shape[0], pixels.shape[1], config)
+        placed, pixels = fit_views(views, pixels, config)
         drop_path = self._rng(key, "drop_path").random((len(views), self.num_drop_path), dtype=np.float32)
-        local_views = (cut_views(pixels, views[num_global:]) if config.num_local
+        local_views = (cut_views(pixels, placed[num_global:]) if config.num_local
                        else torch.empty(0, 3, config.local_size, config.local_size, dtype=torch.uint8))
         boxes = np.array([(v.top, v.left, v.height, v.width) for v in views], dtype=np.float64)
         mirrored = np.array([v.mirrored for v in views])
-        return ViewSample(cut_views(pixels, views[:num_global]), local_views, boxes, mirrored, index,
-                          *self._colors(key), *self._patch_colors(key), drop_path, self._masks(key), self._match_draws(key), unreadable)
+        return ViewSample(cut_views(pixels, placed[:num_global]), local_views, boxes, mirrored, index,
+                          *self._colors(key), *self._patch_colors(key), drop_path, self._masks(key),
+                          self._match_draws(key), unreadable)
 
-    def _rng(self, key: tuple[int, int], stream: str) -> np.random.Generator:
-        return sample_rng(self.seed, *key, stream)
+    def _rng(self, key: Key, stream: str) -> np.random.Generator:
+        return sample_rng(self.seed, key[0], self._number(key, stream), stream)
 
-    def _masks(self, key: tuple[int, int]) -> NDArray[np.bool_]:
+    def _number(self, key: Key, stream: str) -> int:
+        """Whose draws they are in the epoch: the image's index, or the number of the batch that shares them."""
+        if stream in _OF_EACH_IMAGE or not self.recipe.views.shared_in_batch:
+            return key[1]
+        if len(key) == 2:
+            raise ValueError(f"views.shared_in_batch = true, but {key} names no batch; ask for (epoch, index, batch)")
+        return key[2]
+
+    def _masks(self, key: Key) -> NDArray[np.bool_]:
         views, masks = self.recipe.views, self.recipe.masks
         if not self.recipe.masked:
             return np.zeros(0, dtype=np.bool_)
@@ -143,7 +161,7 @@ class ViewDataset(Dataset[ViewSample]):
             return np.zeros((views.num_global, side * side), dtype=np.bool_)
         return draw_masks(self._rng(key, "masks"), views.num_global, side, side, masks)
 
-    def _match_draws(self, key: tuple[int, int]) -> NDArray[np.float32]:
+    def _match_draws(self, key: Key) -> NDArray[np.float32]:
         loss, views = self.recipe.loss, self.recipe.views
         if self.recipe.method != "pwself" or not (loss.matches_per_pair or loss.rule == "random"):
             return np.zeros(0, dtype=np.float32)
@@ -153,12 +171,12 @@ class ViewDataset(Dataset[ViewSample]):
     def _patches(self, size: int) -> int:
         return (size // self.recipe.model.patch_size) ** 2
 
-    def _colors(self, key: tuple[int, int]) -> tuple[ColorDraws, ColorDraws]:
+    def _colors(self, key: Key) -> tuple[ColorDraws, ColorDraws]:
         views = self.recipe.views  # local sizes are whole patches, unless there are no local views
         return draw_sample_colors(self._rng(key, "color"), self.recipe.photometric, views.num_global, views.num_local,
                                   self._patches(views.global_size), self._patches(views.local_size))
 
-    def _patch_colors(self, key: tuple[int, int]) -> tuple[PatchDraws, PatchDraws]:
+    def _patch_colors(self, key: Key) -> tuple[PatchDraws, PatchDraws]:
         views = self.recipe.views
         if self.recipe.patch_color != "layered":
             return (PatchDraws(torch.empty(0, 0, 5), torch.empty(0, 0, dtype=torch.uint8)),) * 2
@@ -179,22 +197,29 @@ class ViewDataset(Dataset[ViewSample]):
         raise DataError(f"none of the {len(self)} images of {self.images.name} can be read")
 
 
-def collate_views(samples: Sequence[ViewSample]) -> ViewBatch:
-    """Samples of one recipe as a batch."""
+def collate_views(samples: Sequence[ViewSample], shared: bool = False) -> ViewBatch:
+    """Samples of one recipe as a batch; where their draws are `shared`, it holds them once, and says so B times."""
+    drawn = samples[:1] if shared else samples
+    match_draws = torch.from_numpy(np.stack([sample.match_draws for sample in drawn]))
     return ViewBatch(
         global_views=torch.stack([sample.global_views for sample in samples]),
         local_views=torch.stack([sample.local_views for sample in samples]),
         boxes=torch.from_numpy(np.stack([sample.boxes for sample in samples])),
         mirrored=torch.from_numpy(np.stack([sample.mirrored for sample in samples])),
         index=torch.tensor([sample.index for sample in samples]),
-        global_colors=stack_draws([sample.global_colors for sample in samples]),
-        local_colors=stack_draws([sample.local_colors for sample in samples]),
-        global_patches=stack_draws([sample.global_patches for sample in samples]),
-        local_patches=stack_draws([sample.local_patches for sample in samples]),
+        global_colors=_expand(stack_draws([sample.global_colors for sample in drawn]), len(samples)),
+        local_colors=_expand(stack_draws([sample.local_colors for sample in drawn]), len(samples)),
+        global_patches=_expand(stack_draws([sample.global_patches for sample in drawn]), len(samples)),
+        local_patches=_expand(stack_draws([sample.local_patches for sample in drawn]), len(samples)),
         drop_path=torch.from_numpy(np.stack([sample.drop_path for sample in samples])),
         masks=torch.from_numpy(np.stack([sample.masks for sample in samples])),
-        match_draws=torch.from_numpy(np.stack([sample.match_draws for sample in samples])),
+        match_draws=match_draws.expand(len(samples), *match_draws.shape[1:]),
         unreadable=tuple(name for sample in samples for name in sample.unreadable))
+
+
+def _expand(draws: _Drawn, count: int) -> _Drawn:
+    """A named tuple of tensors (1, ...) or (count, ...) as (count, ...), without a copy."""
+    return type(draws)(*(field.expand(count, *field.shape[1:]) for field in draws))
 
 
 def batch_share(batch_size: int, processes: int) -> int:
@@ -213,11 +238,12 @@ def updates_per_epoch(num_images: int, batch_size: int) -> int:
     return num_images // batch_size
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) from update `start_step` to the end of the last epoch: one rank's share.
+class EpochSampler(Sampler[list[tuple[int, int, int]]]):
+    """Batches of (epoch, index, batch) from update `start_step` to the end of the last epoch: one rank's share.
 
     Each epoch is a shuffle of its own of the whole set, cut into batches of `batch_size` images, the rest
-    skipped. A rank takes its slice of every batch: the number of ranks does not change what a batch holds.
+    skipped; `batch` is its number in the epoch. A rank takes its slice of every batch: the number of ranks does not
+    change what a batch holds.
     """
 
     def __init__(self, num_images: int, batch_size: int, *, epochs: int, seed: int, start_step: int = 0,
@@ -231,13 +257,13 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         """Updates that are left."""
         return max(0, self.epochs * self.steps_per_epoch - self.start_step)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         first_epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
             order = sample_rng(self.seed, epoch, 0, "shuffle").permutation(self.num_images)
             for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
                 begin = step * self.batch_size + self.rank * self.share
-                yield [(epoch, index) for index in order[begin:begin + self.share].tolist()]
+                yield [(epoch, index, step) for index in order[begin:begin + self.share].tolist()]
 
 
 def make_loader(recipe: Recipe, images: ImageSet, seed: int, num_drop_path: int, *, start_step: int = 0,
@@ -247,9 +273,9 @@ def make_loader(recipe: Recipe, images: ImageSet, seed: int, num_drop_path: int,
                            start_step=start_step, rank=rank(), world_size=world_size())
     count = recipe.run.workers if workers is None else workers
     return DataLoader(ViewDataset(images, recipe, seed, num_drop_path), batch_sampler=sampler,
-                      collate_fn=collate_views, num_workers=count, pin_memory=torch.cuda.is_available(),
-                      worker_init_fn=_quiet_worker, generator=torch.Generator().manual_seed(seed),
-                      prefetch_factor=4 if count else None)
+                      collate_fn=partial(collate_views, shared=recipe.views.shared_in_batch), num_workers=count,
+                      pin_memory=torch.cuda.is_available(), worker_init_fn=_quiet_worker,
+                      generator=torch.Generator().manual_seed(seed), prefetch_factor=4 if count else None)
 
 
 def _quiet_worker(_worker: int) -> None:

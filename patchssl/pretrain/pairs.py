@@ -7,6 +7,9 @@ t != s. The weights are the means and sums in `patchssl.pretrain.losses.pwself_l
 The plan is made on the CPU, for a whole batch at once, while an accelerator still computes the update before. How many
 tokens match depends on the draws: made on the device, the host would have to wait for these counts in every update
 before it knew a single shape.
+
+With `views.shared_in_batch` all images of a batch have the same matches: those of one are found, and written down for
+all (`_repeat`). Masks, and so iBOT's plans, are each image's own.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ def plan_batch(views: ViewBatch, recipe: Recipe) -> MatchPlan:
     """What the tokens of a batch are compared with, from geometry, masks and draws, on the CPU."""
     if recipe.method == "ibot":
         return plan_masked(views.masks, recipe)
-    return plan_matches(views.boxes, views.mirrored, recipe, views.match_draws)
+    if not recipe.views.shared_in_batch:
+        return plan_matches(views.boxes, views.mirrored, recipe, views.match_draws)
+    return plan_matches(views.boxes[:1], views.mirrored[:1], recipe, views.match_draws[:1], copies=len(views.boxes))
 
 
 class MatchPlan(NamedTuple):
@@ -55,17 +60,20 @@ class MatchPlan(NamedTuple):
         return self._replace(groups=self.groups.to(device), **sent)
 
 
-def plan_matches(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor | None = None) -> MatchPlan:
+def plan_matches(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor | None = None, *,
+                 copies: int = 1) -> MatchPlan:
     """Plan the comparisons of a batch from its geometry: `boxes` (B, V, 4) and `mirrored` (B, V), globals first.
 
     `draws` (B, 2, G, V, N), uniform in [0, 1), order the matches of a pair where `loss.matches_per_pair` takes
     some of them, and choose the teacher's patch under the rule `random`; N is the larger of N_global and N_local.
+    With `copies` one image is given, B = 1, and the plan is that of a batch of so many like it.
     """
     num_images, num_views = mirrored.shape
     num_global = recipe.views.num_global
-    class_weight = even_class_weight(num_images, num_global, num_views)
+    class_weight = even_class_weight(num_images * copies, num_global, num_views)
     if recipe.method != "pwself":
         return class_only(class_weight)
+    class_weight = class_weight[:num_images]  # weighs as an image of the whole batch
     kinds = [_match_views(boxes, mirrored, recipe, draws, local)
              for local in (False, True)[: 1 + (num_views > num_global)]]
     student, teacher, pair, scale = (torch.cat(parts) for parts in zip(*(kind[:4] for kind in kinds), strict=True))
@@ -78,7 +86,49 @@ def plan_matches(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor 
         teacher_tokens, teacher = teacher.unique(return_inverse=True)
     student_tokens, student = student.unique(return_inverse=True)
     groups = _group(student, student_tokens, teacher_tokens, num_images, recipe)
-    return MatchPlan(student_tokens, teacher_tokens, student, teacher, weight, pairs, class_weight, share, groups)
+    plan = MatchPlan(student_tokens, teacher_tokens, student, teacher, weight, pairs, class_weight, share, groups)
+    return plan if copies == 1 else _repeat(plan, copies, recipe)
+
+
+def _repeat(plan: MatchPlan, copies: int, recipe: Recipe) -> MatchPlan:
+    """The plan of a batch of `copies` images like the one of `plan`, whose class weights are those of the batch.
+
+    Tokens, rows and matches are listed as `plan_matches` lists them: those of all images' global views first.
+    """
+    groups, views = plan.groups, recipe.views
+    of_globals = views.num_global * _patches(views.global_size, recipe)
+    tokens = of_globals + (views.num_local * _patches(views.local_size, recipe) if views.num_local else 0)
+    students, teachers, matches = len(plan.student_tokens), len(plan.teacher_tokens), len(plan.student)
+    first_rows = int((plan.student_tokens < of_globals).sum())  # those of global views
+    first_matches = int((plan.student < first_rows).sum())
+    every = _renumber(plan.student_tokens, of_globals, tokens, copies)
+    student = _renumber(plan.student, first_rows, students, copies)
+    teacher = _renumber(plan.teacher, teachers, teachers, copies)
+    order = _renumber(groups.order, first_rows, students, copies)
+    of_rows = _renumber(groups.matches, first_matches, matches, copies)
+    return MatchPlan(
+        _firsts_first(every, first_rows), _renumber(plan.teacher_tokens, of_globals, of_globals, copies).flatten(),
+        _firsts_first(student, first_matches), _firsts_first(teacher, first_matches),
+        _firsts_first(plan.weight.expand(copies, -1), first_matches),
+        plan.num_pairs * (1 if recipe.loss.weighting == "paper" else copies),
+        plan.class_weight.repeat(copies, 1, 1), plan.matched_share,
+        GroupedMatches(order.flatten(), of_rows.flatten(0, 1), groups.filled.repeat(copies, 1),
+                       *(tuple(end * (copy + 1) for copy in range(copies) for end in ends)
+                         for ends in (groups.student_ends, groups.teacher_ends))))
+
+
+def _firsts_first(values: Tensor, first: int) -> Tensor:
+    """The `first` values (images, values) of every image, then the others of every image."""
+    return torch.cat([values[:, :first].flatten(), values[:, first:].flatten()])
+
+
+def _renumber(numbers: Tensor, first: int, total: int, copies: int) -> Tensor:
+    """Numbers (copies, ...) in a batch of what each image numbers from 0 to `total` - 1.
+
+    The batch counts the `first` of every image before the others.
+    """
+    image = torch.arange(copies).view(-1, *[1] * numbers.dim())
+    return numbers + torch.where(numbers < first, image * first, (copies - 1) * first + image * (total - first))
 
 
 def _weigh(even: Tensor, counts: Tensor, pair: Tensor, scale: Tensor, loss: LossConfig) -> tuple[Tensor, ...]:

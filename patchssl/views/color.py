@@ -61,7 +61,7 @@ class ColorDraws(NamedTuple):
         return ColorDraws(*(field.to(device, non_blocking=non_blocking) for field in self))
 
 
-Draws = TypeVar("Draws", ColorDraws, PatchDraws)
+AnyDraws = TypeVar("AnyDraws", ColorDraws, PatchDraws)
 
 
 def draw_sample_colors(
@@ -81,7 +81,7 @@ def draw_sample_colors(
     return ColorDraws(*map(torch.from_numpy, of_global)), ColorDraws(*map(torch.from_numpy, of_local))
 
 
-def stack_draws(samples: Sequence[Draws]) -> Draws:
+def stack_draws(samples: Sequence[AnyDraws]) -> AnyDraws:
     """Draws of B samples, batch shape (V,) each, as draws of batch shape (B, V)."""
     return type(samples[0])(*map(torch.stack, zip(*samples, strict=True)))
 

@@ -1,16 +1,18 @@
-"""The crops of an image's views: drawn from (seed, epoch, index) alone, and cut out.
+"""The crops of an image's views: drawn from (seed, epoch, index) alone, or (seed, epoch, batch), and cut out.
 
 All randomness of a sample starts at `sample_rng`: each kind of draw (crops, color, masks, ...) has a stream of its own,
 so that a changed setting of one leaves the others as they were, and nothing depends on a worker or a process.
 `draw_views` is multi-crop (SwAV, arXiv 2006.09882): a few large views and many small ones, each a random resized crop
-as torchvision's RandomResizedCrop draws it, mirrored with some probability. `cut_views` makes pixels of them; their
-color comes later, on the training device.
+as torchvision's RandomResizedCrop draws it, mirrored with some probability. Views that a whole batch shares are drawn
+on a square instead of an image, which `fit_views` lays over each image. `cut_views` makes pixels of views; their color
+comes later, on the training device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,10 +27,11 @@ from patchssl.views.geometry import View
 STREAMS = {"crops": 0, "color": 1, "drop_path": 2, "masks": 3, "shuffle": 4, "matches": 5, "patch_color": 6}
 TRIES = 10  # random crops before the central one, as torchvision's RandomResizedCrop
 DRAWS_PER_VIEW = 2 * TRIES + 3  # (area, aspect) of every try, then top, left, mirror
+COMMON_SIDE = 256  # pixels of the square that a batch's common views are drawn on, the authors' size of every image
 
 
 def sample_rng(seed: int, epoch: int, index: int, stream: str) -> np.random.Generator:
-    """The generator of one kind of draw (a name in `STREAMS`) for image `index` in `epoch`."""
+    """The generator of one kind of draw (a name in `STREAMS`) for image, or common to batch, `index` in `epoch`."""
     if stream not in STREAMS:
         raise ValueError(unknown_choice("stream", stream, STREAMS))
     if seed < 0:
@@ -39,8 +42,11 @@ def sample_rng(seed: int, epoch: int, index: int, stream: str) -> np.random.Gene
 def draw_views(rng: np.random.Generator, height: int, width: int, config: ViewConfig) -> list[View]:
     """Random resized crops of an image of height x width pixels, in whole pixels, globals first.
 
-    Each view takes the same number of draws: the first views do not depend on how many follow.
+    Each view takes the same number of draws: the first views do not depend on how many follow. Where
+    `config.shared_in_batch`, they are in pixels of the common square, whatever the image, and `fit_views` places them.
     """
+    if config.shared_in_batch:
+        height = width = COMMON_SIDE
     views = []
     for number, draws in enumerate(rng.random((config.num_views, DRAWS_PER_VIEW)).tolist()):
         is_global = number < config.num_global
@@ -69,6 +75,42 @@ def _crop_size(draws: Sequence[float], height: int, width: int, scale: tuple[flo
     if width > height * aspect[1]:
         return height, max(1, round(height * aspect[1])), True
     return height, width, True
+
+
+def fit_views(views: Sequence[View], pixels: NDArray[np.uint8], config: ViewConfig,
+              ) -> tuple[list[View], NDArray[np.uint8]]:
+    """`views` as `draw_views` drew them in whole pixels of an image (H, W, 3), and that image, for `cut_views`.
+
+    Both are as they were but where `config.shared_in_batch`: then each view covers the same share of every image. A
+    side shorter than the common square's is enlarged to it first, so that rounding moves no edge by more than half a
+    pixel of that square, in which patches are matched, and leaves no view empty.
+    """
+    if not config.shared_in_batch:
+        return list(views), pixels
+    pixels = _enlarged(pixels)
+    height, width = pixels.shape[:2]
+    fitted = []
+    for view in views:
+        top, bottom = _nearest_pixel(view.top, height), _nearest_pixel(view.top + view.height, height)
+        left, right = _nearest_pixel(view.left, width), _nearest_pixel(view.left + view.width, width)
+        fitted.append(replace(view, top=top, left=left, height=bottom - top, width=right - left))
+    return fitted, pixels
+
+
+def _enlarged(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image (bicubic) none of whose sides is shorter than the common square's."""
+    height, width = (max(side, COMMON_SIDE) for side in pixels.shape[:2])
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    image = torch.from_numpy(pixels[None].copy()).permute(0, 3, 1, 2)
+    larger: NDArray[np.uint8] = F.interpolate(image, size=(height, width), mode="bicubic", antialias=True)[0].permute(
+        1, 2, 0).numpy()
+    return larger
+
+
+def _nearest_pixel(place: float, side: int) -> int:
+    """Where `place` of the common square's side lies on a `side` of an image, halves rounded up."""
+    return (2 * int(place) * side + COMMON_SIDE) // (2 * COMMON_SIDE)
 
 
 def cut_views(pixels: NDArray[np.uint8], views: Sequence[View]) -> Tensor:

@@ -143,13 +143,13 @@ def test_missing_and_damaged_shards_are_named(tmp_path):
 
 
 class Grays(Dataset):
-    """What a training set does with the sampler's items: (epoch, index) to (index, gray)."""
+    """What a training set does with the sampler's items: (epoch, index, batch) to (epoch, index, gray)."""
 
     def __init__(self, images):
         self.images = images
 
     def __getitem__(self, item):
-        epoch, index = item
+        epoch, index, _ = item
         return epoch, index, int(self.images.pixels(index)[0, 0, 0])
 
 

@@ -1,9 +1,8 @@
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 from cases import each
+from few_images import FewImages, assert_equal, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
@@ -12,8 +11,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.dataset import EpochSampler, ViewBatch, ViewDataset, ViewSample, collate_views
-from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
+from patchssl.pretrain.dataset import EpochSampler, ViewDataset, collate_views
+from patchssl.runtime.errors import DataError, UsageError
 from patchssl.views.color import draw_sample_colors
 from patchssl.views.config import ViewConfig
 from patchssl.views.crops import cut_views, draw_views, sample_rng
@@ -24,40 +23,10 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-@dataclass
-class FewImages:
-    """A set in memory; an image that is None cannot be read."""
-
-    images: list
-    name: str = "few"
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def pixels(self, index: int) -> np.ndarray:
-        if self.images[index] is None:
-            raise UnreadableImage(f"{index}.jpg", "truncated")
-        return self.images[index]
-
-
 def recipe(num_global: int = 2, num_local: int = 2, **photometric) -> Recipe:
     return Recipe.model_validate({
         "model": {"patch_size": 8}, "photometric": photometric,
         "views": {"num_global": num_global, "num_local": num_local, "global_size": 32, "local_size": 16}})
-
-
-def assert_equal(one: ViewSample | ViewBatch, other: ViewSample | ViewBatch) -> None:
-    for name in one.__slots__:
-        a, b = getattr(one, name), getattr(other, name)
-        if isinstance(a, int | tuple) and not hasattr(a, "_fields"):
-            assert a == b, name
-        else:
-            for x, y in zip(*((v if isinstance(v, tuple) else (v,)) for v in (a, b)), strict=True):
-                assert np.array_equal(np.asarray(x), np.asarray(y)), name
 
 
 def test_draws_can_be_repeated_and_differ_by_everything_that_names_them():
@@ -306,17 +275,18 @@ def test_an_epoch_holds_every_image_once_but_for_the_rest():
     assert len(batches) == len(EpochSampler(23, 5, epochs=3, seed=0)) == 12
     for epoch in range(3):
         keys = [key for batch in batches[4 * epoch:4 * epoch + 4] for key in batch]
-        assert {e for e, _ in keys} == {epoch}
-        indices = [index for _, index in keys]
+        assert {e for e, _, _ in keys} == {epoch}
+        assert [number for _, _, number in keys] == [place // 5 for place in range(20)]
+        indices = [index for _, index, _ in keys]
         assert len(set(indices)) == 20 and set(indices) <= set(range(23))
         assert indices != sorted(indices)
-    orders = {tuple(index for batch in batches[i:i + 4] for _, index in batch) for i in (0, 4, 8)}
+    orders = {tuple(index for batch in batches[i:i + 4] for _, index, _ in batch) for i in (0, 4, 8)}
     assert len(orders) == 3
     assert batches != list(EpochSampler(23, 5, epochs=3, seed=1))
 
 
 def test_the_shuffle_is_not_the_crops_of_the_first_image():
-    order = [index for _, index in next(iter(EpochSampler(50, 50, epochs=1, seed=0)))]
+    order = [index for _, index, _ in next(iter(EpochSampler(50, 50, epochs=1, seed=0)))]
     assert order != sample_rng(0, 0, 0, "crops").permutation(50).tolist()
 
 

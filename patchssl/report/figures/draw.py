@@ -19,7 +19,7 @@ from patchssl.report.tables.robustness import robustness_curves
 from patchssl.report.tables.vetting import valid_records
 from patchssl.runtime.errors import DataError, UsageError
 from patchssl.views.color import apply_colors, draw_sample_colors
-from patchssl.views.crops import cut_views, sample_rng
+from patchssl.views.crops import cut_views, fit_views, sample_rng
 from patchssl.views.crops import draw_views as draw_geometry
 from patchssl.views.geometry import View
 from patchssl.views.matching import match_patches
@@ -43,15 +43,20 @@ def recipe_of(name: str, model: str | None = None, rule: str | None = None) -> R
 
 
 def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0) -> tuple[list[View], list[Pixels]]:
-    """The views that training draws from an image, geometry and colored pixels, globals first."""
+    """The views that training draws from an image, geometry and colored pixels, globals first.
+
+    `index` is the image's or, where the images of a batch share their draws, the batch's; then the geometry is that of
+    the common square.
+    """
     height, width = pixels.shape[:2]
     geometry = draw_geometry(sample_rng(seed, 0, index, "crops"), height, width, recipe.views)
+    placed, pixels = fit_views(geometry, pixels, recipe.views)
     num_global, patch = recipe.views.num_global, recipe.model.patch_size
     patches = [(size // patch) ** 2 for size in (recipe.views.global_size, recipe.views.local_size)]
     draws = draw_sample_colors(sample_rng(seed, 0, index, "color"), recipe.photometric, num_global,
                                recipe.views.num_local, *patches)
     colored: list[Pixels] = []
-    for views, colors in zip((geometry[:num_global], geometry[num_global:]), draws, strict=True):
+    for views, colors in zip((placed[:num_global], placed[num_global:]), draws, strict=True):
         if views:
             cut = apply_colors(cut_views(pixels, views), colors, patch)
             colored += [(view * 255).round().byte().permute(1, 2, 0).numpy() for view in cut]
@@ -112,8 +117,9 @@ def draw_matches(image: str, recipe: Recipe, out: Path, *, seed: int = 0) -> Pat
         pair = geometry[0], geometry[student]
         teacher_ids, student_ids = match_patches(*pair, patch, recipe.loss.rule)
         if len(student_ids):
+            (first, second), source = fit_views(pair, pixels, recipe.views)
             return plot_matches(colored[0], colored[student], teacher_ids.numpy(), student_ids.numpy(), patch, out,
-                                overlap=Overlap(pixels, *pair))
+                                overlap=Overlap(source, first, second))
     raise DataError(f"no two views of {image} that share a patch came up in 100 draws; try another --seed")
 
 
@@ -125,7 +131,7 @@ def draw_views(images: Sequence[str], recipe: Recipe, out: Path, *, seed: int = 
     sheets = []
     for index, name in enumerate(images):
         pixels = read_image(name)
-        _, colored = views_of(pixels, recipe, seed, index)
+        _, colored = views_of(pixels, recipe, seed, 0 if recipe.views.shared_in_batch else index)
         captions = ["image", *(f"global {i + 1}" for i in range(num_global)),
                     *(f"local {i + 1}" for i in range(len(colored) - num_global))]
         sheets.append(Sheet([pixels, *colored], captions))

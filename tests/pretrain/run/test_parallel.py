@@ -15,6 +15,7 @@ from patchssl.runtime.distributed import all_gather_objects
 
 CPU = torch.device("cpu")
 IBOT = {"method": "ibot", "photometric": {"patch_share": 0}, "model": {"drop_path": 0.3}}
+FEW = {"views": {"global_scale": [0.05, 0.2], "local_scale": [0.05, 0.1]}}  # some pairs have no match
 SETTINGS = {
     "pwself": {"model": {"drop_path": 0.3}},
     "paper": {"loss": {"weighting": "paper", "rule": "paper", "center_per_position": True}},
@@ -25,8 +26,8 @@ SETTINGS = {
     # small steps: AdamW makes full ones of what is rounding
     "sampled": {"loss": {"matches_per_pair": 2}, "head": {"shared": False}, "optim": {"lr": 0.005}},
     "similarity": {"loss": {"rule": "similarity"}},
+    "shared": {"views": FEW["views"] | {"shared_in_batch": True}, "model": {"drop_path": 0.3}},
 }
-FEW = {"views": {"global_scale": [0.05, 0.2], "local_scale": [0.05, 0.1]}}  # some pairs have no match
 
 
 def recipe_of(parts, accumulate=1):

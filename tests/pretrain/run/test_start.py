@@ -195,6 +195,17 @@ def test_a_resumed_run_of_ema_centers_does_too(data):
     assert same(straight, resume("run"))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_of_shared_draws_does_too(data, workers):
+    """It stops after the second of an epoch's four batches."""
+    settings = ("views.shared_in_batch=true", "loss.matches_per_pair=2", "optim.epochs=2")
+    straight = pretrain(recipe(*settings), data, "straight", seed=1)
+    with pytest.raises(Interrupted):
+        pretrain(recipe(*settings, f"run.workers={workers}"), data, "run", seed=1, progress=interrupting(6))
+    assert same(straight, resume("run"))
+    assert not same(straight, pretrain(recipe(*settings[1:]), data, "apart", seed=1))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
 def test_a_signal_saves_the_update_at_hand(data, number, code):
     handler = signal.getsignal(number)

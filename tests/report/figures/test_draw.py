@@ -103,6 +103,33 @@ def test_views_depend_on_seed_and_index_alone(photo):
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+def test_views_that_a_batch_shares_are_the_same_share_of_every_image(photo, tmp_path, monkeypatch):
+    recipe, pixels = load_recipe("quickstart", (*PLAIN, "views.shared_in_batch=true")), read_image(str(photo))
+    geometry, colored = views_of(pixels, recipe, seed=1)
+    assert views_of(read_image("textures:7"), recipe, seed=1)[0] == geometry
+    for view, seen in zip(geometry, colored, strict=True):  # red is 2 x row of 90, green 2 x column of 120
+        assert (seen[..., 0].mean() / 2 + 0.5) / 90 * 256 == pytest.approx(view.top + view.height / 2, abs=3)
+        assert (seen[..., 1].mean() / 2 + 0.5) / 120 * 256 == pytest.approx(view.left + view.width / 2, abs=3)
+    sheets = []
+    monkeypatch.setattr("patchssl.report.plots.plot_views", lambda rows, out: sheets.extend(rows))
+    draw_views([str(photo)] * 2, recipe, tmp_path / "views.png", seed=1)
+    assert len(sheets) == 2
+    for sheet in sheets:
+        assert all(np.array_equal(a, b) for a, b in zip(sheet.images[1:], colored, strict=True))
+
+
+def test_matches_of_shared_views_are_those_of_the_common_square(photo, tmp_path, monkeypatch):
+    recipe, drawn = load_recipe("quickstart", (*PLAIN, "views.shared_in_batch=true")), []
+    monkeypatch.setattr("patchssl.report.plots.plot_matches", lambda *args, overlap: drawn.append((args, overlap)))
+    for image in (str(photo), "textures:7"):
+        draw_matches(image, recipe, tmp_path / "matches.png")
+    (first, overlap), (second, other) = drawn
+    assert all(np.array_equal(a, b) for a, b in zip(first[2:4], second[2:4], strict=True))
+    for seen in (overlap, other):  # outlines lie where the views were cut
+        assert seen.image.shape == (256, 256, 3)
+        assert seen.view_a.top + seen.view_a.height <= 256
+
+
 def test_attention_rows_show_the_whole_image_padded_to_whole_patches(backbone, photo):
     pixels, said = read_image(str(photo)), []  # 90 x 120: short side to 32 gives 32 x 42
     [(seen, attention)] = attention_rows(backbone, [pixels], 32, say=said.append, names=["photo.jpg"])
