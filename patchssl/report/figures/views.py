@@ -44,8 +44,9 @@ def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0) -> Drawn
                          ids=np.zeros(index + 1, np.int64))
     batch = collate_views([ViewDataset(images, recipe, seed)[0, index]])
     crops = [*batch.global_views[0], *batch.local_views[0]]
-    geometry = [View(*box, mirrored, crop.shape[-1]) for box, mirrored, crop in
-                zip(batch.boxes[0].tolist(), batch.mirrored[0].tolist(), crops, strict=True)]
+    places = zip(batch.boxes[0].tolist(), batch.mirrored[0].tolist(), crops, strict=True)
+    geometry = [View(top, left, height, width, mirrored, crop.shape[-1])
+                for (top, left, height, width), mirrored, crop in places]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     normalized = [view for views in color_views(batch, recipe, torch.device("cpu")) for view in views[0]]
     colored = [((view * std + mean) * 255).round().clamp(0, 255).byte() for view in normalized]
