@@ -27,7 +27,7 @@ PATCHWISE = {"none": "the whole view", "layered": "the whole view, then each pat
              "replace": "each patch instead of the whole view"}  # what draws a color under each `photometric.patchwise`
 ALL = "all"  # asks for the three beside each other
 COMPARED_LOCALS = 3  # local views in a comparison: few, so that their patches are large enough to see
-FACTOR = 4  # by which the comparison amplifies what `layered` adds
+FACTOR = 2  # by which the comparison amplifies what `layered` adds
 
 
 class DrawnViews(NamedTuple):
