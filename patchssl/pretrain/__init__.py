@@ -14,7 +14,8 @@ training has in its place, held equal by tests. Sources: PW-Self arXiv 2310.1865
     or, without a center, Sinkhorn's balancing       pretrain.centering.sinkhorn
     H(p, s) = -sum p log softmax(s / student_temp)   pretrain.losses.pair_losses
         (of class tokens pretrain.losses.class_loss, of patches pretrain.crossentropy.matched_cross_entropy)
-    L_class + patch_weight L_patch; 1 / (1 + M)      pretrain.losses.pwself_loss (pretrain.pairs.plan_matches weighs)
+    L_class + patch_weight L_patch                   pretrain.losses.pwself_loss (pretrain.pairs.plan_matches weighs)
+        (or a pair's class token weighs 1 / (1 + M), or class_share beside the mean or sum of its matches)
     iBOT: masks, and what is compared under them     views.masks.draw_masks, pretrain.pairs.plan_masked
     teacher <- m teacher + (1 - m) student           pretrain.teacher.update_teacher
     temperatures, momentum, rates over time          pretrain.schedules.values_at

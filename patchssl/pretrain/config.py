@@ -13,6 +13,8 @@ from patchssl.views.config import ConfigPart, MaskConfig, PhotometricConfig, Sha
 
 Method = Literal["pwself", "dino", "ibot"]
 Rule = Literal["center", "paper", "similarity", "random"]
+Weighting = Literal["balanced", "paper", "lambda", "lambda-sum"]
+CLASS_SHARE = 0.9  # as alijavidani/dino, branch QCRI_Cifar10, has it
 
 
 class ModelConfig(ConfigPart):
@@ -49,7 +51,8 @@ class LossConfig(ConfigPart):
     centering: Literal["ema", "sinkhorn"] = "ema"
     center_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     center_per_position: bool = False  # the authors' centers: one per token position instead of one per kind
-    weighting: Literal["balanced", "paper"] = "balanced"
+    weighting: Weighting = "balanced"  # of class token and matches, see `patchssl.pretrain.losses.pwself_loss`
+    class_share: Share = CLASS_SHARE  # of the class token under lambda and lambda-sum (their authors: 0.9 and 0.8)
     patch_weight: NonNegativeFloat = 1.0
     patch_warmup_epochs: NonNegativeFloat = 0
     rule: Rule = "center"
@@ -57,9 +60,13 @@ class LossConfig(ConfigPart):
 
     @model_validator(mode="after")
     def _combinations(self) -> LossConfig:
-        if self.weighting == "paper" and (self.patch_weight != 1 or self.patch_warmup_epochs):
+        if self.weighting != "balanced" and (self.patch_weight != 1 or self.patch_warmup_epochs):
+            weighs = "1 / (1 + matches)" if self.weighting == "paper" else f"loss.class_share = {self.class_share}"
             raise ValueError("loss.patch_weight and loss.patch_warmup_epochs belong to loss.weighting = balanced; "
-                             "with 'paper' the class token weighs 1 / (1 + matches)")
+                             f"with '{self.weighting}' the class token weighs {weighs}")
+        if self.weighting in ("balanced", "paper") and self.class_share != CLASS_SHARE:
+            raise ValueError(f"loss.class_share = {self.class_share} belongs to loss.weighting = lambda or lambda-sum, "
+                             f"not to '{self.weighting}'; leave it out, or choose one of these")
         if self.center_per_position and self.centering != "ema":
             raise ValueError("loss.center_per_position = true needs loss.centering = ema")
         return self
@@ -138,8 +145,9 @@ class Recipe(ConfigPart):
                              "views, set it to none (or choose method pwself; with loss.patch_weight=0 it is DINO "
                              "with patch-wise color)")
         if self.method == "ibot" and (self.loss.weighting != "balanced" or self.loss.matches_per_pair):
-            raise ValueError("loss.weighting = paper and loss.matches_per_pair belong to method pwself: ibot compares "
-                             "masked patches of one view, and weighs class and patch term by loss.patch_weight")
+            raise ValueError(f"loss.weighting = {self.loss.weighting}, loss.matches_per_pair = "
+                             f"{self.loss.matches_per_pair}: method ibot needs balanced and 0, for it compares masked "
+                             "patches of one view, and weighs class and patch term by loss.patch_weight")
         if self.masks.matched and self.method != "pwself":
             raise ValueError("masks.matched = true belongs to method pwself: ibot masks in any case, and dino compares "
                              "no patches")

@@ -51,7 +51,7 @@ def class_health(teacher_probs: Tensor, student_logits: Tensor, weight: Tensor,
     own = (weight.sum(-1) * entropies).sum()
     return {"teacher_entropy": entropies.mean(), "marginal_entropy": marginal_entropy(teacher_probs),
             "student_entropy": entropy(student_logits.float().softmax(-1)),
-            "class_kl": (class_term - own) / weight.sum()}
+            "class_kl": (class_term - own) / weight.sum().clamp(min=1e-12)}
 
 
 def patch_health(stats: MatchStats, plan: MatchPlan, patch_term: Tensor) -> dict[str, Tensor]:

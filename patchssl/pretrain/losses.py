@@ -1,7 +1,7 @@
 """What student and teacher must agree on: class tokens of different views, and patch tokens of the same place.
 
 The formulas, pair by pair: `pair_losses` is H(teacher, student) of two views, `pwself_loss` the mean of these under
-both weightings. The same of a whole batch at once, from a `MatchPlan`: `class_loss`, as training has it, and
+every weighting. The same of a whole batch at once, from a `MatchPlan`: `class_loss`, as training has it, and
 `patch_loss`, in whose place training has `patchssl.pretrain.crossentropy`, which holds no such matrices. Tests hold
 them all equal, their gradients too.
 """
@@ -9,12 +9,12 @@ them all equal, their gradients too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchssl.pretrain.config import CLASS_SHARE, Weighting
 from patchssl.pretrain.pairs import MatchPlan
 
 
@@ -32,16 +32,24 @@ def pair_losses(student_logits: Tensor, teacher_probs: Tensor, teacher_ids: Tens
     return class_token, matches
 
 
-def pwself_loss(pairs: Sequence[tuple[Tensor, Tensor]], weighting: Literal["balanced", "paper"],
-                patch_weight: float = 1.0) -> Tensor:
+def pwself_loss(pairs: Sequence[tuple[Tensor, Tensor]], weighting: Weighting, patch_weight: float = 1.0,
+                class_share: float = CLASS_SHARE) -> Tensor:
     """PW-Self's loss (arXiv 2310.18651) from `pair_losses` of all images' (teacher view t, student view s), t != s.
 
     `paper`, as in the authors' code: the mean over pairs of the mean over the class token and its M matches.
+    `lambda`: the mean over pairs of class_share H_class + (1 - class_share) times the mean over matches, and without
+    matches of class_share H_class (alijavidani/dino at 1cb4878). `lambda-sum`: times the sum over matches (f35bf24; it
+    sums over the n images of a GPU too: n times ours, so the same updates as ours with optim.clip_grad / n, up to
+    AdamW's eps).
     `balanced`: L_class + patch_weight L_patch, where L_class is the mean over pairs, as DINO's, and L_patch the mean
     over pairs with any match of the mean over its matches.
     """
     if weighting == "paper":
         return torch.stack([torch.cat([class_token[None], matches]).mean() for class_token, matches in pairs]).mean()
+    if weighting != "balanced":
+        of_pair = [matches.sum() / (max(1, len(matches)) if weighting == "lambda" else 1) for _, matches in pairs]
+        return torch.stack([class_share * class_token + (1 - class_share) * patches
+                            for (class_token, _), patches in zip(pairs, of_pair, strict=True)]).mean()
     class_term = torch.stack([class_token for class_token, _ in pairs]).mean()
     of_pairs = [matches.mean() for _, matches in pairs if len(matches)]
     return class_term + patch_weight * torch.stack(of_pairs).mean() if of_pairs else class_term

@@ -2,7 +2,7 @@
 
 `plan_batch` makes it: `plan_matches` for PW-Self, from the geometry of the views (and, for DINO, without any match),
 `plan_masked` for iBOT, from its masks. Views are ordered globals first; a pair is (teacher view t, student view s) with
-t != s. The weights are the means in `patchssl.pretrain.losses.pwself_loss`, spelled out match by match.
+t != s. The weights are the means and sums in `patchssl.pretrain.losses.pwself_loss`, spelled out match by match.
 
 The plan is made on the CPU, for a whole batch at once, while an accelerator still computes the update before. How many
 tokens match depends on the draws: made on the device, the host would have to wait for these counts in every update
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.config import LossConfig, Recipe
 from patchssl.pretrain.crossentropy import GroupedMatches, group_matches
 from patchssl.pretrain.dataset import ViewBatch
 from patchssl.views.geometry import Crops, patches_per_side
@@ -70,11 +70,7 @@ def plan_matches(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor 
              for local in (False, True)[: 1 + (num_views > num_global)]]
     student, teacher, pair, scale = (torch.cat(parts) for parts in zip(*(kind[:4] for kind in kinds), strict=True))
     counts = torch.zeros(class_weight.numel()).index_add_(0, pair, scale)  # matches M of each (image, t, s)
-    if recipe.loss.weighting == "paper":  # a pair is the mean over its class token and M matches
-        class_weight = class_weight / (1 + counts.view_as(class_weight))
-        weight, pairs = class_weight.flatten()[pair] * scale, torch.ones(())
-    else:  # a pair is the mean over its matches, where it has any
-        weight, pairs = scale / counts[pair], (counts > 0).sum().float()
+    class_weight, weight, pairs = _weigh(class_weight, counts, pair, scale, recipe.loss)
     share = torch.tensor([kind.share for kind in kinds] + [0.0] * (2 - len(kinds)))
     if recipe.loss.rule == "similarity":  # any teacher token may turn out to be the nearest
         teacher_tokens = torch.arange(num_images * num_global * _patches(recipe.views.global_size, recipe))
@@ -83,6 +79,23 @@ def plan_matches(boxes: Tensor, mirrored: Tensor, recipe: Recipe, draws: Tensor 
     student_tokens, student = student.unique(return_inverse=True)
     groups = _group(student, student_tokens, teacher_tokens, num_images, recipe)
     return MatchPlan(student_tokens, teacher_tokens, student, teacher, weight, pairs, class_weight, share, groups)
+
+
+def _weigh(even: Tensor, counts: Tensor, pair: Tensor, scale: Tensor, loss: LossConfig) -> tuple[Tensor, ...]:
+    """`MatchPlan.class_weight`, `weight` and `num_pairs` under a weighting.
+
+    `even` (B, G, V) weighs pairs, `counts` (B * G * V,) are all their matches; `pair` and `scale` (M,) are of those
+    compared. Those drawn of a pair weigh as much together as all of it: each stands for `scale` matches.
+    """
+    if loss.weighting == "balanced":  # a pair is the mean over its matches, where it has any
+        return even, scale / counts[pair], (counts > 0).sum().float()
+    if loss.weighting == "paper":  # a pair is the mean over its class token and M matches
+        even = even / (1 + counts.view_as(even))
+        return even, even.flatten()[pair] * scale, torch.ones(())
+    of_matches = (1 - loss.class_share) * even.flatten()[pair] * scale
+    if loss.weighting == "lambda":  # their mean; under lambda-sum their sum
+        of_matches = of_matches / counts[pair]
+    return loss.class_share * even, of_matches, torch.ones(())
 
 
 def plan_masked(masks: Tensor, recipe: Recipe) -> MatchPlan:

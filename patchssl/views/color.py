@@ -127,7 +127,7 @@ def apply_colors(images: Tensor, draws: ColorDraws, patch_size: int) -> Tensor:
     if len(patchwise := draws.patchwise.nonzero()[:, 0]):
         kinds.append(_color_patches(images, patchwise, draws, patch_size))
     if len(whole := (~draws.patchwise).nonzero()[:, 0]):
-        kinds.append(_color_whole(images, whole, draws))
+        kinds.append(color_whole(images, whole, draws))
     if not kinds:
         return images.float()
     colored = torch.cat([part for part, _ in kinds]) if len(kinds) > 1 else kinds[0][0]
@@ -163,7 +163,7 @@ def _color_patches(
     return rows.view(-1, patch_size).index_select(0, back.flatten()).view(blurred.shape), views
 
 
-def _color_whole(images: Tensor, views: Tensor, draws: ColorDraws) -> tuple[Tensor, Tensor]:
+def color_whole(images: Tensor, views: Tensor, draws: ColorDraws) -> tuple[Tensor, Tensor]:
     """Whole `views` (M,) colored, in the order of the second result: jitter, grayscale, blur, solarization."""
     plan = _plan(draws.factors[views, 0], draws.order[views, 0], draws.grayscale[views, 0],
                  draws.solarize[views, 0])

@@ -3,27 +3,68 @@
 `patchssl.views.color` does the same to all views of a batch at once, on any device; tests hold the two equal.
 
 Whole views are colored as DINO's (arXiv 2104.14294; `DataAugmentationDINO` in facebookresearch/dino, main_dino.py).
-Patch-wise color is PW-Self's idea (arXiv 2310.18651), here with the strengths of whole views: each patch draws anew
-what a whole view would have drawn, instead of it. (The authors' code colors the whole view, then each patch mildly.)
-What was drawn is in `ColorDraws`, here of one view (batch shape ()); images are (3, height, width) float in [0, 1].
+Patch-wise color is PW-Self's (arXiv 2310.18651): the whole view is colored first, then each patch mildly, by
+`change_patches` (PatchAugmentation in alijavidani/dino, branch imagenet100-patch_augmentation, 26acb86). The harsher
+`replace_patches`, which is not theirs, draws anew for each patch what a whole view would have drawn, instead of it.
+What was drawn is in `ColorDraws` and `PatchDraws`, here of one view (batch shape ()); images are (3, height, width)
+float in [0, 1], patches 8-bit.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
+import torch
 import torchvision.transforms.functional as TF
 from torch import Tensor
 
 from patchssl.views.color import BLUR_REACH, ORDERS, ColorDraws
+from patchssl.views.patchcolor import BLUR_REACH as PATCH_BLUR_REACH
+from patchssl.views.patchcolor import NEUTRAL, STEPS, PatchDraws
+from patchssl.views.patchcolor import ORDERS as ORDERS_OF_STEPS
 
 
-def color_view(view: Tensor, draws: ColorDraws, patch_size: int) -> Tensor:
-    """The view (3, S, S) colored as `draws` say: patch by patch, or as a whole."""
-    return color_patches(view, draws, patch_size) if draws.patchwise else color_whole(view, draws)
+def color_view(view: Tensor, draws: ColorDraws, patch_size: int, patches: PatchDraws | None = None) -> Tensor:
+    """The view (3, S, S) colored as `draws` say, and then, where there are draws of them, its patches changed."""
+    colored = replace_patches(view, draws, patch_size) if draws.patchwise else color_whole(view, draws)
+    return colored if patches is None else change_patches(colored, patches, patch_size)
 
 
-def color_patches(view: Tensor, draws: ColorDraws, patch_size: int) -> Tensor:
+def change_patches(view: Tensor, draws: PatchDraws, patch_size: int) -> Tensor:
+    """Each patch of the ViT's grid changed by itself, on 8-bit values."""
+    changed = (255 * view).round().to(torch.uint8)
+    per_side = view.shape[-1] // patch_size
+    for patch in range(per_side**2):
+        top, left = (patch_size * place for place in divmod(patch, per_side))
+        pixels = changed[:, top : top + patch_size, left : left + patch_size]
+        pixels.copy_(change_patch(pixels, draws.strengths[patch].tolist(), int(draws.order[patch])))
+    return changed / 255
+
+
+def change_patch(pixels: Tensor, strengths: Sequence[float], order: int) -> Tensor:
+    """One patch (3, p, p) uint8 with the five steps of its order taken, each by torchvision; neutral ones left out.
+
+    The blur is 1 pixel wide and 5 high, or what a smaller patch reflects.
+    """
+    for step in ORDERS_OF_STEPS[order]:
+        strength = strengths[step]
+        if strength != NEUTRAL[step]:
+            pixels = _STEPS[STEPS[step]](pixels, strength)
+    return pixels
+
+
+def _blur_columns(pixels: Tensor, sigma: float) -> Tensor:
+    reach = min(PATCH_BLUR_REACH, pixels.shape[-1] - 1)
+    return TF.gaussian_blur(pixels, [1, 2 * reach + 1], [sigma] * 2)
+
+
+_STEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "brightness": TF.adjust_brightness, "hue": TF.adjust_hue, "blur": _blur_columns,
+    "sharpness": TF.adjust_sharpness, "posterize": lambda pixels, bits: TF.posterize(pixels, int(bits))}
+
+
+def replace_patches(view: Tensor, draws: ColorDraws, patch_size: int) -> Tensor:
     """Blur the view, then jitter, grayscale and solarize each patch of the ViT's grid by draws of its own."""
     colored = blur(view, draws.sigma).clone()
     per_side = view.shape[-1] // patch_size

@@ -232,7 +232,7 @@ def slow_terms(student, globals_, locals_, draws, targets, plan, recipe):
 
 
 @each("layout", [(2, 3), (1, 2), (2, 0)])
-@each("weighting", ["balanced", "paper"])
+@each("weighting", ["balanced", "paper", "lambda", "lambda-sum"])
 def test_student_losses_equal_one_view_at_a_time(layout, weighting):
     recipe = make_recipe(*layout, weighting=weighting)
     student = make_network(recipe, drop_path=0.5)
@@ -254,7 +254,7 @@ def test_student_losses_equal_one_view_at_a_time(layout, weighting):
 
 
 @pytest.mark.parametrize("per_position", [False, True])
-@pytest.mark.parametrize("weighting", ["balanced", "paper"])
+@pytest.mark.parametrize("weighting", ["balanced", "paper", "lambda", "lambda-sum"])
 @pytest.mark.parametrize(("layout", "shift"), [((2, 2), 7.0), ((1, 3), 10.0), ((3, 0), 13.0)])
 def test_a_forward_pass_is_the_plain_formulas(layout, shift, weighting, per_position):
     """Matching, centering and loss pair by pair, from the logits of one view at a time."""
@@ -266,7 +266,7 @@ def test_a_forward_pass_is_the_plain_formulas(layout, shift, weighting, per_posi
         targets = teacher_targets(teacher, centers, globals_, plan, VALUES, recipe.loss)
         if not step:
             centers.update(teacher, [10 * targets.class_mean], [10 * targets.patch_mean])
-    draws, patch_weight = torch.zeros(3, sum(layout), 4), 1.0 if weighting == "paper" else 0.7
+    draws, patch_weight = torch.zeros(3, sum(layout), 4), 0.7 if weighting == "balanced" else 1.0
     ours = student_losses(student, Batch(globals_, locals_, draws), targets, plan, patch_weight, recipe.loss).total
     center = torch.cat([centers.class_token.value, centers.patch_tokens.value.expand(9, K)])
     assert center.abs().max() > 0.01

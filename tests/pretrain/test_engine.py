@@ -88,8 +88,9 @@ class ByHand:
     {"optim": {"clip_grad": 0.05}, "head": {"freeze_last_layer_epochs": 0.4}},
     {"optim": {"clip_grad": 0, "teacher_momentum": 0.5}, "head": {"norm_last_layer": False}},
     {"loss": {"weighting": "paper", "rule": "paper", "center_per_position": True}},
+    {"loss": {"weighting": "lambda-sum", "class_share": 0.8}, "optim": {"clip_grad": 0.75}},
     DINO | {"loss": {"centering": "sinkhorn"}},
-], ids=["clipped and frozen", "free last layer", "paper", "dino"])
+], ids=["clipped and frozen", "free last layer", "paper", "lambda-sum", "dino"])
 def test_three_updates_equal_the_ones_by_hand(parts):
     recipe = make_recipe(**parts)
     engine, hand = Engine(recipe, 0, STEPS, CPU), ByHand(recipe)
@@ -121,6 +122,8 @@ def test_the_last_layer_thaws_after_its_epochs():
     {"loss": {"weighting": "paper"}}, {"loss": {"centering": "sinkhorn"}}, {"loss": {"rule": "paper"}},
     {"loss": {"weighting": "paper", "rule": "paper", "center_per_position": True}},
     {"loss": {"patch_warmup_epochs": 2, "patch_weight": 0.5}},
+    {"loss": {"weighting": "lambda"}}, {"loss": {"weighting": "lambda", "class_share": 0}},
+    {"loss": {"weighting": "lambda-sum", "class_share": 0.8}}, {"loss": {"weighting": "lambda-sum", "class_share": 1}},
     {"photometric": {"patch_share": 0.5}}, {"model": {"drop_path": 0.3}},
     {"masks": {"matched": True, "probability": 1, "ratio": [0.5, 0.5]}},
     {"model": {"patch_size": 24, "drop_path": 0.0}, "views": {"global_size": 24, "local_size": 24}},

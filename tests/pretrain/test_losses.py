@@ -17,9 +17,10 @@ PATCH, GLOBAL, LOCAL, K, TEMP = 8, 32, 16, 5, 0.1
 LAYOUTS = [(2, 4), (1, 3), (2, 0), (3, 1)]
 
 
-def make_recipe(num_global, num_local, weighting="balanced", rule="center", temp=TEMP, **more):
+def make_recipe(num_global, num_local, weighting="balanced", rule="center", temp=TEMP, loss=None, **more):
     return Recipe.model_validate({
-        "model": {"patch_size": PATCH}, "loss": {"weighting": weighting, "rule": rule, "student_temp": temp},
+        "model": {"patch_size": PATCH},
+        "loss": {"weighting": weighting, "rule": rule, "student_temp": temp} | (loss or {}),
         "views": {"num_global": num_global, "num_local": num_local, "global_size": GLOBAL,
                   "local_size": LOCAL},
         **more,
@@ -122,6 +123,10 @@ def test_the_plain_weightings_by_hand():
     assert float(pwself_loss(pairs, "balanced", patch_weight=0.5)) == 3 + 0.5 * (4 + 0) / 2
     assert float(pwself_loss(pairs, "paper")) == pytest.approx((9 / 3 + 2 + 6 / 2) / 3)
     assert float(pwself_loss(pairs[1:2], "balanced")) == float(pwself_loss(pairs[1:2], "paper")) == 2
+    assert float(pwself_loss(pairs, "lambda", class_share=0.75)) == pytest.approx((0.75 * 9 + 0.25 * (4 + 0)) / 3)
+    assert float(pwself_loss(pairs, "lambda-sum", class_share=0.75)) == pytest.approx((0.75 * 9 + 0.25 * (8 + 0)) / 3)
+    assert float(pwself_loss(pairs[1:2], "lambda")) == float(pwself_loss(pairs[1:2], "lambda-sum"))
+    assert float(pwself_loss(pairs[1:2], "lambda")) == pytest.approx(0.9 * 2)  # nothing makes up for missing matches
 
 
 FORMS = pytest.mark.parametrize("form", ["whole", "training"])
@@ -162,6 +167,24 @@ def test_paper_weighting_equals_the_plain_form(layout, rule, prototypes, temp, f
     torch.testing.assert_close(tokens.gradients(ours), tokens.gradients(slow), rtol=1e-4, atol=1e-7)
 
 
+@FORMS
+@SIZES
+@pytest.mark.parametrize("weighting", ["lambda", "lambda-sum"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weightings_with_a_class_share_equal_the_plain_form(layout, weighting, prototypes, temp, form):
+    for share in (0.0, 0.8, 1.0):
+        recipe = make_recipe(*layout, weighting=weighting, temp=temp, loss={"class_share": share})
+        views = random_views(recipe, num_images=8, seed=1)
+        tokens = Tokens(views, layout[0], prototypes=prototypes)
+        pairs = pairs_of(tokens, views, layout[0], "center", temp)
+        counts = {len(matches) for _, matches in pairs}
+        assert 0 in counts and len(counts) > 2
+        ours = sum(planned(tokens, views, recipe, form))
+        slow = pwself_loss(pairs, weighting, class_share=share)
+        torch.testing.assert_close(ours, slow, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(tokens.gradients(ours), tokens.gradients(slow), rtol=1e-4, atol=1e-7)
+
+
 def test_two_views_by_hand():
     """The same crop twice, one mirrored: each patch meets its own mirror image."""
     recipe = make_recipe(2, 0)
@@ -174,9 +197,13 @@ def test_two_views_by_hand():
     assert (plan.weight / plan.num_pairs).tolist() == pytest.approx([1 / 32] * 32)
     assert plan.class_weight.tolist() == [[[0, 0.5], [0.5, 0]]]
     assert plan.matched_share.tolist() == [1, 0]
+    for weighting, of_match in (("lambda", 0.25 / 2 / 16), ("lambda-sum", 0.25 / 2)):  # 2 pairs with 16 matches each
+        plan = plan_matches(*tensors(views), make_recipe(2, 0, weighting, loss={"class_share": 0.75}))
+        assert (plan.weight / plan.num_pairs).tolist() == pytest.approx([of_match] * 32)
+        assert plan.class_weight.tolist() == [[[0, 0.375], [0.375, 0]]]
 
 
-@pytest.mark.parametrize("weighting", ["balanced", "paper"])
+@pytest.mark.parametrize("weighting", ["balanced", "paper", "lambda", "lambda-sum"])
 def test_a_batch_whose_views_share_nothing(weighting):
     recipe = make_recipe(2, 1, weighting)
     views = [[View(0, 20 * k, 10, 10, False, size) for k, size in enumerate((GLOBAL, GLOBAL, LOCAL))]] * 3
@@ -186,7 +213,8 @@ def test_a_batch_whose_views_share_nothing(weighting):
     assert patch_term.requires_grad
     assert torch.equal(tokens.gradients(patch_term), torch.zeros_like(tokens.gradients(class_term)))
     slow = mean([c for c, _ in pairs_of(tokens, views, 2, "center")])
-    torch.testing.assert_close(class_term, slow, rtol=1e-5, atol=1e-6)  # at full weight
+    full = 1 if weighting in ("balanced", "paper") else 0.9
+    torch.testing.assert_close(class_term, full * slow, rtol=1e-5, atol=1e-6)
 
 
 def test_only_tokens_with_a_match_are_projected_each_once():

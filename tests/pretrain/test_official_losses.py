@@ -78,20 +78,23 @@ def test_ibot(name, prototypes):
                   patch_center=centers[1].value)
 
 
-def pwself_recipe():
-    return Recipe.model_validate({
+def pwself_plan(weighting="paper", own=False):
+    """The authors' matches, of one geometry for all images or of each image's `own`."""
+    share = {"class_share": official.CLASS_SHARES[weighting]} if weighting in official.CLASS_SHARES else {}
+    recipe = Recipe.model_validate({
         "model": {"patch_size": PATCH}, "views": {"num_global": GLOBALS, "num_local": LOCALS},
-        "loss": {"weighting": "paper", "rule": "paper", "center_per_position": True}})
+        "loss": {"weighting": weighting, "rule": "paper", "center_per_position": True} | share})
+    boxes = [official.own_boxes(image) if own else BOXES for image in range(IMAGES)]
+    return plan_matches(torch.tensor(boxes, dtype=torch.float64), torch.tensor(MIRRORED).expand(IMAGES, -1), recipe)
 
 
-def pwself_plan():
-    boxes = torch.tensor(BOXES, dtype=torch.float64).expand(IMAGES, -1, -1)
-    return plan_matches(boxes, torch.tensor(MIRRORED).expand(IMAGES, -1), pwself_recipe())
-
-
-def test_pwself_as_the_authors_weigh_match_and_center_it():
+@pytest.mark.parametrize(("name", "plan", "times"), [
+    ("pwself", pwself_plan(), 1), ("pwself lambda", pwself_plan("lambda", own=True), 1),
+    ("pwself lambda-sum", pwself_plan("lambda-sum"), IMAGES),  # theirs is the sum over images
+], ids=["paper", "lambda", "lambda-sum"])
+def test_pwself_as_the_authors_weigh_match_and_center_it(name, plan, times):
     of_globals, of_locals = official.pwself_sizes()
-    plan, centers = pwself_plan(), (EmaCenter(PROTOTYPES, 0.9), EmaCenter(PROTOTYPES, 0.9, of_globals - 1))
+    centers = EmaCenter(PROTOTYPES, 0.9), EmaCenter(PROTOTYPES, 0.9, of_globals - 1)
     for update in range(UPDATES):
         views = (logits("student globals", update, IMAGES, GLOBALS, of_globals, PROTOTYPES),
                  logits("student locals", update, IMAGES, LOCALS, of_locals, PROTOTYPES))
@@ -102,10 +105,14 @@ def test_pwself_as_the_authors_weigh_match_and_center_it():
         centers[0].update(LOGITS, teacher[:, :, 0].mean((0, 1))[None])
         centers[1].update(LOGITS, teacher[:, :, 1:].mean((0, 1)))
         for term in terms:
-            agree("pwself", update, loss=of_class + term, center=centers[0].value, patch_center=centers[1].value)
+            agree(name, update, loss=times * (of_class + term), center=centers[0].value,
+                  patch_center=centers[1].value)
 
 
 def test_the_recorded_geometry_has_pairs_with_and_without_overlap():
     weight = pwself_plan().class_weight[0] * GLOBALS * (GLOBALS + LOCALS - 1) * IMAGES  # 1 / (1 + matches)
     different = weight[weight > 0]
     assert (different == 1).any() and (different < 0.05).any() and len(different) == 8
+    own = pwself_plan(own=True).class_weight  # an image that got another's matches would weigh otherwise
+    assert all((row == 0).sum() == GLOBALS for row in own)
+    assert not any(torch.equal(own[a], own[b]) for a, b in ((0, 1), (0, 2), (1, 2)))

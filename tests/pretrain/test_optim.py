@@ -36,6 +36,29 @@ def test_a_parameter_without_gradient_is_left_alone():
     assert parameters[0].grad is None
 
 
+def test_a_loss_summed_over_images_moves_weights_as_its_mean_clipped_at_less():
+    """What `lambda-sum` says of the authors' sum over the 4 images of a GPU: 3 / 4 in place of a clip_grad of 3."""
+    rng, ends, reached = torch.Generator().manual_seed(0), [], 0
+    grads = [[scale * torch.randn(3, 2, generator=rng), 0.1 * torch.randn(3, generator=rng)]
+             for scale in (0.1, 2.0, 0.5, 0.2, 1.0)]
+    for images, clip in ((4, 3.0), (1, 3.0 / 4), (1, 3.0)):
+        model = nn.Linear(2, 3)
+        model.weight.data.fill_(1.0)
+        model.bias.data.fill_(1.0)
+        optimizer = make_optimizer(model, torch.device("cpu"))
+        set_step_values(optimizer, StepValues(0.1, 0.5, 0.99, 0.04, 0.04, 1.0, False, False))
+        for of_step in grads:
+            for p, grad in zip(model.parameters(), of_step, strict=True):
+                p.grad = images * grad
+                reached += images == 4 and p.grad.norm() > clip
+            clip_per_parameter(model.parameters(), clip)
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert 1 < reached < 5  # clipped at some steps, which is what a scale of the loss changes
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
+    assert (ends[0] - ends[2]).abs().max() > 0.01
+
+
 def test_only_matrices_decay():
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
     model[0].weight.data.fill_(1.0)

@@ -36,7 +36,7 @@ def plans(limit, *, weighting="balanced", rule="center", epoch=0):
     return plan_batch(make_batch(recipe, epoch), recipe)
 
 
-@pytest.mark.parametrize("weighting", ["balanced", "paper"])
+@pytest.mark.parametrize("weighting", ["balanced", "paper", "lambda", "lambda-sum"])
 def test_some_matches_are_a_part_of_all_and_weigh_as_much_together(weighting):
     every, some = (matches_of(plans(limit, weighting=weighting)) for limit in (0, 2))
     assert every.keys() == some.keys()
@@ -47,7 +47,7 @@ def test_some_matches_are_a_part_of_all_and_weigh_as_much_together(weighting):
         assert sum(fewer) == pytest.approx(sum(weights), rel=1e-5)
         cut += len(chosen) < len(all_matches)
     assert cut > 10
-    assert torch.equal(plans(0, weighting="paper").class_weight, plans(2, weighting="paper").class_weight)
+    assert torch.equal(plans(0, weighting=weighting).class_weight, plans(2, weighting=weighting).class_weight)
 
 
 def test_a_limit_above_all_matches_changes_nothing():
@@ -67,10 +67,12 @@ def test_every_match_is_drawn_equally_often():
     assert ((counts - expected).abs() < 4 * math.sqrt(expected * (1 - 3 / GLOBAL))).all()
 
 
-def test_sampling_is_unbiased():
-    """Over many draws the weighted sum of any quantity of matches has the mean over all matches as its mean."""
+@pytest.mark.parametrize("weighting", ["balanced", "paper", "lambda", "lambda-sum"])
+def test_sampling_is_unbiased(weighting):
+    """Over many draws the weighted sum of any quantity of matches has that of all matches as its mean."""
     value = torch.randn(2, GLOBAL, generator=torch.Generator().manual_seed(1))
-    recipe = make_recipe(views={"num_global": 2, "num_local": 0, "global_size": 24}, loss={"matches_per_pair": 4})
+    recipe = make_recipe(views={"num_global": 2, "num_local": 0, "global_size": 24},
+                         loss={"matches_per_pair": 4, "weighting": weighting})
     every = recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"matches_per_pair": 0})})
     boxes = torch.tensor([[[0.0, 0, 24, 24], [0.0, 6, 20, 24]]] * 4000, dtype=torch.float64)
     mirrored = torch.zeros(4000, 2, dtype=torch.bool)
@@ -80,8 +82,11 @@ def test_sampling_is_unbiased():
         token = plan.student_tokens[plan.student]
         return float((plan.weight / plan.num_pairs * value.flatten()[token % (2 * GLOBAL)]).sum())
 
-    exact = total(plan_matches(boxes, mirrored, every))
-    assert total(plan_matches(boxes, mirrored, recipe, draws)) == pytest.approx(exact, abs=0.02)
+    whole = plan_matches(boxes, mirrored, every)
+    weight = float(whole.weight.sum() / whole.num_pairs)
+    of_all = {"balanced": 1, "lambda": 0.1, "lambda-sum": 0.1 * len(whole.weight) / (2 * 4000)}
+    assert weight == pytest.approx(of_all.get(weighting, weight), rel=1e-3)
+    assert total(plan_matches(boxes, mirrored, recipe, draws)) == pytest.approx(total(whole), abs=0.02 * weight)
 
 
 def test_random_has_as_many_matches_as_geometry_and_other_teachers():

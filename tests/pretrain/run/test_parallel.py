@@ -18,6 +18,7 @@ IBOT = {"method": "ibot", "photometric": {"patch_share": 0}, "model": {"drop_pat
 SETTINGS = {
     "pwself": {"model": {"drop_path": 0.3}},
     "paper": {"loss": {"weighting": "paper", "rule": "paper", "center_per_position": True}},
+    "lambda-sum": {"loss": {"weighting": "lambda-sum", "class_share": 0.8}},
     "dino": {"method": "dino", "photometric": {"patch_share": 0}},
     "ibot": IBOT,
     "sinkhorn": {"loss": {"centering": "sinkhorn"}},

@@ -1,0 +1,326 @@
+"""Layered patch-wise color: mild changes drawn anew for each patch of views that are colored already, all at once.
+
+Read `patchssl.views.plaincolor.color_patch` first: it says the same of one patch in torchvision's words. The
+operations and their strengths are those of PW-Self's authors (PatchAugmentation in alijavidani/dino, branch
+imagenet100-patch_augmentation, 26acb86): each patch is jittered (brightness and hue), blurred upwards and downwards,
+sharpened and posterized in an order of its own, on 8-bit values.
+
+In order: what is drawn (`PatchDraws`, `draw_patches`), what is done with it (`apply_patches`), and how. Blur and
+sharpening come before the jitter, after it or not at all; `_SLOTS` is the shortest series of passes in which every
+order finds its place, and patches are sorted so that each pass meets neighbors only. Posterization needs no pass: it
+is a coarser step of the rounding that ends the pass before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchssl.views.config import PhotometricConfig
+from patchssl.views.geometry import patches_per_side
+
+STEPS = ("brightness", "hue", "blur", "sharpness", "posterize")
+NEUTRAL = (1.0, 0.0, 0.0, 1.0, 8.0)  # strengths that change nothing
+# `PatchDraws.order` is a row of this: indices into STEPS. Brightness and hue, one jitter, are never parted
+ORDERS = tuple(order for order in itertools.permutations(range(5)) if abs(order.index(0) - order.index(1)) == 1)
+BLUR_REACH = 2  # pixels up and down
+
+_BRIGHTNESS, _HUE, _BLUR, _SHARPNESS, _POSTERIZE = range(5)
+_START = _END = 5  # in `_units`
+_PLACES = np.array([[order.index(step) for step in range(5)] for order in ORDERS], np.int8)
+_DRAWS_PER_PATCH = 8
+_FROM_RED = np.array([0, -2, 2], np.float32)  # sixths of a turn from a channel's own hue to red's
+_TO_BYTE = 255.999 / 255  # torchvision's: a value in [0, 1] becomes a byte by x 255.999, cut off
+_CPU_PATCHES = 512  # worked on at once on a CPU: what stays in its cache
+
+
+class PatchDraws(NamedTuple):
+    """What was drawn for views of P patches, on the CPU; `...` is any batch shape."""
+
+    strengths: Tensor  # (..., P, 5) float32 in the order of STEPS: factor, turns, sigma in pixels, factor, bits; NEUTRAL
+    order: Tensor  # (..., P) uint8: row of ORDERS, in which the five are applied
+
+    def flatten(self) -> PatchDraws:
+        """The first two batch dimensions as one: draws of (B, V) views as draws of B * V views."""
+        return PatchDraws(*(field.flatten(0, 1) for field in self))
+
+
+def draw_patches(rng: np.random.Generator, config: PhotometricConfig, num_global: int, num_local: int,
+                 global_patches: int, local_patches: int) -> tuple[PatchDraws, PatchDraws]:
+    """Draws for the G global views of a sample, batch shape (G,), and for its L local ones, (L,).
+
+    A view and a patch take the same count of random numbers whatever comes out.
+    """
+    left_alone = rng.random(num_global + num_local, dtype=np.float32) >= config.patch_share
+    counts = num_global * global_patches, num_local * local_patches
+    strengths, order = _draw(rng, config, sum(counts))
+    strengths[np.repeat(left_alone, [global_patches] * num_global + [local_patches] * num_local)] = NEUTRAL
+    of_global = strengths[: counts[0]].reshape(num_global, global_patches, 5), order[: counts[0]]
+    of_local = strengths[counts[0] :].reshape(num_local, local_patches, 5), order[counts[0] :]
+    return (PatchDraws(torch.from_numpy(of_global[0]), torch.from_numpy(of_global[1].reshape(num_global, -1))),
+            PatchDraws(torch.from_numpy(of_local[0]), torch.from_numpy(of_local[1].reshape(num_local, local_patches))))
+
+
+def stack_patch_draws(samples: Sequence[PatchDraws]) -> PatchDraws:
+    """Draws of B samples, batch shape (V,) each, as draws of batch shape (B, V)."""
+    return PatchDraws(*map(torch.stack, zip(*samples, strict=True)))
+
+
+def _draw(rng: np.random.Generator, config: PhotometricConfig, num: int,
+          ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Strengths (num, 5) and orders (num,) of so many patches."""
+    patch = config.patch
+    draws = rng.random((_DRAWS_PER_PATCH, num), dtype=np.float32)
+    strengths = np.tile(np.array(NEUTRAL, np.float32), (num, 1))
+    ranges = {_BRIGHTNESS: (max(0.0, 1 - patch.brightness), 1 + patch.brightness), _HUE: (-patch.hue, patch.hue),
+              _BLUR: patch.blur_radius}
+    for chance, probability, steps in ((0, patch.jitter, (_BRIGHTNESS, _HUE)), (1, patch.blur, (_BLUR,))):
+        happens = draws[chance] < probability
+        for step in steps:
+            low, high = ranges[step]
+            strengths[happens, step] = (low + (high - low) * draws[2 + step])[happens]
+    strengths[draws[5] < patch.sharpen, _SHARPNESS] = patch.sharpness
+    strengths[draws[6] < patch.posterize, _POSTERIZE] = patch.posterize_bits
+    return strengths, (draws[7] * len(ORDERS)).astype(np.uint8)
+
+
+# The kinds of orders, by where the blur B and the sharpening S are, the jitter J being in all: patches are sorted by them
+_KINDS = ("BJS", "JS", "JSB", "JBS", "JB", "SJB", "SJ", "BSJ", "SBJ", "BJ", "J")
+# Passes in this order of time: what is done, and the first and the last of the kinds that it is done to
+_PASSES = (("B", "BSJ", "BSJ"), ("S", "SJB", "SBJ"), ("B", "SBJ", "BJ"), ("B", "BJS", "BJS"), ("J", "BJS", "J"),
+           ("B", "JBS", "SJB"), ("S", "BJS", "JBS"), ("B", "JSB", "JSB"))
+
+
+class _Plan(NamedTuple):
+    """The order in which N patches are worked on, and the numbers of each.
+
+    Between two operations values are 8-bit values, or after posterization whole steps of its 2^(8 - bits): `in` is
+    that step for the operation that meets it and 1 for all others, `out` 1 / step for the one that leaves it, else 1.
+    """
+
+    rows: Tensor  # (2, N) int64: where a patch is taken from, where it is put
+    starts: tuple[int, ...]  # where each of _KINDS begins, and the end
+    start: Tensor  # (N, 1, 1, 1): out
+    jitter: Tensor  # (3, N, 1, 1, 1): brightness before hue x in, brightness after it x out, 255 x out
+    hue: Tensor  # (N, 3, 1): sixths of a turn from each channel's own hue to the one that red's becomes
+    blur: Tensor  # (N, 3, 4), the same for each channel: weights at 0, 1, 2 pixels x in x out, then out / 2
+    sharpen: Tensor  # (3, N, 1, 1, 1): in, factor, out
+    end: Tensor  # (N, 3, 1, 1): in x the scale of what is returned
+
+    def to(self, device: torch.device) -> _Plan:
+        """The plan on `device`, copied without waiting: all numbers at once."""
+        if device.type == "cpu":
+            return self
+        parts = [self.start, self.jitter, self.hue, self.blur, self.sharpen, self.end]
+        sent = _send(torch.cat([part.flatten() for part in parts]), device).split([part.numel() for part in parts])
+        start, jitter, hue, blur, sharpen, end = (flat.view(part.shape) for flat, part in zip(sent, parts, strict=True))
+        return _Plan(_send(self.rows, device), self.starts, start, jitter, hue, blur, sharpen, end)
+
+
+@torch.no_grad()
+def apply_patches(views: Sequence[Tensor], places: Sequence[Tensor], draws: Sequence[PatchDraws], patch_size: int,
+                  scale: Sequence[float] = (1 / 255,) * 3, shift: Sequence[float] = (0.0,) * 3) -> list[Tensor]:
+    """Views of one or more sizes with each patch changed as `draws` say: 8-bit values x `scale` - `shift` per channel.
+
+    `views` are (M, 3, S, S) float32 in [0, 1] on any device, which is not waited for, and are overwritten; `places`
+    (M,) int64 on the CPU say where each stands in what is returned, whose order `draws` have. Raises ValueError when
+    sizes do not fit each other.
+    """
+    sides = [patches_per_side(view.shape[-1], patch_size) for view in views]
+    for view, side, drawn in zip(views, sides, draws, strict=True):
+        if drawn.order.shape != (len(view), side**2):
+            raise ValueError(f"{len(view)} views of {side} x {side} patches need draws of shape "
+                             f"({len(view)}, {side**2}), these are {tuple(drawn.order.shape)}")
+    strengths = torch.cat([drawn.strengths.flatten(0, 1) for drawn in draws]).numpy()
+    orders = torch.cat([drawn.order.flatten() for drawn in draws]).numpy()
+    sources, patches = _sources(places, sides), views[0].new_empty(len(orders), 3, patch_size, patch_size)
+    device = patches.device
+    half, lowered = torch.full((), 0.5, device=device), _send(torch.tensor(shift).view(3, 1, 1), device)
+    for grid, part in _grids(views, patches, sides, patch_size):
+        torch.add(half, grid, alpha=255, out=part)  # cut off in _change, and so rounded, to 8 bits
+    changed, matrices = torch.empty_like(patches), _send(_matrices(patch_size), device)
+    step = len(patches) if patches.is_cuda else _CPU_PATCHES
+    for begin in range(0, len(patches), step):
+        some = slice(begin, begin + step)
+        plan = _plan(strengths[some], orders[some], sources[some], begin, scale, patch_size).to(device)
+        changed.index_copy_(0, plan.rows[1], _change(patches.index_select(0, plan.rows[0]), plan, matrices))
+    for grid, part in _grids(views, changed, sides, patch_size):
+        torch.sub(part, lowered, out=grid)
+    return list(views)
+
+
+def _grids(views: Sequence[Tensor], patches: Tensor, sides: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each (M, 3, S, S) in `views` its patches in place, and those in `patches`, both (M, side, side, 3, p, p)."""
+    parts = patches.split([len(view) * side**2 for view, side in zip(views, sides, strict=True)])
+    for view, side, part in zip(views, sides, parts, strict=True):
+        grid = view.view(len(view), 3, side, size, side, size).permute(0, 2, 4, 1, 3, 5)
+        yield grid, part.view(len(view), side, side, 3, size, size)
+
+
+def _sources(places: Sequence[Tensor], sides: Sequence[int]) -> NDArray[np.int64]:
+    """For each patch in the order of draws, its row among the patches in the order of views."""
+    rows, begin = [], 0
+    for place, side in zip(places, sides, strict=True):
+        first = begin + place.argsort().numpy() * side**2
+        rows.append((first[:, None] + np.arange(side**2)).ravel())
+        begin += len(place) * side**2
+    return np.concatenate(rows)
+
+
+def _matrices(size: int) -> Tensor:
+    """(6, size, size): what blur and sharpening of patches of `size` pixels a side multiply by.
+
+    Three sum each pixel's neighbors at 0, 1 and 2 pixels, edges reflect; the next sums those at 0 and 1 pixel, but for
+    the outermost pixels, and the next is a 13th of it; the last weighs pixels in their own mean, 1 for the outermost.
+    """
+    matrices, pixels = torch.zeros(6, size, size), torch.arange(size)
+    for reach in range(1 + min(BLUR_REACH, size - 1)):
+        for neighbor in {-reach, reach}:
+            seen = (pixels + neighbor).abs()
+            matrices[reach, pixels, torch.minimum(seen, 2 * (size - 1) - seen)] += 1
+    inside = slice(1, size - 1)
+    matrices[3, inside] = torch.ones(size, size).tril(1).triu(-1)[inside]
+    matrices[4], matrices[5], matrices[5, inside, inside] = matrices[3] / 13, 1, 4 / 13
+    return matrices
+
+
+def _plan(strengths: NDArray[np.float32], orders: NDArray[np.uint8], sources: NDArray[np.int64], begin: int,
+          scale: Sequence[float], size: int) -> _Plan:
+    """The plan for N patches from what was drawn for them; their places among all patches start at `begin`."""
+    place = _PLACES[orders]
+    active = strengths != NEUTRAL
+    active[:, _SHARPNESS] &= size > 2  # torchvision leaves smaller ones as they are
+    active[:, _HUE] = True  # the jitter, whose numbers may well be neutral
+    kinds = _kind_of(active, place)
+    sorting = np.argsort(kinds, kind="stable")
+    ins, outs = _units(strengths[sorting], active[sorting], place[sorting])
+    factor, turns, sigma, sharpness, _ = strengths[sorting].T
+    first = place[sorting, _BRIGHTNESS] < place[sorting, _HUE]
+    jitter = np.stack([np.where(first, factor, 1) * ins[_HUE], np.where(first, 1, factor) * outs[_HUE], 255 * outs[_HUE]])
+    hue = 6 * turns[:, None] + _FROM_RED
+    hue -= 6 * np.round(hue / 6)
+    weights = np.concatenate([_weights(sigma, size) * ins[_BLUR] * outs[_BLUR], outs[None, _BLUR] / 2])
+    blur = np.repeat(weights.T[:, None], 3, axis=1)
+    wide = {"start": outs[_START], "jitter": jitter, "sharpen": np.stack([ins[_SHARPNESS], sharpness, outs[_SHARPNESS]])}
+    tensors = {name: torch.from_numpy(values.astype(np.float32))[..., None, None, None] for name, values in wide.items()}
+    end = torch.from_numpy(ins[_END])[:, None] * torch.tensor(scale)
+    starts = np.searchsorted(kinds[sorting], np.arange(len(_KINDS) + 1))
+    return _Plan(torch.from_numpy(np.stack([sources[sorting], begin + sorting])), tuple(starts.tolist()),
+                 hue=torch.from_numpy(hue)[..., None], blur=torch.from_numpy(blur), end=end[..., None, None], **tensors)
+
+
+def _kind_of(active: NDArray[np.bool_], place: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Which of _KINDS each of N patches is, from which steps it takes and their places, both (N, 5)."""
+    when = np.where(active, np.where(place < place[:, [_HUE]], 1, 2), 0)  # not at all, before the jitter, after it
+    blur_first = (place[:, _BLUR] < place[:, _SHARPNESS]).astype(np.int64)
+    return _KIND_TABLE[when[:, _BLUR], when[:, _SHARPNESS], blur_first]
+
+
+def _kind_table() -> NDArray[np.int64]:
+    """Indices into _KINDS by (when blurred, when sharpened, blurred before sharpened), as `_kind_of` counts."""
+    table = np.empty((3, 3, 2), np.int64)
+    for blur, sharpen, blur_first in np.ndindex(table.shape):
+        names = "BS" if blur_first else "SB"
+        sides = ["".join(name for name in names if {"B": blur, "S": sharpen}[name] == when) for when in (1, 2)]
+        table[blur, sharpen, blur_first] = _KINDS.index("J".join(sides))
+    return table
+
+
+def _units(strengths: NDArray[np.float32], active: NDArray[np.bool_], place: NDArray[np.int8],
+           ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """`in` and `out` of _Plan, (6, N) each: of the five steps (the jitter's at _HUE), then of the end and the start."""
+    num = len(strengths)
+    acting = active.copy()
+    acting[:, [_BRIGHTNESS, _POSTERIZE]] = False
+    own = place[:, [_POSTERIZE]]
+    before = np.concatenate([np.where(acting & (place < own), place, -1), np.zeros((num, 1), np.int8) - 1], axis=1)
+    after = np.concatenate([np.where(acting & (place > own), place, 9), np.zeros((num, 1), np.int8) + 8], axis=1)
+    leaves = np.where(before.max(1) < 0, _START, before.argmax(1))
+    step = np.where(active[:, _POSTERIZE], 2 ** (8 - strengths[:, _POSTERIZE]), 1).astype(np.float32)
+    ins, outs = np.ones((6, num), np.float32), np.ones((6, num), np.float32)
+    ins[after.argmin(1), np.arange(num)] = step
+    outs[leaves, np.arange(num)] = 1 / step
+    return ins, outs
+
+
+def _weights(sigma: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """(3, N): the Gaussian of `sigma` (N,) at 0, 1 and 2 pixels, as far as a patch of `size` pixels reflects."""
+    lag = np.arange(3, dtype=np.float32)[:, None]
+    kernel = np.exp(-0.5 * (lag / np.where(sigma > 0, sigma, 1)) ** 2) * (lag <= min(BLUR_REACH, size - 1))
+    return (kernel / (kernel[0] + 2 * kernel[1:].sum(0))).astype(np.float32)
+
+
+def _change(patches: Tensor, plan: _Plan, matrices: Tensor) -> Tensor:
+    """`patches` (N, 3, p, p), 8-bit values + 1/2 in the order of `plan`, changed in place and scaled."""
+    size = patches.shape[-1]
+    patches.mul_(plan.start).floor_()
+    blurs = (plan.blur[..., :3].flatten(0, 1) @ matrices[:3].flatten(1)).view(-1, 3, size, size)
+    spare = torch.empty_like(patches)
+    for name, first, last in _PASSES:
+        some = slice(plan.starts[_KINDS.index(first)], plan.starts[_KINDS.index(last) + 1])
+        if some.start == some.stop:
+            continue
+        if name == "B":
+            _blur_(patches[some], blurs[some], plan.blur[some, :, 3], spare[some])
+        elif name == "S":
+            _sharpen_(patches[some], *plan.sharpen[:, some], *matrices[3:])
+        else:
+            _jitter_(patches, *plan.jitter, plan.hue)
+    return patches.mul_(plan.end)
+
+
+def _blur_(patches: Tensor, matrices: Tensor, rounding: Tensor, spare: Tensor) -> None:
+    """Blur the columns of `patches` (n, 3, p, p) by `matrices` of the same shape."""
+    flat, out = patches.flatten(0, 1), spare.flatten(0, 1)
+    torch.baddbmm(rounding.reshape(-1, 1, 1), matrices.flatten(0, 1), flat, out=out)
+    torch.floor(out, out=flat)
+
+
+def _sharpen_(patches: Tensor, unit_in: Tensor, factor: Tensor, unit_out: Tensor, sums: Tensor, means: Tensor,
+              own: Tensor) -> None:
+    """Move `patches` (n, 3, p, p) away from their rounded mean over 3 x 3 pixels, the middle counting 5 times.
+
+    The outermost pixels stay, as torchvision has it; `sums`, `means` and `own` are the last of `_matrices`.
+    """
+    flat = patches.mul_(unit_in).flatten(0, 1)
+    smooth = torch.bmm(means.expand_as(flat), flat @ sums.T).addcmul_(flat, own).round_()
+    torch.lerp(smooth.view_as(patches), patches, factor, out=patches)
+    patches.clamp_(0, 255).mul_(unit_out).floor_()
+
+
+def _jitter_(patches: Tensor, before: Tensor, after: Tensor, brightest: Tensor, hue: Tensor) -> None:
+    """Brightness before hue, hue, and brightness after it, of `patches` (N, 3, p, p)."""
+    patches.mul_(before).clamp_(max=255).floor_().mul_(_TO_BYTE)
+    _shift_hue_(patches.flatten(2), hue)
+    torch.minimum(patches.floor_().mul_(after), brightest, out=patches).floor_()
+
+
+def _shift_hue_(patches: Tensor, hue: Tensor) -> None:
+    """Turn the hue of `patches` (N, 3, pixels), saturation and value in HSV kept.
+
+    In units of a sixth of a turn times the chroma, so that nothing is divided: red's hue, then each channel's
+    distance d from its own hue, which decides how far the channel stands above the lowest: 2 - d, in [0, 1].
+    """
+    red, green, blue = patches.unbind(1)
+    low, high = patches.amin(1), patches.amax(1)
+    chroma = high - low
+    offset = chroma - low
+    from_red = (green + blue).sub_(red).add_(offset).copysign_(green - blue)
+    low, high, chroma, offset, from_red = (x.unsqueeze(1) for x in (low, high, chroma, offset, from_red))
+    torch.addcmul(from_red, chroma, hue, out=patches)  # within 6: twice around
+    patches.abs_().sub_(chroma, alpha=3).abs_().sub_(offset)  # 3 - d, then (2 - d) chroma + low
+    torch.minimum(torch.maximum(patches, low, out=patches), high, out=patches)
+
+
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """`values` from the CPU to `device`, without waiting."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+_KIND_TABLE = _kind_table()
