@@ -27,6 +27,7 @@ PATCHWISE = {"none": "the whole view", "layered": "the whole view, then each pat
              "replace": "each patch instead of the whole view"}  # what draws a color under each `photometric.patchwise`
 ALL = "all"  # asks for the three beside each other
 COMPARED_LOCALS = 3  # local views in a comparison: few, so that their patches are large enough to see
+ROUNDING = 1  # of 255 levels: views that differ by more got another color
 FACTOR = 2  # by which the comparison amplifies what `layered` adds
 
 
@@ -90,7 +91,7 @@ def sheet_of_views(pixels: Pixels, recipe: Recipe, seed: int, index: int) -> She
 
     drawn = views_of(pixels, recipe, seed, index)
     whole = views_of(pixels, recolored(recipe, "none"), seed, index)
-    marks = ["" if np.array_equal(view, same) else "\npatch by patch"
+    marks = ["\npatch by patch" if np.abs(np.subtract(view, same, dtype=np.int16)).max() > ROUNDING else ""
              for view, same in zip(drawn.colored, whole.colored, strict=True)]
     captions = [name + mark for name, mark in zip(view_names(recipe), marks, strict=True)]
     return Sheet([pixels, *drawn.colored], ["image", *captions])
