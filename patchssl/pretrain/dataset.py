@@ -28,6 +28,7 @@ from patchssl.views.color import ColorDraws, draw_sample_colors, stack_draws
 from patchssl.views.crops import cut_views, draw_views, sample_rng
 from patchssl.views.geometry import patches_per_side
 from patchssl.views.masks import draw_masks
+from patchssl.views.patchcolor import PatchDraws, draw_patches
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class ViewSample:
     index: int  # the image that was read
     global_colors: ColorDraws  # (G, ...)
     local_colors: ColorDraws  # (L, ...)
+    global_patches: PatchDraws  # (G, ...); of no views where photometric.patchwise is not layered
+    local_patches: PatchDraws  # (L, ...)
     drop_path: NDArray[np.float32]  # (V, places) uniform in [0, 1)
     masks: NDArray[np.bool_]  # (G, N_global), or nothing for a method without
     match_draws: NDArray[np.float32]  # (2, G, V, N) uniform in [0, 1), or nothing where matching needs no draws
@@ -58,6 +61,8 @@ class ViewBatch:
     index: Tensor  # (B,) int64
     global_colors: ColorDraws  # (B, G, ...)
     local_colors: ColorDraws  # (B, L, ...)
+    global_patches: PatchDraws  # (B, G, ...), or (B, 0, ...)
+    local_patches: PatchDraws  # (B, L, ...), or (B, 0, ...)
     drop_path: Tensor  # (B, V, places) float32
     masks: Tensor  # (B, G, N_global) bool: what the student does not see; (B, 0) for a method without masks
     match_draws: Tensor  # (B, 2, G, V, N) float32, see `plan_matches`; (B, 0) where matching needs none
@@ -84,10 +89,9 @@ class ViewBatch:
                 for begin in range(0, len(self.index), size)]
 
     def _slice(self, chosen: slice, unreadable: tuple[str, ...]) -> ViewBatch:
-        global_colors, local_colors = (ColorDraws(*(field[chosen] for field in draws))
-                                       for draws in (self.global_colors, self.local_colors))
-        return replace(self._map(_TENSORS, lambda tensor: tensor[chosen]), unreadable=unreadable,
-                       global_colors=global_colors, local_colors=local_colors)
+        draws: dict[str, Any] = {name: type(drawn)(*(field[chosen] for field in drawn))
+                                 for name in _DRAWS for drawn in [getattr(self, name)]}
+        return replace(self._map(_TENSORS, lambda tensor: tensor[chosen]), unreadable=unreadable, **draws)
 
     def _map(self, names: Sequence[str], function: Callable[[Tensor], Tensor]) -> ViewBatch:
         changed: dict[str, Any] = {name: function(getattr(self, name)) for name in names}
@@ -96,6 +100,7 @@ class ViewBatch:
 
 _SEEN = ("global_views", "local_views", "drop_path", "masks")  # by the networks
 _TENSORS = (*_SEEN, "boxes", "mirrored", "index", "match_draws")
+_DRAWS = ("global_colors", "local_colors", "global_patches", "local_patches")
 
 
 class ViewDataset(Dataset[ViewSample]):
@@ -124,7 +129,7 @@ class ViewDataset(Dataset[ViewSample]):
         boxes = np.array([(v.top, v.left, v.height, v.width) for v in views], dtype=np.float64)
         mirrored = np.array([v.mirrored for v in views])
         return ViewSample(cut_views(pixels, views[:num_global]), local_views, boxes, mirrored, index,
-                          *self._colors(key), drop_path, self._masks(key), self._match_draws(key), unreadable)
+                          *self._colors(key), *self._patch_colors(key), drop_path, self._masks(key), self._match_draws(key), unreadable)
 
     def _rng(self, key: tuple[int, int], stream: str) -> np.random.Generator:
         return sample_rng(self.seed, *key, stream)
@@ -153,6 +158,13 @@ class ViewDataset(Dataset[ViewSample]):
         return draw_sample_colors(self._rng(key, "color"), self.recipe.photometric, views.num_global, views.num_local,
                                   self._patches(views.global_size), self._patches(views.local_size))
 
+    def _patch_colors(self, key: tuple[int, int]) -> tuple[PatchDraws, PatchDraws]:
+        views = self.recipe.views
+        if self.recipe.patch_color != "layered":
+            return (PatchDraws(torch.empty(0, 0, 5), torch.empty(0, 0, dtype=torch.uint8)),) * 2
+        return draw_patches(self._rng(key, "patch_color"), self.recipe.photometric, views.num_global, views.num_local,
+                            self._patches(views.global_size), self._patches(views.local_size))
+
     def _readable(self, asked: int, budget: UnreadableBudget | None = None,
                   ) -> tuple[int, NDArray[np.uint8], tuple[str, ...]]:
         """The first readable image from `asked` on: its index, its pixels, the names of those passed over."""
@@ -177,6 +189,8 @@ def collate_views(samples: Sequence[ViewSample]) -> ViewBatch:
         index=torch.tensor([sample.index for sample in samples]),
         global_colors=stack_draws([sample.global_colors for sample in samples]),
         local_colors=stack_draws([sample.local_colors for sample in samples]),
+        global_patches=stack_draws([sample.global_patches for sample in samples]),
+        local_patches=stack_draws([sample.local_patches for sample in samples]),
         drop_path=torch.from_numpy(np.stack([sample.drop_path for sample in samples])),
         masks=torch.from_numpy(np.stack([sample.masks for sample in samples])),
         match_draws=torch.from_numpy(np.stack([sample.match_draws for sample in samples])),

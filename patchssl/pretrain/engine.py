@@ -33,7 +33,7 @@ from patchssl.runtime.distributed import (
     whole_optimizer_state,
     whole_state,
 )
-from patchssl.views.color import apply_colors, normalize
+from patchssl.views.color import apply_colors, layer_colors, normalize
 
 
 class MicroBatch(NamedTuple):
@@ -220,16 +220,20 @@ def precision_of(recipe: Recipe, device: torch.device) -> torch.dtype:
 def color_views(batch: ViewBatch, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
     """Colored, normalized global (B, G, 3, S, S) and local (B, L, 3, s, s) views of a batch, on `device`.
 
-    The draws stay on the CPU, where `apply_colors` reads them.
+    The draws stay on the CPU, where they are read to plan what the device does.
     """
-    colored = []
-    for views, draws in ((batch.global_views, batch.global_colors), (batch.local_views, batch.local_colors)):
-        flat = views.to(device, non_blocking=True).flatten(0, 1)
-        if len(flat):
-            flat = apply_colors(flat, draws.flatten(), recipe.model.patch_size)
-            flat = normalize(flat, IMAGENET_MEAN, IMAGENET_STD)
-        colored.append(flat.unflatten(0, views.shape[:2]))
-    return colored[0], colored[1]
+    views = [batch.global_views, batch.local_views]
+    flat = [some.to(device, non_blocking=True).flatten(0, 1) for some in views]
+    draws = [batch.global_colors.flatten(), batch.local_colors.flatten()]
+    size = recipe.model.patch_size
+    if recipe.patch_color == "layered":
+        patches = [batch.global_patches.flatten(), batch.local_patches.flatten()]
+        colored = layer_colors(flat, draws, patches, size, IMAGENET_MEAN, IMAGENET_STD)
+    else:
+        colored = [normalize(apply_colors(some, drawn, size), IMAGENET_MEAN, IMAGENET_STD) if len(some) else some
+                   for some, drawn in zip(flat, draws, strict=True)]
+    globals_, locals_ = (some.unflatten(0, of.shape[:2]) for some, of in zip(colored, views, strict=True))
+    return globals_, locals_
 
 
 def training_batch(views: ViewBatch, recipe: Recipe, device: torch.device) -> Batch:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from patchssl.views.config import PhotometricConfig
 from patchssl.views.geometry import patches_per_side
+from patchssl.views.patchcolor import PatchDraws, apply_patches
 
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 ORDERS = tuple(itertools.permutations(range(4)))  # `ColorDraws.order` is a row of this: indices into JITTERS
@@ -60,6 +61,9 @@ class ColorDraws(NamedTuple):
         return ColorDraws(*(field.to(device, non_blocking=non_blocking) for field in self))
 
 
+Draws = TypeVar("Draws", ColorDraws, PatchDraws)
+
+
 def draw_sample_colors(
     rng: np.random.Generator, config: PhotometricConfig, num_global: int, num_local: int,
     global_patches: int, local_patches: int,
@@ -77,9 +81,9 @@ def draw_sample_colors(
     return ColorDraws(*map(torch.from_numpy, of_global)), ColorDraws(*map(torch.from_numpy, of_local))
 
 
-def stack_draws(samples: Sequence[ColorDraws]) -> ColorDraws:
+def stack_draws(samples: Sequence[Draws]) -> Draws:
     """Draws of B samples, batch shape (V,) each, as draws of batch shape (B, V)."""
-    return ColorDraws(*map(torch.stack, zip(*samples, strict=True)))
+    return type(samples[0])(*map(torch.stack, zip(*samples, strict=True)))
 
 
 def _draw(
@@ -127,11 +131,25 @@ def apply_colors(images: Tensor, draws: ColorDraws, patch_size: int) -> Tensor:
     if len(patchwise := draws.patchwise.nonzero()[:, 0]):
         kinds.append(_color_patches(images, patchwise, draws, patch_size))
     if len(whole := (~draws.patchwise).nonzero()[:, 0]):
-        kinds.append(color_whole(images, whole, draws))
+        kinds.append(_color_whole(images, whole, draws))
     if not kinds:
         return images.float()
     colored = torch.cat([part for part, _ in kinds]) if len(kinds) > 1 else kinds[0][0]
     return colored.index_select(0, _send(torch.cat([views for _, views in kinds]).argsort(), images))
+
+
+@torch.no_grad()
+def layer_colors(images: Sequence[Tensor], draws: Sequence[ColorDraws], patches: Sequence[PatchDraws], patch_size: int,
+                 mean: Sequence[float], std: Sequence[float]) -> list[Tensor]:
+    """Views of several sizes colored as wholes, then patch by patch, and normalized: `images` as `apply_colors` has.
+
+    Patches of all sizes are changed together, and normalized by the way.
+    """
+    colored = [apply_colors(some, drawn, patch_size) for some, drawn in zip(images, draws, strict=True)]
+    some = [(views, drawn) for views, drawn in zip(colored, patches, strict=True) if len(views)]
+    scale, shift = [1 / (255 * s) for s in std], [m / s for m, s in zip(mean, std, strict=True)]
+    apply_patches([views for views, _ in some], [drawn for _, drawn in some], patch_size, scale, shift)
+    return colored
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -163,7 +181,7 @@ def _color_patches(
     return rows.view(-1, patch_size).index_select(0, back.flatten()).view(blurred.shape), views
 
 
-def color_whole(images: Tensor, views: Tensor, draws: ColorDraws) -> tuple[Tensor, Tensor]:
+def _color_whole(images: Tensor, views: Tensor, draws: ColorDraws) -> tuple[Tensor, Tensor]:
     """Whole `views` (M,) colored, in the order of the second result: jitter, grayscale, blur, solarization."""
     plan = _plan(draws.factors[views, 0], draws.order[views, 0], draws.grayscale[views, 0],
                  draws.solarize[views, 0])

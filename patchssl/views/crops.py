@@ -22,7 +22,7 @@ from patchssl.runtime.errors import UsageError, unknown_choice
 from patchssl.views.config import ViewConfig
 from patchssl.views.geometry import View
 
-STREAMS = {"crops": 0, "color": 1, "drop_path": 2, "masks": 3, "shuffle": 4, "matches": 5}
+STREAMS = {"crops": 0, "color": 1, "drop_path": 2, "masks": 3, "shuffle": 4, "matches": 5, "patch_color": 6}
 TRIES = 10  # random crops before the central one, as torchvision's RandomResizedCrop
 DRAWS_PER_VIEW = 2 * TRIES + 3  # (area, aspect) of every try, then top, left, mirror
 

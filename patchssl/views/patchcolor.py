@@ -35,6 +35,7 @@ _BRIGHTNESS, _HUE, _BLUR, _SHARPNESS, _POSTERIZE = range(5)
 _START = _END = 5  # in `_units`
 _PLACES = np.array([[order.index(step) for step in range(5)] for order in ORDERS], np.int8)
 _DRAWS_PER_PATCH = 8
+_NEUTRAL = np.array(NEUTRAL, np.float32)
 _FROM_RED = np.array([0, -2, 2], np.float32)  # sixths of a turn from a channel's own hue to red's
 _TO_BYTE = 255.999 / 255  # torchvision's: a value in [0, 1] becomes a byte by x 255.999, cut off
 _CPU_PATCHES = 512  # worked on at once on a CPU: what stays in its cache
@@ -67,17 +68,12 @@ def draw_patches(rng: np.random.Generator, config: PhotometricConfig, num_global
             PatchDraws(torch.from_numpy(of_local[0]), torch.from_numpy(of_local[1].reshape(num_local, local_patches))))
 
 
-def stack_patch_draws(samples: Sequence[PatchDraws]) -> PatchDraws:
-    """Draws of B samples, batch shape (V,) each, as draws of batch shape (B, V)."""
-    return PatchDraws(*map(torch.stack, zip(*samples, strict=True)))
-
-
 def _draw(rng: np.random.Generator, config: PhotometricConfig, num: int,
           ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Strengths (num, 5) and orders (num,) of so many patches."""
     patch = config.patch
     draws = rng.random((_DRAWS_PER_PATCH, num), dtype=np.float32)
-    strengths = np.tile(np.array(NEUTRAL, np.float32), (num, 1))
+    strengths = np.tile(_NEUTRAL, (num, 1))
     ranges = {_BRIGHTNESS: (max(0.0, 1 - patch.brightness), 1 + patch.brightness), _HUE: (-patch.hue, patch.hue),
               _BLUR: patch.blur_radius}
     for chance, probability, steps in ((0, patch.jitter, (_BRIGHTNESS, _HUE)), (1, patch.blur, (_BLUR,))):
@@ -104,7 +100,7 @@ class _Plan(NamedTuple):
     that step for the operation that meets it and 1 for all others, `out` 1 / step for the one that leaves it, else 1.
     """
 
-    rows: Tensor  # (2, N) int64: where a patch is taken from, where it is put
+    rows: Tensor  # (2, N) int64: which patch comes next, and where each patch has gone
     starts: tuple[int, ...]  # where each of _KINDS begins, and the end
     start: Tensor  # (N, 1, 1, 1): out
     jitter: Tensor  # (3, N, 1, 1, 1): brightness before hue x in, brightness after it x out, 255 x out
@@ -124,53 +120,44 @@ class _Plan(NamedTuple):
 
 
 @torch.no_grad()
-def apply_patches(views: Sequence[Tensor], places: Sequence[Tensor], draws: Sequence[PatchDraws], patch_size: int,
-                  scale: Sequence[float] = (1 / 255,) * 3, shift: Sequence[float] = (0.0,) * 3) -> list[Tensor]:
-    """Views of one or more sizes with each patch changed as `draws` say: 8-bit values x `scale` - `shift` per channel.
+def apply_patches(views: Sequence[Tensor], draws: Sequence[PatchDraws], patch_size: int,
+                  scale: Sequence[float] = (1 / 255,) * 3, shift: Sequence[float] = (0.0,) * 3) -> None:
+    """Change each patch of views of one or more sizes, in place: to 8-bit values x `scale` - `shift` per channel.
 
-    `views` are (M, 3, S, S) float32 in [0, 1] on any device, which is not waited for, and are overwritten; `places`
-    (M,) int64 on the CPU say where each stands in what is returned, whose order `draws` have. Raises ValueError when
-    sizes do not fit each other.
+    `views` are (M, 3, S, S) float32 in [0, 1], contiguous, on any device, which is not waited for; `draws` are theirs,
+    on the CPU. Raises ValueError when sizes do not fit each other.
     """
-    sides = [patches_per_side(view.shape[-1], patch_size) for view in views]
-    for view, side, drawn in zip(views, sides, draws, strict=True):
-        if drawn.order.shape != (len(view), side**2):
-            raise ValueError(f"{len(view)} views of {side} x {side} patches need draws of shape "
-                             f"({len(view)}, {side**2}), these are {tuple(drawn.order.shape)}")
-    strengths = torch.cat([drawn.strengths.flatten(0, 1) for drawn in draws]).numpy()
-    orders = torch.cat([drawn.order.flatten() for drawn in draws]).numpy()
-    sources, patches = _sources(places, sides), views[0].new_empty(len(orders), 3, patch_size, patch_size)
-    device = patches.device
-    half, lowered = torch.full((), 0.5, device=device), _send(torch.tensor(shift).view(3, 1, 1), device)
-    for grid, part in _grids(views, patches, sides, patch_size):
-        torch.add(half, grid, alpha=255, out=part)  # cut off in _change, and so rounded, to 8 bits
-    changed, matrices = torch.empty_like(patches), _send(_matrices(patch_size), device)
-    step = len(patches) if patches.is_cuda else _CPU_PATCHES
-    for begin in range(0, len(patches), step):
-        some = slice(begin, begin + step)
-        plan = _plan(strengths[some], orders[some], sources[some], begin, scale, patch_size).to(device)
-        changed.index_copy_(0, plan.rows[1], _change(patches.index_select(0, plan.rows[0]), plan, matrices))
-    for grid, part in _grids(views, changed, sides, patch_size):
-        torch.sub(part, lowered, out=grid)
-    return list(views)
+    for view, drawn in zip(views, draws, strict=True):
+        per_side = patches_per_side(view.shape[-1], patch_size)
+        if drawn.order.shape != (len(view), per_side**2):
+            raise ValueError(f"{len(view)} views of {per_side} x {per_side} patches need draws of shape "
+                             f"({len(view)}, {per_side**2}), these are {tuple(drawn.order.shape)}")
+    fixed = torch.cat([_matrices(patch_size).flatten(), torch.tensor([*shift, 0.5])])
+    fixed = _send(fixed, views[0].device)
+    matrices, lowered, half = fixed[:-4].view(6, patch_size, patch_size), fixed[-4:-1].view(3, 1, 1), fixed[-1]
+    for some, drawn in _portions(views, draws):
+        grids = [view.unflatten(2, (-1, patch_size)).unflatten(4, (-1, patch_size)).permute(0, 2, 4, 1, 3, 5)
+                 for view in some]  # (M, side, side, 3, p, p)
+        patches = views[0].new_empty(sum(grid.shape[:3].numel() for grid in grids), 3, patch_size, patch_size)
+        parts = [part.view(grid.shape) for grid, part in
+                 zip(grids, patches.split([grid.shape[:3].numel() for grid in grids]), strict=True)]
+        for grid, part in zip(grids, parts, strict=True):
+            torch.add(half, grid, alpha=255, out=part)  # cut off in _change, and so rounded, to 8 bits
+        _change(patches, _plan(drawn, scale, patch_size).to(patches.device), matrices)
+        for grid, part in zip(grids, parts, strict=True):
+            torch.sub(part, lowered, out=grid)
 
 
-def _grids(views: Sequence[Tensor], patches: Tensor, sides: Sequence[int], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of each (M, 3, S, S) in `views` its patches in place, and those in `patches`, both (M, side, side, 3, p, p)."""
-    parts = patches.split([len(view) * side**2 for view, side in zip(views, sides, strict=True)])
-    for view, side, part in zip(views, sides, parts, strict=True):
-        grid = view.view(len(view), 3, side, size, side, size).permute(0, 2, 4, 1, 3, 5)
-        yield grid, part.view(len(view), side, side, 3, size, size)
-
-
-def _sources(places: Sequence[Tensor], sides: Sequence[int]) -> NDArray[np.int64]:
-    """For each patch in the order of draws, its row among the patches in the order of views."""
-    rows, begin = [], 0
-    for place, side in zip(places, sides, strict=True):
-        first = begin + place.argsort().numpy() * side**2
-        rows.append((first[:, None] + np.arange(side**2)).ravel())
-        begin += len(place) * side**2
-    return np.concatenate(rows)
+def _portions(views: Sequence[Tensor], draws: Sequence[PatchDraws]) -> Iterator[tuple[list[Tensor], PatchDraws]]:
+    """What is worked on at once, with the draws of all its patches: on a device everything, on a CPU a cacheful."""
+    if views[0].device.type != "cpu":
+        yield list(views), PatchDraws(*(torch.cat([field.flatten(0, 1) for field in fields])
+                                        for fields in zip(*draws, strict=True)))
+        return
+    for view, drawn in zip(views, draws, strict=True):
+        count = max(1, _CPU_PATCHES // drawn.order.shape[1])
+        for part, *fields in zip(view.split(count), *(field.split(count) for field in drawn), strict=True):
+            yield [part], PatchDraws(*(field.flatten(0, 1) for field in fields))
 
 
 def _matrices(size: int) -> Tensor:
@@ -190,29 +177,33 @@ def _matrices(size: int) -> Tensor:
     return matrices
 
 
-def _plan(strengths: NDArray[np.float32], orders: NDArray[np.uint8], sources: NDArray[np.int64], begin: int,
-          scale: Sequence[float], size: int) -> _Plan:
-    """The plan for N patches from what was drawn for them; their places among all patches start at `begin`."""
-    place = _PLACES[orders]
-    active = strengths != NEUTRAL
+def _plan(draws: PatchDraws, scale: Sequence[float], size: int) -> _Plan:
+    """The plan for N patches of `size` pixels a side from their draws, of batch shape ()."""
+    strengths, place = draws.strengths.numpy(), _PLACES[draws.order.numpy()]
+    active = strengths != _NEUTRAL
     active[:, _SHARPNESS] &= size > 2  # torchvision leaves smaller ones as they are
     active[:, _HUE] = True  # the jitter, whose numbers may well be neutral
     kinds = _kind_of(active, place)
     sorting = np.argsort(kinds, kind="stable")
-    ins, outs = _units(strengths[sorting], active[sorting], place[sorting])
-    factor, turns, sigma, sharpness, _ = strengths[sorting].T
-    first = place[sorting, _BRIGHTNESS] < place[sorting, _HUE]
-    jitter = np.stack([np.where(first, factor, 1) * ins[_HUE], np.where(first, 1, factor) * outs[_HUE], 255 * outs[_HUE]])
+    strengths, place = strengths[sorting], place[sorting]
+    ins, outs = _units(strengths, active[sorting], place)
+    factor, turns, sigma, sharpness, _ = strengths.T
+    first = place[:, _BRIGHTNESS] < place[:, _HUE]
     hue = 6 * turns[:, None] + _FROM_RED
     hue -= 6 * np.round(hue / 6)
-    weights = np.concatenate([_weights(sigma, size) * ins[_BLUR] * outs[_BLUR], outs[None, _BLUR] / 2])
-    blur = np.repeat(weights.T[:, None], 3, axis=1)
-    wide = {"start": outs[_START], "jitter": jitter, "sharpen": np.stack([ins[_SHARPNESS], sharpness, outs[_SHARPNESS]])}
-    tensors = {name: torch.from_numpy(values.astype(np.float32))[..., None, None, None] for name, values in wide.items()}
-    end = torch.from_numpy(ins[_END])[:, None] * torch.tensor(scale)
-    starts = np.searchsorted(kinds[sorting], np.arange(len(_KINDS) + 1))
-    return _Plan(torch.from_numpy(np.stack([sources[sorting], begin + sorting])), tuple(starts.tolist()),
-                 hue=torch.from_numpy(hue)[..., None], blur=torch.from_numpy(blur), end=end[..., None, None], **tensors)
+    weights = np.concatenate([_weights(sigma, size) * ins[_BLUR] * outs[_BLUR], outs[_BLUR, None] / 2])
+    wide = {"start": outs[_START],
+            "jitter": np.stack([np.where(first, factor, 1) * ins[_HUE], np.where(first, 1, factor) * outs[_HUE],
+                                255 * outs[_HUE]]),
+            "sharpen": np.stack([ins[_SHARPNESS], sharpness, outs[_SHARPNESS]]),
+            "end": ins[_END, :, None] * np.array(scale, np.float32)}
+    tensors = {name: torch.from_numpy(values) for name, values in wide.items()}
+    return _Plan(
+        torch.from_numpy(np.stack([sorting, np.argsort(sorting)])),
+        tuple(np.searchsorted(kinds[sorting], np.arange(len(_KINDS) + 1)).tolist()),
+        start=tensors["start"][:, None, None, None], jitter=tensors["jitter"][..., None, None, None],
+        hue=torch.from_numpy(hue)[..., None], blur=torch.from_numpy(np.repeat(weights.T[:, None], 3, axis=1)),
+        sharpen=tensors["sharpen"][..., None, None, None], end=tensors["end"][..., None, None])
 
 
 def _kind_of(active: NDArray[np.bool_], place: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -256,23 +247,23 @@ def _weights(sigma: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return (kernel / (kernel[0] + 2 * kernel[1:].sum(0))).astype(np.float32)
 
 
-def _change(patches: Tensor, plan: _Plan, matrices: Tensor) -> Tensor:
-    """`patches` (N, 3, p, p), 8-bit values + 1/2 in the order of `plan`, changed in place and scaled."""
+def _change(patches: Tensor, plan: _Plan, matrices: Tensor) -> None:
+    """Change `patches` (N, 3, p, p), 8-bit values + 1/2, as planned, and scale them."""
     size = patches.shape[-1]
-    patches.mul_(plan.start).floor_()
+    sorted_, spare = patches.index_select(0, plan.rows[0]), patches
+    sorted_.mul_(plan.start).floor_()
     blurs = (plan.blur[..., :3].flatten(0, 1) @ matrices[:3].flatten(1)).view(-1, 3, size, size)
-    spare = torch.empty_like(patches)
     for name, first, last in _PASSES:
         some = slice(plan.starts[_KINDS.index(first)], plan.starts[_KINDS.index(last) + 1])
         if some.start == some.stop:
             continue
         if name == "B":
-            _blur_(patches[some], blurs[some], plan.blur[some, :, 3], spare[some])
+            _blur_(sorted_[some], blurs[some], plan.blur[some, :, 3], spare[some])
         elif name == "S":
-            _sharpen_(patches[some], *plan.sharpen[:, some], *matrices[3:])
+            _sharpen_(sorted_[some], *plan.sharpen[:, some], *matrices[3:])
         else:
-            _jitter_(patches, *plan.jitter, plan.hue)
-    return patches.mul_(plan.end)
+            _jitter_(sorted_, *plan.jitter, plan.hue)
+    torch.index_select(sorted_.mul_(plan.end), 0, plan.rows[1], out=patches)
 
 
 def _blur_(patches: Tensor, matrices: Tensor, rounding: Tensor, spare: Tensor) -> None:
