@@ -79,6 +79,39 @@ def test_those_views_say_patch_by_patch_that_were_drawn_so(recipe, pixels):
         assert {"patch by patch" in caption for caption in captions[1:]} == {bool(share)}
 
 
+def layered(recipe, share=1.0, **patch):
+    """`recipe` with layered color in a share of the views, with other strengths."""
+    photometric = recipe.photometric.model_dump() | {"patchwise": "layered", "patch_share": share, "patch": patch}
+    return Recipe.model_validate(recipe.model_dump() | {"photometric": photometric})
+
+
+def test_layered_color_is_that_of_the_whole_view_where_patches_are_left_alone(recipe, pixels):
+    alone = layered(recipe, jitter=0, blur=0, sharpen=0, posterize=0)
+    whole = views_of(pixels, recolored(recipe, "none"), 3).colored
+    for seen, same in zip(views_of(pixels, alone, 3).colored, whole, strict=True):
+        assert np.abs(seen.astype(int) - same).max() <= 1
+    assert not any("patch by patch" in caption for caption in sheet_of_views(pixels, alone, 3, 0).captions)
+
+
+def test_layered_color_changes_each_patch_of_the_colored_view(recipe, pixels):
+    posterized = layered(recipe, jitter=0, blur=0, sharpen=0, posterize=1, posterize_bits=3)
+    whole = views_of(pixels, recolored(recipe, "none"), 3).colored
+    for seen, same in zip(views_of(pixels, posterized, 3).colored, whole, strict=True):
+        assert not (seen % 32).any()
+        assert ((seen == same // 32 * 32) | (same % 32 == 0) | (same % 32 == 31)).all()  # those may round to either
+    assert all("patch by patch" in caption for caption in sheet_of_views(pixels, posterized, 3, 0).captions[1:])
+
+
+def test_layered_color_of_some_views_marks_those(recipe, pixels):
+    some = layered(recipe, share=0.5)
+    found = [["patch by patch" in caption for caption in sheet_of_views(pixels, some, seed, 0).captions[1:]]
+             for seed in range(4)]
+    assert {mark for row in found for mark in row} == {True, False}
+    none, every = (views_of(pixels, layered(recipe, share=share), 0).colored for share in (0, 1))
+    for view, whole, patches, marked in zip(views_of(pixels, some, 0).colored, none, every, found[0], strict=True):
+        assert np.abs(view.astype(int) - (patches if marked else whole)).max() <= 1
+
+
 def test_a_comparison_shows_the_same_views_before_color_and_under_each_kind(recipe, pixels):
     rows = compared_sheets(pixels, recipe, seed=2, index=1)
     none, layered, replace = (views_of(pixels, recolored(recipe, mode), 2, 1) for mode in MODES)
