@@ -33,6 +33,9 @@ RuleOpt = Annotated[str | None, typer.Option(
                    "patches'. Default: similarity with --model, else the recipe's.")]
 ColorOpt = Annotated[str | None, typer.Option("--color", help="What colors of token matches mean: right, similarity or "
                                                               "place.")]
+PatchwiseOpt = Annotated[str | None, typer.Option(
+    "--patchwise", metavar="none|layered|replace|all", help="Color every view so, not as the recipe says; all: the "
+                                                            "first views under each, and what layered adds to none.")]
 plot_app = typer.Typer(no_args_is_help=True, help="Draw attention, patch tokens, matches, views, training curves, "
                                                   "robustness, studies.")
 
@@ -121,11 +124,14 @@ def matches(
 
 @plot_app.command()
 def views(images: ImagesArg, recipe: RecipeOpt = "quickstart", model: ViewsOfOpt = None, seed: SeedOpt = 0,
-          out: OutFileOpt = Path("views.png")) -> None:
-    """The augmented views that a network is trained on, one row per image."""
+          patchwise: PatchwiseOpt = None, out: OutFileOpt = Path("views.png")) -> None:
+    """The augmented views that a network is trained on, one row per image, and how they are colored.
+
+    Views that were colored patch by patch say so.
+    """
     from patchssl.report.figures.draw import draw_views, recipe_of
 
-    typer.echo(draw_views(images, recipe_of(recipe, model), out, seed=seed))
+    typer.echo(draw_views(images, recipe_of(recipe, model), out, seed=seed, patchwise=patchwise))
 
 
 @plot_app.command()

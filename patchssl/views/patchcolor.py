@@ -44,7 +44,7 @@ _CPU_PATCHES = 512  # worked on at once on a CPU: what stays in its cache
 class PatchDraws(NamedTuple):
     """What was drawn for views of P patches, on the CPU; `...` is any batch shape."""
 
-    strengths: Tensor  # (..., P, 5) float32 in the order of STEPS: factor, turns, sigma in pixels, factor, bits; NEUTRAL
+    strengths: Tensor  # (..., P, 5) float32 in the order of STEPS: factor, turns, sigma in pixels, factor, bits
     order: Tensor  # (..., P) uint8: row of ORDERS, in which the five are applied
 
     def flatten(self) -> PatchDraws:
@@ -86,7 +86,7 @@ def _draw(rng: np.random.Generator, config: PhotometricConfig, num: int,
     return strengths, (draws[7] * len(ORDERS)).astype(np.uint8)
 
 
-# The kinds of orders, by where the blur B and the sharpening S are, the jitter J being in all: patches are sorted by them
+# Kinds of orders, by where blur B and sharpening S are beside the jitter J, in the sequence that patches are sorted by
 _KINDS = ("BJS", "JS", "JSB", "JBS", "JB", "SJB", "SJ", "BSJ", "SBJ", "BJ", "J")
 # Passes in this order of time: what is done, and the first and the last of the kinds that it is done to
 _PASSES = (("B", "BSJ", "BSJ"), ("S", "SJB", "SBJ"), ("B", "SBJ", "BJ"), ("B", "BJS", "BJS"), ("J", "BJS", "J"),

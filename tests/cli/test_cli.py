@@ -122,6 +122,8 @@ WRONG = {
     "slurm without data": (["pretrain", "cifar10", "--slurm"], "give --data FOLDER"),
     "rule": (["plot", "matches", "textures:0", "--rule", "centre"], "loss.rule = 'centre'"),
     "figure": (["plot", "views", "textures:0", "--out", "views.xyz"], "'xyz'"),
+    "color of views": (["plot", "views", "textures:0", "--patchwise", "layer"], "did you mean 'layered'?"),
+    "no color of views": (["plot", "views", "textures:0", "--patchwise", ""], "choose one of: all, layered, none"),
     "run of curves": (["plot", "curves", "nowhere"], "nowhere is not a run folder"),
     "size of attention": (["plot", "attention", "random:vit_tiny_patch16_224", "textures:0", "--size", "8"],
                           "patch size of 16"),
@@ -288,6 +290,14 @@ def test_plot_writes_the_figure_it_names(patchssl, tmp_path, tiny_run, photo, wh
     arguments = {"attention": [tiny_run, photo, "textures:3"], "matches": [photo, "--recipe", tiny_run],
                  "views": [photo, "textures:3", "--recipe", tiny_run], "curves": [tiny_run]}[what]
     answer = patchssl("plot", what, *arguments, "--out", out)
+    assert (answer.code, answer.out) == (0, f"{out}\n"), answer.err
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@each("patchwise", ["none", "all"])
+def test_views_are_drawn_under_the_color_that_is_asked_for(patchssl, tmp_path, tiny_run, photo, patchwise):
+    out = tmp_path / "views.png"
+    answer = patchssl("plot", "views", photo, "--recipe", tiny_run, "--patchwise", patchwise, "--out", out)
     assert (answer.code, answer.out) == (0, f"{out}\n"), answer.err
     assert out.read_bytes().startswith(b"\x89PNG")
 

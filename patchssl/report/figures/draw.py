@@ -13,15 +13,13 @@ from patchssl.models.load import load_network
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import load_recipe, parse_recipe
 from patchssl.pretrain.run.log import LOG
-from patchssl.report.figures.tokens import Pixels, Say, attention_rows, component_colors, read_image, token_maps
+from patchssl.report.figures.tokens import Say, attention_rows, component_colors, read_image, token_maps
+from patchssl.report.figures.views import ALL, color_title, compared_sheets, recolored, sheet_of_views, views_of
 from patchssl.report.logs import read_run_log
 from patchssl.report.tables.robustness import robustness_curves
 from patchssl.report.tables.vetting import valid_records
 from patchssl.runtime.errors import DataError, UsageError
-from patchssl.views.color import apply_colors, draw_sample_colors
-from patchssl.views.crops import cut_views, fit_views, sample_rng
-from patchssl.views.crops import draw_views as draw_geometry
-from patchssl.views.geometry import View
+from patchssl.views.crops import fit_views
 from patchssl.views.matching import match_patches
 
 
@@ -40,27 +38,6 @@ def recipe_of(name: str, model: str | None = None, rule: str | None = None) -> R
     local = max(patch, round(size * 3 / 7 / patch) * patch)  # 96 of 224, in whole patches
     views = recipe.views.model_copy(update={"global_size": size, "local_size": local})
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"patch_size": patch}), "views": views})
-
-
-def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0) -> tuple[list[View], list[Pixels]]:
-    """The views that training draws from an image, geometry and colored pixels, globals first.
-
-    `index` is the image's or, where the images of a batch share their draws, the batch's; then the geometry is that of
-    the common square.
-    """
-    height, width = pixels.shape[:2]
-    geometry = draw_geometry(sample_rng(seed, 0, index, "crops"), height, width, recipe.views)
-    placed, pixels = fit_views(geometry, pixels, recipe.views)
-    num_global, patch = recipe.views.num_global, recipe.model.patch_size
-    patches = [(size // patch) ** 2 for size in (recipe.views.global_size, recipe.views.local_size)]
-    draws = draw_sample_colors(sample_rng(seed, 0, index, "color"), recipe.photometric, num_global,
-                               recipe.views.num_local, *patches)
-    colored: list[Pixels] = []
-    for views, colors in zip((placed[:num_global], placed[num_global:]), draws, strict=True):
-        if views:
-            cut = apply_colors(cut_views(pixels, views), colors, patch)
-            colored += [(view * 255).round().byte().permute(1, 2, 0).numpy() for view in cut]
-    return geometry, colored
 
 
 def draw_attention(model: str | Backbone, images: Sequence[str], out: Path, *, size: int | None = None,
@@ -113,7 +90,7 @@ def draw_matches(image: str, recipe: Recipe, out: Path, *, seed: int = 0) -> Pat
     pixels = read_image(image)
     patch, student = recipe.model.patch_size, min(recipe.views.num_global, recipe.views.num_views - 1)
     for index in range(100):
-        geometry, colored = views_of(pixels, recipe, seed, index)
+        geometry, _, colored = views_of(pixels, recipe, seed, index, batch=index)
         pair = geometry[0], geometry[student]
         teacher_ids, student_ids = match_patches(*pair, patch, recipe.loss.rule)
         if len(student_ids):
@@ -123,19 +100,23 @@ def draw_matches(image: str, recipe: Recipe, out: Path, *, seed: int = 0) -> Pat
     raise DataError(f"no two views of {image} that share a patch came up in 100 draws; try another --seed")
 
 
-def draw_views(images: Sequence[str], recipe: Recipe, out: Path, *, seed: int = 0) -> Path:
-    """Write a sheet of the colored views of `images` that training draws, one row per image, the original first."""
-    from patchssl.report.plots import Sheet, plot_views
+def draw_views(images: Sequence[str], recipe: Recipe, out: Path, *, seed: int = 0,
+               patchwise: str | None = None) -> Path:
+    """Write a sheet of the colored views of `images` that training draws, one row per image, the original first.
 
-    num_global = recipe.views.num_global
-    sheets = []
-    for index, name in enumerate(images):
-        pixels = read_image(name)
-        _, colored = views_of(pixels, recipe, seed, 0 if recipe.views.shared_in_batch else index)
-        captions = ["image", *(f"global {i + 1}" for i in range(num_global)),
-                    *(f"local {i + 1}" for i in range(len(colored) - num_global))]
-        sheets.append(Sheet([pixels, *colored], captions))
-    return plot_views(sheets, out)
+    `patchwise`: color every view as with this `photometric.patchwise`, not as `recipe` has it; "all": show the first
+    views before color, under each of the three, and what layered adds to none.
+    """
+    from patchssl.report.plots import check_figure_path, plot_views
+
+    check_figure_path(out)
+    if patchwise == ALL:
+        sheets = [sheet for index, name in enumerate(images)
+                  for sheet in compared_sheets(read_image(name), recipe, seed, index)]
+        return plot_views(sheets, out, "color of the same crops under each photometric.patchwise, in every view")
+    recipe = recipe if patchwise is None else recolored(recipe, patchwise)
+    sheets = [sheet_of_views(read_image(name), recipe, seed, index) for index, name in enumerate(images)]
+    return plot_views(sheets, out, color_title(recipe))
 
 
 def draw_curves(run: Path, out: Path, references: dict[str, float] | None = None,

@@ -18,7 +18,6 @@ from patchssl.report.figures.draw import (
     draw_pca,
     draw_views,
     recipe_of,
-    views_of,
 )
 from patchssl.report.figures.tokens import (
     attention_rows,
@@ -28,6 +27,7 @@ from patchssl.report.figures.tokens import (
     read_image,
     token_maps,
 )
+from patchssl.report.figures.views import color_title, recolored, views_of
 from patchssl.runtime.errors import DataError, UsageError
 from patchssl.workflows.probe import run_facts
 
@@ -85,7 +85,7 @@ def test_views_of_a_model_have_its_sizes(model, sizes):
 def test_views_are_crops_of_the_image_where_color_is_off(photo):
     pixels = read_image(str(photo))
     recipe = load_recipe("quickstart", PLAIN)
-    geometry, colored = views_of(pixels, recipe, seed=1)
+    geometry, _, colored = views_of(pixels, recipe, seed=1)
     assert [view.shape for view in colored] == [(32, 32, 3)] * 2 + [(16, 16, 3)] * 4
     for view, seen in zip(geometry, colored, strict=True):
         # red is 2 x row and green 2 x column, so the middle of a crop tells where it lies
@@ -98,7 +98,7 @@ def test_views_are_crops_of_the_image_where_color_is_off(photo):
 
 def test_views_depend_on_seed_and_index_alone(photo):
     pixels, recipe = read_image(str(photo)), load_recipe("quickstart", SIZES)
-    first, again, other = (views_of(pixels, recipe, seed, 2)[1] for seed in (0, 0, 1))
+    first, again, other = (views_of(pixels, recipe, seed, 2).colored for seed in (0, 0, 1))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -269,11 +269,32 @@ def test_matches_that_never_come_are_said(photo, tmp_path, monkeypatch):
         draw_matches(str(photo), load_recipe("quickstart", SIZES), tmp_path / "m.png")
 
 
-def test_a_sheet_shows_the_image_and_all_its_views(photo, tmp_path, seen_plots):
-    draw_views([str(photo), "textures:1"], load_recipe("quickstart", (*SIZES, "views.num_local=1")), tmp_path / "v.png")
-    (sheets, _), _ = seen_plots["plot_views"]
+def test_a_sheet_shows_the_image_and_all_its_views_and_says_how_they_are_colored(photo, tmp_path, seen_plots):
+    recipe = load_recipe("quickstart", (*SIZES, "views.num_local=1", "photometric.patchwise=none"))
+    draw_views([str(photo), "textures:1"], recipe, tmp_path / "v.png")
+    (sheets, _, title), _ = seen_plots["plot_views"]
     assert [sheet.captions for sheet in sheets] == [["image", "global 1", "global 2", "local 1"]] * 2
     assert [image.shape[0] for image in sheets[0].images] == [90, 32, 32, 16]
+    assert title == color_title(recipe) and "none" in title
+
+
+@pytest.mark.parametrize("mode", ["none", "replace"])
+def test_a_sheet_is_colored_as_asked_and_not_as_the_recipe_says(photo, tmp_path, seen_plots, mode):
+    recipe = load_recipe("quickstart", SIZES)  # replace, in some views
+    draw_views([str(photo)], recipe, tmp_path / "v.png", patchwise=mode)
+    (sheets, _, title), _ = seen_plots["plot_views"]
+    expected = views_of(read_image(str(photo)), recolored(recipe, mode), seed=0).colored
+    assert all(np.array_equal(a, b) for a, b in zip(sheets[0].images[1:], expected, strict=True))
+    assert ["patch by patch" in caption for caption in sheets[0].captions[1:]] == [mode == "replace"] * 6
+    assert title.startswith(f"color: {mode} (") and title.endswith("in every view")
+
+
+def test_all_kinds_of_color_are_drawn_for_each_image(photo, tmp_path, seen_plots):
+    draw_views([str(photo), "textures:1"], load_recipe("quickstart", SIZES), tmp_path / "v.png", patchwise="all")
+    (sheets, _, title), _ = seen_plots["plot_views"]
+    assert len(sheets) == 2 * 5 and "photometric.patchwise" in title
+    for row, name in enumerate((str(photo), "textures:1")):
+        assert np.array_equal(sheets[5 * row].images[0], read_image(name))
 
 
 def test_curves_are_those_of_the_log(tiny_run, tmp_path, seen_plots):

@@ -283,6 +283,20 @@ def test_a_sheet_shows_every_view_with_its_caption(drawn, tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(shown, [*images, *images[:2]], strict=True))
 
 
+def test_words_stand_in_a_cell_and_a_title_above_the_sheet(drawn, tmp_path):
+    sheets = [Sheet([noise(8, 8), noise(8, 8)], ["image", "global"]),
+              Sheet(["layered\nthe whole view, then each patch", noise(8, 8)], ["", ""])]
+    plot_views(sheets, tmp_path / "a.png", "color: layered")
+    assert drawn[0].get_suptitle() == "color: layered"
+    [words] = drawn[0].axes[2].texts
+    assert words.get_text() == "layered\nthe whole view, then\neach patch" and not drawn[0].axes[2].images
+    plot_views(sheets, tmp_path / "b.png")
+    assert drawn[1].get_suptitle() == ""
+    # what is written fits its cell
+    box = words.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= drawn[0].axes[3].get_window_extent().x0
+
+
 @each(("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
 def test_the_suffix_chooses_the_format_and_the_same_figure_has_the_same_bytes(tmp_path, suffix, start):
     sheet = Sheet([noise(4, 4), noise(4, 4, 1)], ["image", "global"])
