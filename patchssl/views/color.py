@@ -45,7 +45,7 @@ class ColorDraws(NamedTuple):
     patches need what and sends the device the rest; for draws on a device it has to wait.
     """
 
-    patchwise: Tensor  # (...) bool: colored patch by patch
+    replaced: Tensor  # (...) bool: colored patch by patch
     sigma: Tensor  # (...) float32: standard deviation of the blur in pixels, 0 = none
     factors: Tensor  # (..., P, 4) float32 in the order of JITTERS: 1, 1, 1, 0 change nothing, hue in turns
     order: Tensor  # (..., P) uint8: row of ORDERS, in which the four are applied
@@ -92,8 +92,8 @@ def _draw(
     """The fields of `ColorDraws` for views of `kinds`."""
     share, blur, radius = rng.random((_DRAWS_PER_VIEW, len(kinds)), dtype=np.float32)
     draws = rng.random((_DRAWS_PER_PATCH, len(kinds), num_patches), dtype=np.float32)
-    patchwise = (share < config.patch_share) & (config.patchwise == "replace")
-    for view in np.flatnonzero(~patchwise):
+    replaced = (share < config.patch_share) & (config.patchwise == "replace")
+    for view in np.flatnonzero(~replaced):
         draws[:, view] = draws[:, view, :1]  # one draw for the whole view
     jitter, order, grayscale, solarize = draws[4:]
     low, span = _factor_ranges(config)
@@ -104,7 +104,7 @@ def _draw(
     solarized = solarize < np.array([config.solarize[kind] for kind in kinds])[:, None]
     sigma = np.where(blurred, smallest + radius * (largest - smallest), 0).astype(np.float32)
     order = (order * len(ORDERS)).astype(np.uint8)
-    return patchwise, sigma, factors, order, grayscale < config.grayscale, solarized
+    return replaced, sigma, factors, order, grayscale < config.grayscale, solarized
 
 
 def _factor_ranges(config: PhotometricConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -128,9 +128,9 @@ def apply_colors(images: Tensor, draws: ColorDraws, patch_size: int) -> Tensor:
                          f"({len(images)}, {per_side**2}), these are {tuple(draws.order.shape)}")
     draws = draws.to("cpu")
     kinds = []
-    if len(patchwise := draws.patchwise.nonzero()[:, 0]):
-        kinds.append(_color_patches(images, patchwise, draws, patch_size))
-    if len(whole := (~draws.patchwise).nonzero()[:, 0]):
+    if len(replaced := draws.replaced.nonzero()[:, 0]):
+        kinds.append(_color_patches(images, replaced, draws, patch_size))
+    if len(whole := (~draws.replaced).nonzero()[:, 0]):
         kinds.append(_color_whole(images, whole, draws))
     if not kinds:
         return images.float()

@@ -27,7 +27,7 @@ from patchssl.views.patchcolor import ORDERS as ORDERS_OF_STEPS
 
 def color_view(view: Tensor, draws: ColorDraws, patch_size: int, patches: PatchDraws | None = None) -> Tensor:
     """The view (3, S, S) colored as `draws` say, and then, where there are draws of them, its patches changed."""
-    colored = replace_patches(view, draws, patch_size) if draws.patchwise else color_whole(view, draws)
+    colored = replace_patches(view, draws, patch_size) if draws.replaced else color_whole(view, draws)
     return colored if patches is None else change_patches(colored, patches, patch_size)
 
 

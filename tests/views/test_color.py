@@ -25,7 +25,7 @@ ADJUST = {
     "brightness": tv.adjust_brightness, "contrast": tv.adjust_contrast,
     "saturation": tv.adjust_saturation, "hue": tv.adjust_hue,
 }
-WIDE = PhotometricConfig(patch_share=0.5, brightness=0.9, contrast=0.9, saturation=1.0, hue=0.5,
+WIDE = PhotometricConfig(patchwise="replace", patch_share=0.5, brightness=0.9, contrast=0.9, saturation=1.0, hue=0.5,
                          blur=(0.7, 0.7, 0.7), solarize=(0.4, 0.4, 0.4))
 
 
@@ -44,7 +44,7 @@ def sample_images(count: int, size: int, seed: int = 0) -> Tensor:
 def draws_of(count: int, patches: int, **fields: object) -> ColorDraws:
     """Draws that change nothing, but for `fields`, broadcast to their shape."""
     draws = ColorDraws(
-        patchwise=torch.zeros(count, dtype=torch.bool), sigma=torch.zeros(count),
+        replaced=torch.zeros(count, dtype=torch.bool), sigma=torch.zeros(count),
         factors=torch.tensor([1.0, 1, 1, 0]).expand(count, patches, 4),
         order=torch.zeros(count, patches, dtype=torch.uint8),
         grayscale=torch.zeros(count, patches, dtype=torch.bool),
@@ -73,15 +73,15 @@ def max_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max())
 
 
-@each("patchwise", [False, True])
+@each("replaced", [False, True])
 @each("name, factor", [
     ("brightness", 0.4), ("brightness", 1.7), ("contrast", 0.3), ("contrast", 1.8), ("saturation", 0.0),
     ("saturation", 1.9), ("hue", -0.5), ("hue", -0.1), ("hue", 0.07), ("hue", 0.31), ("hue", 0.5)])
-def test_each_jitter_is_torchvisions(name: str, factor: float, patchwise: bool) -> None:
+def test_each_jitter_is_torchvisions(name: str, factor: float, replaced: bool) -> None:
     images = sample_images(6, 16)
     factors = torch.tensor([1.0, 1, 1, 0])
     factors[JITTERS.index(name)] = factor
-    draws = draws_of(6, 1, factors=factors, patchwise=patchwise)
+    draws = draws_of(6, 1, factors=factors, replaced=replaced)
     levels = (images * 255).round().byte()
     from_float, from_levels = apply_colors(images, draws, 16), apply_colors(levels, draws, 16)
     assert max_error(from_float, ADJUST[name](images[:, None], factor)[:, 0]) < TOLERANCE
@@ -91,12 +91,12 @@ def test_each_jitter_is_torchvisions(name: str, factor: float, patchwise: bool) 
     assert max_error((from_levels * 255 + 1e-3).floor(), expected.float()) <= 1
 
 
-@pytest.mark.parametrize("patchwise", [False, True])
-def test_grayscale_and_solarize_are_torchvisions(patchwise: bool) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_grayscale_and_solarize_are_torchvisions(replaced: bool) -> None:
     images = sample_images(6, 16)
     levels = (images * 255).round().byte()
-    gray = draws_of(6, 1, patchwise=patchwise, grayscale=True)
-    solar = draws_of(6, 1, patchwise=patchwise, solarize=True)
+    gray = draws_of(6, 1, replaced=replaced, grayscale=True)
+    solar = draws_of(6, 1, replaced=replaced, solarize=True)
     assert max_error(apply_colors(images, gray, 16), tv.rgb_to_grayscale(images, 3)) < TOLERANCE
     assert max_error(apply_colors(images, solar, 16), tv.solarize(images, 0.5)) < TOLERANCE
     assert max_error((apply_colors(levels, gray, 16) * 255 + 1e-3).floor(),
@@ -104,10 +104,10 @@ def test_grayscale_and_solarize_are_torchvisions(patchwise: bool) -> None:
     assert torch.equal((apply_colors(levels, solar, 16) * 255).round().byte(), tv.solarize(levels, 128))
 
 
-@pytest.mark.parametrize("patchwise", [False, True])
-def test_every_order_of_the_jitters(patchwise: bool) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_every_order_of_the_jitters(replaced: bool) -> None:
     images = sample_images(24, 8)
-    draws = draws_of(24, 1, patchwise=patchwise, factors=torch.tensor([1.3, 0.6, 1.5, 0.2]),
+    draws = draws_of(24, 1, replaced=replaced, factors=torch.tensor([1.3, 0.6, 1.5, 0.2]),
                      order=torch.arange(24, dtype=torch.uint8)[:, None])
     expected = torch.stack([jitter(image, draws.factors[i, 0], i) for i, image in enumerate(images)])
     assert max_error(apply_colors(images, draws, 8), expected) < TOLERANCE
@@ -118,13 +118,13 @@ def test_every_order_of_the_jitters(patchwise: bool) -> None:
 def test_blur_is_torchvisions_gaussian(size: int) -> None:
     images = sample_images(5, size)
     sigma = torch.tensor([0.0, 0.1, 0.7, 1.4, 2.0])
-    for patchwise in (False, True):
-        colored = apply_colors(images, draws_of(5, 1, sigma=sigma, patchwise=patchwise), size)
+    for replaced in (False, True):
+        colored = apply_colors(images, draws_of(5, 1, sigma=sigma, replaced=replaced), size)
         expected = torch.stack([blur(image, s) for image, s in zip(images, sigma, strict=True)])
         assert max_error(colored, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("config", [WIDE, PhotometricConfig()], ids=["wide", "default"])
+@pytest.mark.parametrize("config", [WIDE, PhotometricConfig(patchwise="replace")], ids=["wide", "default"])
 @pytest.mark.parametrize("size, patch_size, share", [
     (32, 8, 0.0), (32, 8, 1.0), (32, 4, 0.5), (30, 5, 0.5), (48, 16, 0.5), (96, 32, 0.5)])
 def test_a_batch_equals_the_plain_form_view_by_view(size: int, patch_size: int, share: float,
@@ -141,7 +141,7 @@ def test_a_batch_equals_the_plain_form_view_by_view(size: int, patch_size: int, 
         assert max_error(colored[view], color_view(image, of_view(globals_, view), patch_size)) < 1e-4
     assert torch.equal(images, before)
     assert colored.min() >= 0 and colored.max() <= 1
-    assert len(set(globals_.patchwise.tolist())) == (2 if share == 0.5 else 1)
+    assert len(set(globals_.replaced.tolist())) == (2 if share == 0.5 else 1)
 
 
 def test_a_view_does_not_depend_on_its_batch() -> None:
@@ -189,8 +189,8 @@ def test_gray_views_stay_gray_and_finite() -> None:
 
 def test_nothing_drawn_changes_nothing() -> None:
     images = sample_images(4, 16)
-    for patchwise in (False, True):
-        assert torch.equal(apply_colors(images, draws_of(4, 4, patchwise=patchwise), 8), images)
+    for replaced in (False, True):
+        assert torch.equal(apply_colors(images, draws_of(4, 4, replaced=replaced), 8), images)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
@@ -219,13 +219,13 @@ def test_draws_follow_from_the_generator() -> None:
 def test_patch_share_decides_nothing_else() -> None:
     shares = [WIDE.model_copy(update={"patch_share": share}) for share in (0.0, 0.3, 1.0)]
     none, some, every = (local_draws(4, config, 40, 9) for config in shares)
-    assert not none.patchwise.any() and every.patchwise.all() and 0 < some.patchwise.sum() < 20
+    assert not none.replaced.any() and every.replaced.all() and 0 < some.replaced.sum() < 20
     assert torch.equal(none.sigma, every.sigma) and torch.equal(some.sigma, every.sigma)
     for kept, whole, mixed in zip(every[2:], none[2:], some[2:], strict=True):
         first = kept[:, :1].expand_as(kept)
         assert torch.equal(whole, first)  # a whole view has what its first patch would have
-        assert torch.equal(mixed[some.patchwise], kept[some.patchwise])
-        assert torch.equal(mixed[~some.patchwise], first[~some.patchwise])
+        assert torch.equal(mixed[some.replaced], kept[some.replaced])
+        assert torch.equal(mixed[~some.replaced], first[~some.replaced])
 
 
 def test_settings_leave_each_others_draws_alone() -> None:
@@ -250,7 +250,7 @@ def test_settings_leave_each_others_draws_alone() -> None:
 
 
 def test_draws_have_the_recipes_probabilities_and_ranges() -> None:
-    config = PhotometricConfig(patch_share=0.3)
+    config = PhotometricConfig(patchwise="replace", patch_share=0.3)
     rng = np.random.default_rng(0)
     globals_, locals_ = (stack_draws(views) for views in zip(
         *(draw_sample_colors(rng, config, 2, 1, 4, 4) for _ in range(3000)), strict=True))
@@ -258,12 +258,12 @@ def test_draws_have_the_recipes_probabilities_and_ranges() -> None:
         (FIRST_GLOBAL, globals_, 0), (OTHER_GLOBAL, globals_, 1), (LOCAL, locals_, 0))}
     for kind, draws in kinds.items():
         blurred = draws.sigma > 0
-        assert draws.patchwise.float().mean() == pytest.approx(0.3, abs=0.04)
+        assert draws.replaced.float().mean() == pytest.approx(0.3, abs=0.04)
         assert blurred.float().mean() == pytest.approx(config.blur[kind], abs=0.04)
         assert draws.solarize.float().mean() == pytest.approx(config.solarize[kind], abs=0.04)
         assert draws.grayscale.float().mean() == pytest.approx(0.2, abs=0.04)
         assert 0.1 <= draws.sigma[blurred].min() < 0.2 and 1.9 < draws.sigma.max() <= 2.0
-    factors = kinds[LOCAL].factors[kinds[LOCAL].patchwise].flatten(0, 1)
+    factors = kinds[LOCAL].factors[kinds[LOCAL].replaced].flatten(0, 1)
     jittered = (factors != torch.tensor([1.0, 1, 1, 0])).any(1)
     assert jittered.float().mean() == pytest.approx(0.8, abs=0.04)
     for column, (low, high) in enumerate([(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)]):
@@ -275,9 +275,9 @@ def test_draws_have_the_recipes_probabilities_and_ranges() -> None:
 
 
 def test_whole_views_hold_one_draw_and_patch_wise_views_many() -> None:
-    draws = local_draws(6, PhotometricConfig(patch_share=0.5), 20, 16)
+    draws = local_draws(6, PhotometricConfig(patchwise="replace", patch_share=0.5), 20, 16)
     alike = (draws.factors == draws.factors[:, :1]).all(-1).all(-1)
-    assert torch.equal(alike, ~draws.patchwise) and 0 < alike.sum() < 20
+    assert torch.equal(alike, ~draws.replaced) and 0 < alike.sum() < 20
 
 
 def test_stacked_draws_keep_the_order_of_samples_and_views() -> None:
