@@ -13,7 +13,8 @@ from patchssl.cli.options import DeviceOpt, JsonOpt, StudyDataOpt
 
 def study(
     source: Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study (textures, fashion-mnist, cifar10, "
-                                                                  "imagenet100, imagenet1k) or a YAML file.")],
+                                                                  "imagenette, imagenet100, imagenet1k) or a YAML "
+                                                                  "file.")],
     data: StudyDataOpt = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of runs, records and tables; default "
                                                              "studies/<name>. Processes that share it share the "

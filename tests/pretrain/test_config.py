@@ -6,9 +6,10 @@ from cases import each
 
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import dump_recipe, load_recipe, parse_recipe, recipe_keys, recipe_names
+from patchssl.pretrain.schedules import values_at
 from patchssl.runtime.errors import UsageError
 
-SHIPPED = ["cifar10", "imagenet100", "imagenet1k", "quickstart"]
+SHIPPED = ["cifar10", "imagenet100", "imagenet1k", "imagenette", "quickstart"]
 
 
 def refusal(text="", overrides=()):
@@ -28,12 +29,18 @@ def test_the_shipped_recipes_are_there():
     assert set(SHIPPED) <= set(recipe_names())
 
 
-@each("name", [n for n in SHIPPED if n != "quickstart"])
+# argparse defaults of main_dino.py at 7257be6, 26acb86 and c109cd6; the batch is images a GPU times visible GPUs
+AUTHORS = {"cifar10": ("vit_tiny_patch16_224", 1000, 100, 90 * 3),
+           "imagenet100": ("vit_base_patch16_224", 10_000, 120, 30 * 3),
+           "imagenet1k": ("vit_base_patch16_224", 65_536, 100, 4 * 3)}
+
+
+@each("name", AUTHORS)
 def test_the_authors_recipes_hold_the_authors_settings(name):
-    """The numbers of DESIGN section 1, written out here once more."""
     recipe = load_recipe(name)
     optim, loss, views = recipe.optim, recipe.loss, recipe.views
-    assert (optim.lr, optim.min_lr, optim.warmup_epochs, optim.epochs) == (5e-4, 1e-6, 10, 100)
+    assert AUTHORS[name] == (recipe.model.arch, recipe.head.num_prototypes, optim.epochs, optim.batch_size)
+    assert (optim.lr, optim.min_lr, optim.warmup_epochs) == (5e-4, 1e-6, 10)
     assert (optim.weight_decay, optim.weight_decay_end, optim.clip_grad) == (0.04, 0.4, 3.0)
     assert (optim.teacher_momentum, optim.teacher_momentum_end) == (0.996, 1.0)
     assert (loss.teacher_temp, loss.teacher_temp_start, loss.student_temp) == (0.04, 0.04, 0.1)
@@ -41,9 +48,36 @@ def test_the_authors_recipes_hold_the_authors_settings(name):
     assert (loss.centering, loss.center_per_position) == ("ema", True)
     assert (views.num_global, views.num_local, views.global_size, views.local_size) == (2, 8, 224, 96)
     assert (views.global_scale, views.local_scale) == ((0.4, 1.0), (0.05, 0.4))
-    assert (recipe.head.num_prototypes, recipe.head.hidden, recipe.head.bottleneck) == (10_000, 2048, 256)
+    assert (recipe.head.hidden, recipe.head.bottleneck) == (2048, 256)
     assert (recipe.head.norm_last_layer, recipe.head.freeze_last_layer_epochs) == (True, 1)
-    assert (recipe.model.drop_path, recipe.photometric.patch_share) == (0.1, 1.0)
+    assert (recipe.model.drop_path, recipe.model.patch_size, recipe.patch_color) == (0.1, 16, "layered")
+
+
+@each("name", [*AUTHORS, "imagenette"])
+@each("method", ["dino", "ibot"])
+def test_a_baseline_of_their_recipes_needs_no_word_on_color(name, method):
+    baseline = load_recipe(name, [f"method={method}", "loss.weighting=balanced", "loss.rule=center"])
+    assert baseline.patch_color == "none"
+    assert load_recipe(name, ["method=pwself"]).patch_color == "layered"
+
+
+@each("mode", ["layered", "replace"])
+def test_a_baseline_is_refused_patch_wise_color(mode):
+    sentence = refusal(overrides=["method=dino", f"photometric.patchwise={mode}"])
+    assert f"photometric.patchwise = {mode}: method dino colors whole views, set it to none" in sentence
+
+
+def test_the_learning_rate_follows_the_batch_as_theirs_does():
+    """5e-4 x (images a GPU x GPUs) / 256, at the end of the warm-up."""
+    recipe = load_recipe("imagenet100")
+    assert values_at(10 * 7, recipe, steps_per_epoch=7).lr == pytest.approx(5e-4 * (30 * 3) / 256)
+
+
+def test_imagenette_differs_from_the_authors_recipes_in_size_alone():
+    own, theirs = load_recipe("imagenette"), load_recipe("cifar10")
+    changed = ["model.arch=vit_small_patch16_224", "optim.epochs=200", "optim.batch_size=256"]
+    assert own == load_recipe("cifar10", changed)
+    assert own != theirs
 
 
 def test_a_dumped_recipe_spells_out_every_setting():
@@ -142,7 +176,6 @@ def test_an_override_reaches_a_part_that_the_file_leaves_empty():
     ("method=moco", ["method = 'moco'", "'pwself'", "'dino'"]),
     ("views.global_size=100", ["views.global_size = 100", "model.patch_size = 16", "not a multiple"]),
     ("views.local_size=40", ["views.local_size = 40", "model.patch_size = 16", "not a multiple"]),
-    ("method=dino", ["photometric.patch_share = 1.0", "set it to 0"]),
 ])
 def test_wrong_values_are_refused_by_dotted_name(override, words):
     sentence = refusal(overrides=[override])

@@ -85,14 +85,18 @@ def whole(colors, tmp_path_factory):
 
 def test_the_studies_that_come_with_the_package_are_the_core_comparison():
     names = shipped_names(resources.files("patchssl.study") / "studies")
-    assert names == ["cifar10", "fashion-mnist", "imagenet100", "imagenet1k", "textures"]
+    assert names == ["cifar10", "fashion-mnist", "imagenet100", "imagenet1k", "imagenette", "textures"]
     for name in names:
         study = load_study(name)
         assert len(study.seeds) == 5 and study.reference == "dino"
         recipes = {variant: study.recipe_of(variant) for variant in study.all_variants()}
-        assert list(study.variants) == ["dino", "ibot", "pwself", "pwself-whole-color", "pwself-random-matches"]
-        assert [recipes[variant].method for variant in list(recipes)[:3]] == ["dino", "ibot", "pwself"]
-        assert recipes["pwself-whole-color"].photometric.patch_share == 0
+        core = [variant for variant in study.variants if variant != "dino-patch-color"]
+        assert core == ["dino", "ibot", "pwself", "pwself-whole-color", "pwself-random-matches"]
+        assert [recipes[variant].method for variant in core[:3]] == ["dino", "ibot", "pwself"]
+        assert {recipes[variant].patch_color for variant in ("dino", "ibot", "pwself-whole-color")} == {"none"}
+        if control := recipes.get("dino-patch-color"):  # DINO's loss on views with pwself's color
+            assert (control.loss.patch_weight, control.loss.weighting) == (0, "balanced")
+            assert control.photometric == recipes["pwself"].photometric
         assert recipes["pwself-random-matches"].loss.rule == "random"
         images = {(r.optim.epochs, r.optim.batch_size, r.max_images) for r in recipes.values()}
         assert len(images) == 1  # equal images, ablations included
@@ -107,7 +111,8 @@ WRONG = {
     "setting": ({"settings": {"optim.epoch": 3}}, "study tiny, variant dino: recipe key 'optim.epoch' is unknown"),
     "setting of a variant": ({"ablations": {"wide": {"model.embed_dims": 3}}}, "variant wide: recipe key"),
     "value of a variant": ({"ablations": {"wide": {"loss.rule": "centre"}}}, "variant wide: "),
-    "combination": ({"variants": {"dino": {"method": "dino"}}}, "photometric.patch_share"),
+    "combination": ({"variants": {"dino": {"method": "dino", "photometric.patchwise": "layered"}}},
+                    "photometric.patchwise = layered"),
     "contrast": ({"contrasts": [["pwself", "dinoo"]]}, "variant of a contrast 'dinoo' is unknown"),
     "reference": ({"reference": "dinoo"}, "reference 'dinoo' is unknown; did you mean 'dino'?"),
     "seeds": ({"seeds": [1, 1]}, "one of them stands there twice"),
