@@ -249,3 +249,13 @@ def test_a_recipe_says_which_file_is_wrong(tmp_path):
 def test_values_cannot_be_changed_later():
     with pytest.raises(ValueError, match="frozen"):
         Recipe().optim.lr = 3
+
+
+@each(("text", "overrides", "words"), [
+    ("optim:\n  epochs: 5\n  epochs: 6\n", [], "recipe: key 'epochs' stands twice, in lines 2 and 3"),
+    ("", ["optim={epochs: 1}"], "'optim' is a part"),
+    ("", ["photometric.blur={a: 1, a: 2}"], "key 'a' stands twice, in line 1"),
+    ("", ["optim.lr=[1"], "'optim.lr=[1' is not YAML"),
+])
+def test_a_key_given_twice_is_refused(text, overrides, words):
+    assert words in refusal(text, overrides)
