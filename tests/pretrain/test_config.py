@@ -1,5 +1,8 @@
 """Recipes: what is refused, in which words, and that the shipped ones survive a round trip."""
 
+import re
+from importlib import resources
+
 import pytest
 import yaml
 from cases import each
@@ -29,10 +32,10 @@ def test_the_shipped_recipes_are_there():
     assert set(SHIPPED) <= set(recipe_names())
 
 
-# argparse defaults of main_dino.py at 7257be6, 26acb86 and c109cd6; the batch is images a GPU times visible GPUs
+# argparse defaults of main_dino.py at 7257be6, 26acb86 and c109cd6; the batch is images a GPU times GPUs
 AUTHORS = {"cifar10": ("vit_tiny_patch16_224", 1000, 100, 90 * 3),
            "imagenet100": ("vit_base_patch16_224", 10_000, 120, 30 * 3),
-           "imagenet1k": ("vit_base_patch16_224", 65_536, 100, 4 * 3)}
+           "imagenet1k": ("vit_base_patch16_224", 65_536, 100, 4 * 4)}
 
 
 @each("name", AUTHORS)
@@ -59,6 +62,26 @@ def test_a_baseline_of_their_recipes_needs_no_word_on_color(name, method):
     baseline = load_recipe(name, [f"method={method}", "loss.weighting=balanced", "loss.rule=center"])
     assert baseline.patch_color == "none"
     assert load_recipe(name, ["method=pwself"]).patch_color == "layered"
+
+
+@each("name", recipe_names())
+def test_the_changes_that_a_recipe_names_in_its_comments_are_settings(name):
+    text = (resources.files("patchssl.pretrain") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    named = {key for line in text.splitlines() for key in re.findall(r"([a-z_]+\.[a-z_]+)=", line.partition("#")[2])}
+    assert named - set(recipe_keys()) <= {"loss.class_share"}
+    assert bool(named) == (name in AUTHORS)
+
+
+@each(("name", "changes"), [
+    ("cifar10", ["views.shared_in_batch=true", "optim.batch_size=80", "photometric.patchwise=none"]),
+    ("cifar10", ["model.patch_size=32", "optim.batch_size=160", "photometric.patchwise=none"]),
+    ("imagenet100", ["model.patch_size=8", "views.shared_in_batch=true", "optim.epochs=100", "optim.batch_size=18",
+                     "photometric.patchwise=none"]),
+    ("imagenet100", ["model.arch=vit_tiny_patch16_224", "head.num_prototypes=1000", "optim.batch_size=270",
+                     "optim.precision=fp32", "photometric.patchwise=none"]),
+])
+def test_other_branches_are_changes_of_the_recipes(name, changes):
+    assert load_recipe(name, changes).patch_color == "none"
 
 
 @each("mode", ["layered", "replace"])

@@ -144,8 +144,9 @@ def cluster(tmp_path, monkeypatch):
 
 def test_the_command_line_submits_what_was_asked_for(patchssl, cluster, colors, tiny, tmp_path):
     answer = patchssl("pretrain", "quickstart", *tiny, "loss.patch_warmup_epochs=0", "optim.warmup_epochs=9", "--data",
-                      colors, "--out", "run", "--slurm", "--slurm-partition", "gpu", "--slurm-nodes", "2", "--slurm-gpus", "4", "--slurm-cpus", "6", "--slurm-hours", "1.5",
-                      "--slurm-option", "mem=64G", "--slurm-option", "account=vision")
+                      colors, "--out", "run", "--slurm", "--slurm-partition", "gpu", "--slurm-nodes", "2",
+                      "--slurm-gpus", "4", "--slurm-cpus", "6", "--slurm-hours", "1.5", "--slurm-option", "mem=64G",
+                      "--slurm-option", "account=vision")
     assert answer.code == 0, answer.err
     assert answer.out == (f"job 4321 is submitted; its run is {tmp_path}/run\n"
                           f"what it says: tail -f {tmp_path}/run/slurm/4321_0_log.out\n"
