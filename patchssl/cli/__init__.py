@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
@@ -61,7 +62,9 @@ def main() -> None:
 def _exit_code() -> int:
     """Of the command asked for: errors become a sentence and a code, a traceback only with PATCHSSL_DEBUG=1."""
     try:
-        build_app()()
+        with warnings.catch_warnings():
+            warnings.showwarning = _said_in_a_line(warnings.showwarning)
+            build_app()()
     except SystemExit as end:  # how every command ends
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
@@ -70,6 +73,17 @@ def _exit_code() -> int:
         print(printable(f"patchssl: {_sentence(error)}"), file=sys.stderr)
         return error.exit_code if isinstance(error, PatchSSLError) else 1
     return 0
+
+
+def _said_in_a_line(otherwise: Any) -> Any:
+    """What shows a FutureWarning, which is for users, without the path and the code where it arose."""
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, FutureWarning):
+            otherwise(message, category, *where, **more)
+        elif os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(printable(f"warning: {message}"), file=sys.stderr)
+
+    return show
 
 
 def _sentence(error: Exception) -> str:

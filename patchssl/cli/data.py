@@ -17,8 +17,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Get, check and make datasets.
 
 @data_app.command("get")
 def get_data(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="cifar10, fashion-mnist, copydays, roxford5k, rparis6k or "
-                                                              "revisitop1m.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="cifar10, fashion-mnist, imagenette, copydays, roxford5k, "
+                                                              "rparis6k or revisitop1m.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder that gets the set, as ROOT/NAME.")],
     archives: Annotated[list[Path] | None, typer.Option("--from", help="Archives, or folders of them, that are "
                                                                          "here already.")] = None,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import JsonOpt, WeightsArg
+from patchssl.cli.options import JsonOpt, WeightsArg, out_option
 
 
 def models(
@@ -40,7 +40,7 @@ def inspect(model: WeightsArg, as_json: JsonOpt = False) -> None:
 
 def export(
     model: WeightsArg,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not be there yet.")],
+    out: Annotated[Path, out_option("Folder to write; it must not be there yet.")],
     formats: Annotated[list[str] | None, typer.Option(
         "--format", help="timm, dino or onnx; may be given several times. Default: all that are possible.")] = None,
     license_name: Annotated[str | None, typer.Option("--license", help="License of the weights, such as "

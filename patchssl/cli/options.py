@@ -25,6 +25,18 @@ def not_empty(data: str | None) -> str | None:
     return data
 
 
+def _not_here(out: str | Path) -> Path:
+    """`--out "$UNSET"` must not mean the folder one is in, which is `.`"""
+    if out == "":
+        raise UsageError("--out is empty; name a folder (the one you are in is .)")
+    return Path(out)
+
+
+def out_option(told: str) -> Any:
+    """`--out` of a command that makes a folder."""
+    return typer.Option("--out", parser=_not_here, metavar="PATH", help=told)
+
+
 def _can_be_folder(results: Path) -> Path:
     """A record that cannot be written is known before hours of work, not after."""
     there = next(place for place in (results, *results.absolute().parents) if os.path.lexists(place))

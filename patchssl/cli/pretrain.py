@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchssl.cli.options import DeviceOpt, JsonOpt, OverridesArg, TrainDataOpt
+from patchssl.cli.options import DeviceOpt, JsonOpt, OverridesArg, TrainDataOpt, out_option
 from patchssl.cli.slurm import (
     ClusterOpt,
     CpusOpt,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NewRecipeArg = Annotated[str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file; not "
                                                                            "needed with --resume.")]
-RunOpt = Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<recipe>-<seed>.")]
+RunOpt = Annotated[Path | None, out_option("Run folder; default runs/<recipe>-<seed>.")]
 RunSeedOpt = Annotated[int | None, typer.Option("--seed", min=0, help="Fixes every random draw; default 0.")]
 ResumeOpt = Annotated[Path | None, typer.Option("--resume", help="Run folder to resume; needs no more.")]
 AllowOpt = Annotated[bool, typer.Option("--allow-changes", help="With --resume: resume though the recipe was "

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import DeviceOpt, JsonOpt, OverridesArg, SeedOpt
+from patchssl.cli.options import DeviceOpt, JsonOpt, OverridesArg, SeedOpt, out_option
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", help="Folder for run, records, table, figures.")] = Path("quickstart"),
+    out: Annotated[Path, out_option("Folder for run, records, table, figures.")] = Path("quickstart"),
     seed: SeedOpt = 0,
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe to pretrain with.")] = "quickstart",
     overrides: OverridesArg = None,

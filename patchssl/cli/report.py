@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import JsonOpt, RecordsOpt, SeedOpt, say_skipped
+from patchssl.cli.options import JsonOpt, RecordsOpt, SeedOpt, out_option, say_skipped
 from patchssl.runtime.errors import printable
 
 
 def report(
-    out: Annotated[Path, typer.Option("--out", help="Folder that gets index.html.")],
+    out: Annotated[Path, out_option("Folder that gets index.html.")],
     results: RecordsOpt = Path("results"),
     runs: Annotated[list[Path] | None, typer.Option("--runs", help="A run folder, or a folder of them, for curves and "
                                                                      "health; may be given several times.")] = None,
@@ -40,7 +40,7 @@ def report(
 
 def tables(
     results: RecordsOpt = Path("results"),
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the table files; default: --results.")] = None,
+    out: Annotated[Path | None, out_option("Folder for the table files; default: --results.")] = None,
     paper: Annotated[bool, typer.Option("--paper/--no-paper", help="Also paper.md, .csv and .tex: the paper's "
                                                                      "benchmarks, measured and published.")] = True,
     reproduce: Annotated[bool, typer.Option("--reproduce", help="Only print what to run to meet the published "

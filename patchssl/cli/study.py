@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import DeviceOpt, JsonOpt, StudyDataOpt
+from patchssl.cli.options import DeviceOpt, JsonOpt, StudyDataOpt, out_option
 
 
 def study(
     source: Annotated[str, typer.Argument(metavar="STUDY", help="A shipped study (textures, fashion-mnist, cifar10, "
-                                                                  "imagenet100, imagenet1k) or a YAML file.")],
+                                                                  "imagenette, imagenet100, imagenet1k) or a YAML "
+                                                                  "file.")],
     data: StudyDataOpt = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of runs, records and tables; default "
-                                                             "studies/<name>. Processes that share it share the "
-                                                             "work.")] = None,
+    out: Annotated[Path | None, out_option("Folder of runs, records and tables; default studies/<name>. Processes that "
+                                           "share it share the work.")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", metavar="VARIANT", help="This variant alone; may be given "
                                                                                       "several times.")] = None,
     seeds: Annotated[list[int] | None, typer.Option("--only-seed", min=0, help="This seed of the study alone; may be "

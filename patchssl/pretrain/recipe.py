@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from patchssl.pretrain.config import Recipe
 from patchssl.runtime.errors import UsageError, unknown_choice
+from patchssl.runtime.yamltext import load_yaml
 from patchssl.views.config import ConfigPart
 
 if TYPE_CHECKING:
@@ -64,10 +65,7 @@ def _recipes() -> Traversable:
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
     """A recipe from YAML `text`; see `load_recipe`."""
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is not YAML: {error}") from None
+    values = load_yaml(text, where) or {}
     if not isinstance(values, dict):
         raise UsageError(f"{where} holds a {type(values).__name__}, a recipe is a table of keys and values")
     values = {key: value for key, value in values.items() if value is not None}  # an empty part
@@ -122,7 +120,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise UsageError(f"{parent} in the recipe is a {type(values).__name__}, not a table of keys and values")
-    values[last] = _scalar(value)
+    values[last] = load_yaml(value, f"'{override}'")  # 1e-4, text to YAML 1.1, becomes a number in pydantic
 
 
 def _unknown_key(key: str) -> str:
@@ -138,14 +136,6 @@ def _unknown_key(key: str) -> str:
     start = f"{part}." if part else ""
     beside = {start + name.removeprefix(start).partition(".")[0] for name in keys if name.startswith(start)}
     return unknown_choice("recipe key", key, beside or keys)
-
-
-def _scalar(value: str) -> Any:
-    """YAML's reading of `value`; 1e-4, text to YAML 1.1, becomes a number in pydantic."""
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"'{value}' is not a YAML value: {error}") from None
 
 
 def _sentences(error: ValidationError) -> Iterable[str]:

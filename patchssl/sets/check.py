@@ -26,7 +26,7 @@ from patchssl.runtime.progress import Progress
 from patchssl.runtime.text import shortened
 from patchssl.sets.copydays import open_copydays
 from patchssl.sets.download import checksum
-from patchssl.sets.imagenet import check_imagenet, check_imagenet100
+from patchssl.sets.imagenet import IMAGENETTE_CLASSES, check_imagenet, check_imagenet100, check_imagenette
 from patchssl.sets.revisited import GroundTruth, absent_images, read_ground_truth
 
 RECORD = "fetched.json"  # what `patchssl data get` leaves beside the images
@@ -138,7 +138,7 @@ def _recognized(root: Path) -> str:
     classes = {entry.name for split in ("train", "val") if (root / split).is_dir()
                for entry in list_folder(root / split) if _WNID.fullmatch(entry.name)}
     if classes:
-        return "imagenet100" if len(classes) <= 100 else "imagenet"
+        return "imagenette" if classes == IMAGENETTE_CLASSES else "imagenet100" if len(classes) <= 100 else "imagenet"
     return "images"
 
 
@@ -320,6 +320,7 @@ CHECKS: Mapping[str, Check] = {
     "fashion-mnist": _check_fashion,
     "imagenet": check_imagenet,
     "imagenet100": check_imagenet100,
+    "imagenette": check_imagenette,
     "copydays": _check_copydays,
     "roxford5k": partial(_check_revisited, name="roxford5k"),
     "rparis6k": partial(_check_revisited, name="rparis6k"),

@@ -97,6 +97,10 @@ _ALL = (
             _FASHION + name, f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}"))
             for name, md5 in FASHION_MD5.items())),
     FetchableSet(
+        name="imagenette", size="99 MB", page="https://github.com/fastai/imagenette",
+        files=(RemoteFile(name="imagenette2-160.tgz", md5="e793b78cc4c9e9a4ccc0c1155377a412", most_bytes=2**28, keep=3,
+                          urls=("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz",)),)),
+    FetchableSet(
         name="copydays", size="2.3 GB", page="https://thoth.inrialpes.fr/~jegou/data.php.html",
         note="No checksums are published. The mirror has two of the four archives; the other two are to be had from "
              "INRIA, whose site is down at times, or from the Internet Archive.",
@@ -166,7 +170,7 @@ def _chosen(name: str) -> FetchableSet:
         return SETS[name]
     if name == "imagenet100":
         raise UsageError("imagenet100 is made from ImageNet: patchssl data imagenet100 --from IMAGENET OUT")
-    if name.lower().startswith("imagenet"):
+    if name.lower().startswith("imagenet") and "nette" not in name.lower():
         raise UsageError("ImageNet cannot be fetched: image-net.org gives it to those who have asked for access; "
                          "unpack it to train/<wnid>/ and val/<wnid>/, then: patchssl data check DIR")
     raise UsageError(unknown_choice("set", name, SETS))

@@ -1,4 +1,4 @@
-"""ImageNet and its subsets of a hundred classes on the disk: counted, and of which release they are.
+"""ImageNet and its subsets on the disk: counted, and of which release they are.
 
 ImageNet was published twice: as it was collected, and in 2021 with faces blurred. Most published numbers are of the
 first release.
@@ -23,6 +23,10 @@ IMAGENET = {"train": 1_281_167, "val": 50_000}
 # 101 and 3 fewer: github.com/princetonvisualai/imagenet-face-obfuscation, issue 4
 IMAGENET_BLURRED = {"train": 1_281_066, "val": 49_997}
 IMAGENET100_TRAIN = {"cmc": 126_689, "kaggle": 130_000}
+# github.com/fastai/imagenette, noisy_imagenette.csv lists them: the split of December 2019, at any size of the images
+IMAGENETTE = {"train": 9469, "val": 3925}
+IMAGENETTE_CLASSES = frozenset({"n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916",
+                                "n03417042", "n03425413", "n03445777", "n03888257"})
 _LOOKED_AT = 1000  # images whose headers are read for the release they belong to
 _ENOUGH = 100  # images that must look alike to say something
 _PILLOW_75 = (1858, 2780)  # sums of JPEG's standard quantization tables (luminance, chrominance) at quality 75
@@ -56,6 +60,19 @@ def check_imagenet100(root: Path, progress: Progress | None = None) -> Iterator[
         yield Finding("classes", f"the 100 of the list {known}")
         yield from _split_findings(root, counts, {"train": (IMAGENET100_TRAIN[known], 100), "val": (5000, 100)})
     yield from _faces(root, counts)
+
+
+def check_imagenette(root: Path, progress: Progress | None = None) -> Iterator[Finding]:
+    """The ten classes of Imagenette, in the split of December 2019."""
+    counts = _count_classes(root, progress)
+    for split, right in IMAGENETTE.items():
+        found = counts.get(split, {})
+        value = f"{sum(found.values()):,} images in {len(found)} classes"
+        if set(found) == IMAGENETTE_CLASSES and sum(found.values()) == right:
+            yield Finding(split, value)
+        else:
+            yield Finding(split, f"{value} instead of {right:,} in the ten of Imagenette", "problem",
+                          "fetch it anew: patchssl data get imagenette ROOT")
 
 
 def _count_classes(root: Path, progress: Progress | None) -> dict[str, dict[str, int]]:

@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from patchssl.data.splits import HOLDOUT
@@ -16,6 +15,8 @@ from patchssl.eval.tasks import all_tasks
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import load_recipe, shipped_or_own
 from patchssl.runtime.errors import UsageError, unknown_choice
+from patchssl.runtime.seeds import MOST_SEED
+from patchssl.runtime.yamltext import load_yaml
 from patchssl.views.config import ConfigPart
 
 UNTRAINED = "untrained"  # the variant that every study may have beside its own: the network before its first update
@@ -52,7 +53,7 @@ class Study(ConfigPart):
     untrained: bool = True  # score the network before its first update as well
     reference: str  # the variant that the others are compared with, seed by seed
     contrasts: tuple[tuple[Name, Name], ...] = ()  # further pairs of variants, the first minus the second
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=MOST_SEED)], ...], Field(min_length=1)]
     evaluations: Annotated[tuple[str, ...], Field(min_length=1)] = ("knn", "linear", "patches", "copydays")
     copydays: SyntheticCopydays = SyntheticCopydays()
     split: Literal["test", "validation"] = "test"  # validation: scored on a share of train that is not trained on
@@ -137,10 +138,7 @@ def load_study(source: str | Path) -> Study:
 
 def parse_study(text: str, where: str = "study", folder: Path | None = None) -> Study:
     """A study from YAML `text`; `folder` is what the path of its recipe is relative to."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{where} is not YAML: {error}") from None
+    values = load_yaml(text, where)
     if not isinstance(values, dict):
         raise UsageError(f"{where} holds a {type(values).__name__}, a study is a table of keys and values")
     recipe = values.get("recipe")

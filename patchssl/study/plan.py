@@ -12,6 +12,7 @@ import numpy as np
 from patchssl.data.images import ArrayImages
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.run.estimate import plan_run
+from patchssl.pretrain.schedules import unfinished
 from patchssl.runtime.console import clock
 from patchssl.runtime.device import default_device
 from patchssl.study.config import StandIn
@@ -54,6 +55,15 @@ class StudyPlan:
         return [run for run in self.runs if run.name not in self.done and run.name not in self.failed]
 
     @property
+    def warnings(self) -> dict[str, list[str]]:
+        """Sentences on schedules that their runs are too short for, and the variants they are said of."""
+        said: dict[str, list[str]] = {}
+        for variant, recipe in {run.variant: run.recipe for run in self.runs if run.trained}.items():
+            for sentence in unfinished(recipe):
+                said.setdefault(sentence, []).append(variant)
+        return said
+
+    @property
     def seconds(self) -> float:
         """Left for one process."""
         return sum(self.costs[run.variant].seconds for run in self.missing)
@@ -75,7 +85,7 @@ class StudyPlan:
         return {"study": self.name, "data": self.data, "cells": [run.name for run in self.runs],
                 "missing": [run.name for run in self.missing], "done": sorted(self.done),
                 "failed": dict(self.failed), "variants": variants, "estimated_seconds": self.seconds,
-                "scoring_counted": self.scoring_counted}
+                "scoring_counted": self.scoring_counted, "warnings": self.warnings}
 
     def text(self) -> str:
         """For people."""
@@ -92,6 +102,7 @@ class StudyPlan:
                          f"{clock(cost.train)} training{score} a run ({how}); "
                          + (f"seeds {', '.join(seeds)} to run" if seeds else "all done"))
         lines += [f"failed: {name}: {why}" for name, why in self.failed.items()]
+        lines += [f"warning: {', '.join(names)}: {sentence}" for sentence, names in self.warnings.items()]
         if self.missing:
             lines.append(f"{self.left()}; {self.left(2)}")
         return "\n".join(lines)

@@ -22,8 +22,10 @@ from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import load_recipe
 from patchssl.pretrain.run.resume import FACTS, begun_with, changed_recipe, read_run
 from patchssl.pretrain.run.start import require_new, run_folder
+from patchssl.pretrain.schedules import unfinished
 from patchssl.runtime.console import Console
 from patchssl.runtime.errors import Interrupted, PatchSSLError, UsageError
+from patchssl.runtime.seeds import require_seed
 from patchssl.workflows.probe import pretrain_with_probe, resume_with_probe
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class Submitted:
     job: str
     run: str
     logs: str
+    warnings: tuple[str, ...] = ()  # what the run will not do although its recipe speaks of it
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
@@ -76,8 +79,9 @@ class Submitted:
 
     def text(self) -> str:
         """For people."""
-        return (f"job {self.job} is submitted; its run is {self.run}\n"
-                f"what it says: tail -f {self.logs}/{self.job}_0_log.out")
+        return "\n".join([f"job {self.job} is submitted; its run is {self.run}",
+                          f"what it says: tail -f {self.logs}/{self.job}_0_log.out",
+                          *(f"warning: {sentence}" for sentence in self.warnings)])
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class PretrainJob:
 def submit_pretraining(recipe: str, data: str | None, out: Path | None, seed: int, overrides: tuple[str, ...],
                        options: SlurmOptions, *, device: str | None) -> Submitted:
     """Submit a new run; UsageError for what can be known to be wrong before it starts."""
+    require_seed(seed)
     effective = load_recipe(recipe, overrides)
     if data is None and effective.data is None:
         raise UsageError("no data was named: give --data FOLDER (or a set's name), or set data in the recipe")
@@ -147,7 +152,8 @@ def _submit(job: PretrainJob, options: SlurmOptions) -> Submitted:
         executor = submitit.AutoExecutor(logs, cluster=options.cluster,
                                          **{f"{options.cluster}_max_num_timeout": MOST_REQUEUES})
         executor.update_parameters(**options.parameters(job.folder.name))
-        return Submitted(str(executor.submit(job).job_id), str(job.folder), str(logs))
+        warnings = tuple(unfinished(job.recipe)) if job.recipe else ()
+        return Submitted(str(executor.submit(job).job_id), str(job.folder), str(logs), warnings)
     except (RuntimeError, ValueError, submitit.core.utils.FailedJobError,
             submitit.core.utils.FailedSubmissionError) as error:
         raise PatchSSLError(f"the job could not be submitted: {' '.join(str(error).split())}") from error

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,13 @@ WRONG = {
     "device of quickstart": (["quickstart", "--device", "gpu"], "device gpu cannot be used"),
     "device of knn": (["eval", "knn", "pixels", "--data", "textures", "--device", "gpu"], "device gpu cannot be used"),
     "empty data": (["pretrain", "quickstart", "--data", ""], "--data is empty"),
+    "empty out": (["pretrain", "quickstart", "--out", ""], "--out is empty; name a folder"),
+    "empty out, with a sign": (["pretrain", "quickstart", "--out="], "--out is empty"),
+    "empty out of quickstart": (["quickstart", "--out", ""], "--out is empty"),
+    "empty out of a study": (["study", "textures", "--out", ""], "--out is empty"),
+    "empty out of tables": (["tables", "--out", ""], "--out is empty"),
+    "empty out of a report": (["report", "--out", ""], "--out is empty"),
+    "empty out of an export": (["export", "runs/none", "--out", ""], "--out is empty"),
     "empty data of knn": (["eval", "knn", "pixels", "--data", ""], "--data is empty"),
     "no data": (["pretrain", "cifar10"], "give --data FOLDER"),
     "quickstart without data": (["quickstart", "data="], "add data=FOLDER"),
@@ -129,9 +137,22 @@ WRONG = {
                           "patch size of 16"),
     "option": (["pretrain", "quickstart", "--epochs", "3"], "No such option"),
     "seed": (["pretrain", "quickstart", "--seed", "-1"], "greater than or equal to 0"),
+    "huge seed": (["pretrain", "quickstart", "--seed", str(2**64)], "beyond 64 bits; choose a whole number from 0 to"),
+    "huge seed of a plan": (["pretrain", "quickstart", "--seed", str(10**30), "--dry-run"], "beyond 64 bits"),
+    "huge seed of a job": (["pretrain", "quickstart", "--seed", str(10**30), "--slurm"], "beyond 64 bits"),
+    "huge seed of quickstart": (["quickstart", "--seed", str(2**64)], "beyond 64 bits"),
+    "huge seed of a model": (["eval", "knn", f"random:vit_tiny_patch16_224?seed={2**64}", "--data", "textures"],
+                             "is not a whole number below 10^18"),
+    "seed that is no whole number": (["pretrain", "quickstart", "--seed", "1.5"], "valid integer"),
     "missing option": (["eval", "knn", "pixels"], "Missing option '--data'"),
     "command": (["evaluate"], "No such command"),
 }
+
+
+def test_out_may_be_the_folder_one_is_in(patchssl, tmp_path, monkeypatch, colors, tiny):
+    monkeypatch.chdir(tmp_path)
+    assert patchssl("pretrain", "quickstart", *tiny, "--data", colors, "--out", ".").code == 0
+    assert (tmp_path / "run.json").is_file()
 
 
 @each("case", WRONG)
@@ -253,6 +274,44 @@ def test_a_plan_says_what_a_run_costs_and_writes_nothing(patchssl, tmp_path, mon
     assert (plan["images"], plan["total_steps"]) == (48, 12)
     assert plan["estimated_seconds"] == pytest.approx(12 * plan["seconds_per_step"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_warns_of_what_the_run_will_not_do(patchssl, tmp_path, monkeypatch, photo, tiny):
+    monkeypatch.chdir(tmp_path)
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(photo.read_bytes())
+    asked = ["pretrain", "quickstart", *tiny, "loss.patch_warmup_epochs=0", "optim.warmup_epochs=10",
+             "run.knn_every_epochs=1", "--data", ".", "--dry-run"]
+    plan = json.loads(patchssl(*asked, "--json").out)
+    assert [sentence.partition(",")[0] for sentence in plan["warnings"]] == [
+        "optim.warmup_epochs = 10 is too long for optim.epochs = 2: the learning rate only rises",
+        "run.knn_every_epochs = 1"]
+    assert "has no labels: no k-NN is measured while it trains" in plan["warnings"][1]
+    text = patchssl(*asked).out
+    assert text.splitlines()[-2:] == [f"warning: {sentence}" for sentence in plan["warnings"]]
+
+
+def test_a_warning_for_users_is_a_line_without_code(patchssl, tmp_path, monkeypatch):
+    (tmp_path / "old.yaml").write_text("photometric: {patch_share: 0.3}\noptim: {epochs: 0}\n")
+    answer = patchssl("pretrain", tmp_path / "old.yaml", "--data", "textures")
+    first, second = answer.err.splitlines()
+    assert first.startswith(f"warning: {tmp_path / 'old.yaml'} has photometric.patch_share and no photometric.")
+    assert "FutureWarning" not in first and ".py:" not in first
+    assert "optim.epochs = 0" in second
+    monkeypatch.setenv("RANK", "1")  # one of several processes says it
+    assert patchssl("pretrain", tmp_path / "old.yaml", "--data", "textures").err.splitlines() == [second]
+
+
+def test_other_warnings_stay_what_python_makes_of_them(patchssl, monkeypatch):
+    def warn():
+        warnings.warn("odd", RuntimeWarning, stacklevel=1)
+        raise errors.UsageError("the end")
+
+    monkeypatch.setattr("patchssl.cli.doctor.diagnose", warn)
+    shown = warnings.showwarning
+    with pytest.warns(RuntimeWarning, match="odd"):
+        assert patchssl("doctor").err == "patchssl: the end\n"
+    assert warnings.showwarning is shown
 
 
 def test_pretrain_then_score_then_table(patchssl, tmp_path, monkeypatch, colors, tiny):

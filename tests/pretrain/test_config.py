@@ -1,14 +1,18 @@
 """Recipes: what is refused, in which words, and that the shipped ones survive a round trip."""
 
+import re
+from importlib import resources
+
 import pytest
 import yaml
 from cases import each
 
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import dump_recipe, load_recipe, parse_recipe, recipe_keys, recipe_names
+from patchssl.pretrain.schedules import values_at
 from patchssl.runtime.errors import UsageError
 
-SHIPPED = ["cifar10", "imagenet100", "imagenet1k", "quickstart"]
+SHIPPED = ["cifar10", "imagenet100", "imagenet1k", "imagenette", "quickstart"]
 
 
 def refusal(text="", overrides=()):
@@ -28,12 +32,18 @@ def test_the_shipped_recipes_are_there():
     assert set(SHIPPED) <= set(recipe_names())
 
 
-@each("name", [n for n in SHIPPED if n != "quickstart"])
+# argparse defaults of main_dino.py at 7257be6, 26acb86 and c109cd6; the batch is images a GPU times GPUs
+AUTHORS = {"cifar10": ("vit_tiny_patch16_224", 1000, 100, 90 * 3),
+           "imagenet100": ("vit_base_patch16_224", 10_000, 120, 30 * 3),
+           "imagenet1k": ("vit_base_patch16_224", 65_536, 100, 4 * 4)}
+
+
+@each("name", AUTHORS)
 def test_the_authors_recipes_hold_the_authors_settings(name):
-    """The numbers of DESIGN section 1, written out here once more."""
     recipe = load_recipe(name)
     optim, loss, views = recipe.optim, recipe.loss, recipe.views
-    assert (optim.lr, optim.min_lr, optim.warmup_epochs, optim.epochs) == (5e-4, 1e-6, 10, 100)
+    assert AUTHORS[name] == (recipe.model.arch, recipe.head.num_prototypes, optim.epochs, optim.batch_size)
+    assert (optim.lr, optim.min_lr, optim.warmup_epochs) == (5e-4, 1e-6, 10)
     assert (optim.weight_decay, optim.weight_decay_end, optim.clip_grad) == (0.04, 0.4, 3.0)
     assert (optim.teacher_momentum, optim.teacher_momentum_end) == (0.996, 1.0)
     assert (loss.teacher_temp, loss.teacher_temp_start, loss.student_temp) == (0.04, 0.04, 0.1)
@@ -41,9 +51,56 @@ def test_the_authors_recipes_hold_the_authors_settings(name):
     assert (loss.centering, loss.center_per_position) == ("ema", True)
     assert (views.num_global, views.num_local, views.global_size, views.local_size) == (2, 8, 224, 96)
     assert (views.global_scale, views.local_scale) == ((0.4, 1.0), (0.05, 0.4))
-    assert (recipe.head.num_prototypes, recipe.head.hidden, recipe.head.bottleneck) == (10_000, 2048, 256)
+    assert (recipe.head.hidden, recipe.head.bottleneck) == (2048, 256)
     assert (recipe.head.norm_last_layer, recipe.head.freeze_last_layer_epochs) == (True, 1)
-    assert (recipe.model.drop_path, recipe.photometric.patch_share) == (0.1, 1.0)
+    assert (recipe.model.drop_path, recipe.model.patch_size, recipe.patch_color) == (0.1, 16, "layered")
+
+
+@each("name", [*AUTHORS, "imagenette"])
+@each("method", ["dino", "ibot"])
+def test_a_baseline_of_their_recipes_needs_no_word_on_color(name, method):
+    baseline = load_recipe(name, [f"method={method}", "loss.weighting=balanced", "loss.rule=center"])
+    assert baseline.patch_color == "none"
+    assert load_recipe(name, ["method=pwself"]).patch_color == "layered"
+
+
+@each("name", recipe_names())
+def test_the_changes_that_a_recipe_names_in_its_comments_are_settings(name):
+    text = (resources.files("patchssl.pretrain") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    named = {key for line in text.splitlines() for key in re.findall(r"([a-z_]+\.[a-z_]+)=", line.partition("#")[2])}
+    assert named - set(recipe_keys()) <= {"loss.class_share"}
+    assert bool(named) == (name in AUTHORS)
+
+
+@each(("name", "changes"), [
+    ("cifar10", ["views.shared_in_batch=true", "optim.batch_size=80", "photometric.patchwise=none"]),
+    ("cifar10", ["model.patch_size=32", "optim.batch_size=160", "photometric.patchwise=none"]),
+    ("imagenet100", ["model.patch_size=8", "views.shared_in_batch=true", "optim.epochs=100", "optim.batch_size=18",
+                     "photometric.patchwise=none"]),
+    ("imagenet100", ["model.arch=vit_tiny_patch16_224", "head.num_prototypes=1000", "optim.batch_size=270",
+                     "optim.precision=fp32", "photometric.patchwise=none"]),
+])
+def test_other_branches_are_changes_of_the_recipes(name, changes):
+    assert load_recipe(name, changes).patch_color == "none"
+
+
+@each("mode", ["layered", "replace"])
+def test_a_baseline_is_refused_patch_wise_color(mode):
+    sentence = refusal(overrides=["method=dino", f"photometric.patchwise={mode}"])
+    assert f"photometric.patchwise = {mode}: method dino colors whole views, set it to none" in sentence
+
+
+def test_the_learning_rate_follows_the_batch_as_theirs_does():
+    """5e-4 x (images a GPU x GPUs) / 256, at the end of the warm-up."""
+    recipe = load_recipe("imagenet100")
+    assert values_at(10 * 7, recipe, steps_per_epoch=7).lr == pytest.approx(5e-4 * (30 * 3) / 256)
+
+
+def test_imagenette_differs_from_the_authors_recipes_in_size_alone():
+    own, theirs = load_recipe("imagenette"), load_recipe("cifar10")
+    changed = ["model.arch=vit_small_patch16_224", "optim.epochs=200", "optim.batch_size=256"]
+    assert own == load_recipe("cifar10", changed)
+    assert own != theirs
 
 
 def test_a_dumped_recipe_spells_out_every_setting():
@@ -142,7 +199,6 @@ def test_an_override_reaches_a_part_that_the_file_leaves_empty():
     ("method=moco", ["method = 'moco'", "'pwself'", "'dino'"]),
     ("views.global_size=100", ["views.global_size = 100", "model.patch_size = 16", "not a multiple"]),
     ("views.local_size=40", ["views.local_size = 40", "model.patch_size = 16", "not a multiple"]),
-    ("method=dino", ["photometric.patch_share = 1.0", "set it to 0"]),
 ])
 def test_wrong_values_are_refused_by_dotted_name(override, words):
     sentence = refusal(overrides=[override])
@@ -223,3 +279,13 @@ def test_a_recipe_says_which_file_is_wrong(tmp_path):
 def test_values_cannot_be_changed_later():
     with pytest.raises(ValueError, match="frozen"):
         Recipe().optim.lr = 3
+
+
+@each(("text", "overrides", "words"), [
+    ("optim:\n  epochs: 5\n  epochs: 6\n", [], "recipe: key 'epochs' stands twice, in lines 2 and 3"),
+    ("", ["optim={epochs: 1}"], "'optim' is a part"),
+    ("", ["photometric.blur={a: 1, a: 2}"], "key 'a' stands twice, in line 1"),
+    ("", ["optim.lr=[1"], "'optim.lr=[1' is not YAML"),
+])
+def test_a_key_given_twice_is_refused(text, overrides, words):
+    assert words in refusal(text, overrides)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cases import each
 from small_runs import BATCH, STEPS, make_batch, make_recipe
 from torch.optim import AdamW
 
@@ -102,6 +103,16 @@ def test_three_updates_equal_the_ones_by_hand(parts):
         expected = theirs.state_dict()
         for name, value in ours.state_dict().items():
             torch.testing.assert_close(value, expected[name], rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@each("centering", ["ema", "sinkhorn"])
+def test_pwself_without_its_patch_term_and_color_is_dino_to_the_last_bit(centering):
+    """What the studies' control of color, dino-patch-color, stands on."""
+    color = {"patchwise": "none"}
+    dino, _ = run(make_recipe(method="dino", photometric=color, loss={"centering": centering}), steps=3)
+    control, _ = run(make_recipe(photometric=color, loss={"centering": centering, "patch_weight": 0}), steps=3)
+    assert same(dino.student.state_dict(), control.student.state_dict())
+    assert same(dino.teacher.state_dict(), control.teacher.state_dict())
 
 
 def test_the_last_layer_thaws_after_its_epochs():

@@ -5,7 +5,8 @@ import pytest
 from cases import each
 
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.schedules import cosine, linear, values_at, warmup_cosine
+from patchssl.pretrain.recipe import load_recipe, recipe_names
+from patchssl.pretrain.schedules import cosine, linear, unfinished, values_at, warmup_cosine
 
 
 def test_warmup_cosine_is_numpys_line_then_half_a_cosine():
@@ -62,3 +63,108 @@ def test_patch_weight_rises_and_the_last_layer_thaws():
 def test_dino_has_no_patch_weight():
     r = Recipe.model_validate({"method": "dino", "photometric": {"patch_share": 0}})
     assert values_at(0, r, steps_per_epoch=4).patch_weight == 0
+
+
+# schedules that a run is too short for: what is said, against the values of every update
+
+PER_EPOCH = 20
+IBOT = {"method": "ibot"}
+INIT = {"init": "timm:vit_small_patch16_224.dino"}
+TEMPERATURES = {"teacher_temp_start": 0.04, "teacher_temp": 0.07}
+
+
+def values_of(made):
+    return [values_at(step, made, PER_EPOCH) for step in range(made.optim.epochs * PER_EPOCH)]
+
+
+def lengths(made):
+    """The keys that are called too long."""
+    return [sentence.partition(" = ")[0] for sentence in unfinished(made)]
+
+
+def short(epochs, **parts):
+    """A recipe without any warm-up but the ones named."""
+    optim = {"epochs": epochs, "warmup_epochs": 0, **parts.pop("optim", {})}
+    head = {"freeze_last_layer_epochs": 0, **parts.pop("head", {})}
+    return recipe(optim=optim, head=head, **parts)
+
+
+@each(("epochs", "warmup", "said"), [(5, 10, True), (5, 5, True), (5, 4.9, False), (5, 0.5, False), (1, 1, True)])
+def test_a_learning_rate_that_never_falls_is_said(epochs, warmup, said):
+    made = short(epochs, optim={"warmup_epochs": warmup})
+    rates = [value.lr for value in values_of(made)]
+    assert (rates == sorted(rates)) == said
+    assert lengths(made) == ["optim.warmup_epochs"] * said
+
+
+@each(("epochs", "warmup", "said"), [(4, 8, True), (4, 4.1, True), (4, 4, False), (4, 1, False), (4, 0, False)])
+def test_a_patch_weight_may_arrive_with_the_end_of_the_run_but_not_later(epochs, warmup, said):
+    made = short(epochs, loss={"patch_weight": 0.5, "patch_warmup_epochs": warmup})
+    arrives = 0.5 * min(1, epochs / warmup) if warmup else 0.5  # one update after the last
+    assert (arrives < 0.5) == said
+    assert values_of(made)[-1].patch_weight == pytest.approx(arrives, abs=0.5 / PER_EPOCH)
+    assert lengths(made) == ["loss.patch_warmup_epochs"] * said
+
+
+@each(("epochs", "warmup", "said"), [(6, 12, True), (6, 6, True), (6, 5.5, True), (6, 5, False), (1, 0.1, True),
+                                     (1, 0, False)])
+def test_a_temperature_that_changes_to_the_last_epoch_is_said(epochs, warmup, said):
+    made = short(epochs, loss={**TEMPERATURES, "teacher_temp_warmup_epochs": warmup})
+    settled = sum(value.teacher_temp == 0.07 for value in values_of(made)) / PER_EPOCH
+    assert (settled <= 1 and (epochs > 1 or not settled)) == said
+    assert lengths(made) == ["loss.teacher_temp_warmup_epochs"] * said
+
+
+def test_the_temperature_at_the_end_is_said():
+    made = short(10, loss={**TEMPERATURES, "teacher_temp_warmup_epochs": 30})
+    end = 0.04 + 0.03 * 9 / 29
+    assert f"{end:.3g} (loss.teacher_temp = 0.07)" in next(unfinished(made))
+
+
+def test_a_warm_up_of_a_temperature_that_stays_is_not_looked_at():
+    assert lengths(short(2, loss={"teacher_temp_warmup_epochs": 9})) == []
+
+
+@each(("start", "said"), [(0, False), (3, True), (2, False)])
+def test_the_temperature_of_patch_tokens_waits_for_the_masks(start, said):
+    made = short(6, **IBOT, loss={**TEMPERATURES, "teacher_temp_warmup_epochs": 3}, masks={"start_epoch": start})
+    settled = sum(value.patch_teacher_temp == pytest.approx(0.07) for value in values_of(made)) / PER_EPOCH
+    assert (settled <= 1) == said
+    assert lengths(made) == ["loss.teacher_temp_warmup_epochs"] * said
+
+
+@each(("epochs", "frozen", "said"), [(3, 3, True), (3, 7, True), (3, 2.9, False), (3, 0, False)])
+def test_a_last_layer_that_never_learns_is_said(epochs, frozen, said):
+    made = short(epochs, head={"freeze_last_layer_epochs": frozen})
+    assert all(value.last_layer_frozen for value in values_of(made)) == said
+    assert lengths(made) == ["head.freeze_last_layer_epochs"] * said
+
+
+@each(("start", "frozen", "said"), [(INIT, 3, True), (INIT, 2, False), ({}, 3, False)])
+def test_a_backbone_that_never_learns_is_said_where_there_is_one_to_begin_with(start, frozen, said):
+    made = short(3, **start, optim={"freeze_backbone_epochs": frozen})
+    assert all(value.backbone_frozen for value in values_of(made)) == said
+    assert lengths(made) == ["optim.freeze_backbone_epochs"] * said
+
+
+@each(("method", "start", "said"), [("ibot", 3, True), ("ibot", 2, False), ("pwself", 3, False)])
+def test_masks_that_never_come_are_said_where_there_would_be_some(method, start, said):
+    assert lengths(short(3, method=method, masks={"start_epoch": start})) == ["masks.start_epoch"] * said
+
+
+def test_dino_has_no_patch_weight_to_warm_up():
+    assert lengths(short(2, method="dino", loss={"patch_warmup_epochs": 9})) == []
+
+
+def test_a_sentence_names_both_numbers_both_keys_and_a_way_out():
+    sentence, = unfinished(load_recipe("imagenet100", ["optim.epochs=5"]))
+    assert sentence == ("optim.warmup_epochs = 10 is too long for optim.epochs = 5: the learning rate only rises, and "
+                        "never falls; ask for more epochs, or for optim.warmup_epochs=0.5")
+
+
+@each("name", recipe_names())
+def test_shipped_recipes_end_their_warm_ups_and_the_advice_for_short_runs_helps(name):
+    assert list(unfinished(load_recipe(name))) == []
+    advice = [sentence.rpartition(" ")[2] for sentence in unfinished(load_recipe(name, ["optim.epochs=1"]))]
+    assert advice
+    assert list(unfinished(load_recipe(name, ["optim.epochs=1", *advice]))) == []

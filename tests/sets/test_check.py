@@ -272,6 +272,34 @@ def test_imagenet_100_of_another_list(tmp_path):
     assert found.verdict == "note"
 
 
+def imagenette(root, left_out=None):
+    """The layout of imagenette2-160.tgz, with empty files for images."""
+    for number, name in enumerate(sorted(check_imagenet.IMAGENETTE_CLASSES)):
+        for split, right in check_imagenet.IMAGENETTE.items():
+            for image in range(right // 10 + (number < right % 10)):
+                if (path := root / split / name / f"{name}_{split}_{image}.JPEG").name != left_out:
+                    save_empty(path)
+    return root
+
+
+def test_imagenette_by_its_classes_and_counts(tmp_path):
+    assert set(torchvision.datasets.Imagenette._WNID_TO_CLASS) == check_imagenet.IMAGENETTE_CLASSES
+    report = check_set(imagenette(tmp_path))
+    assert (report.kind, report.ok) == ("imagenette", True)
+    assert [found.value for found in report.findings] == ["9,469 images in 10 classes", "3,925 images in 10 classes"]
+
+
+def test_an_incomplete_imagenette_is_told(tmp_path):
+    report = check_set(imagenette(tmp_path, left_out="n01440764_val_0.JPEG"))
+    assert report.problems == ["val: 3,924 images in 10 classes instead of 3,925 in the ten of Imagenette "
+                               "(fetch it anew: patchssl data get imagenette ROOT)"]
+
+
+def test_other_tens_of_classes_are_not_imagenette(tmp_path):
+    assert check_set(imagenet(tmp_path, CLASSES[:10])).kind == "imagenet100"
+    assert not check_set(tmp_path, "imagenette").ok
+
+
 # --- Copydays ---
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import signal
 import struct
 import tarfile
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +26,7 @@ from patchssl.runtime.errors import DataError, UsageError
 from patchssl.sets import check as check_sets
 from patchssl.sets import download
 from patchssl.sets import fetch as fetch_sets
+from patchssl.sets import imagenet as check_imagenet
 from patchssl.sets.check import CHECKS, check_set
 from patchssl.sets.copydays import open_copydays
 from patchssl.sets.fetch import SETS, FetchableSet, RemoteFile, get_set
@@ -33,7 +35,7 @@ from patchssl.sets.revisited import find_ground_truth
 # --- the sets as data ---
 
 def test_the_sets_are_those_of_the_command():
-    assert list(SETS) == ["cifar10", "fashion-mnist", "copydays", "roxford5k", "rparis6k", "revisitop1m"]
+    assert list(SETS) == ["cifar10", "fashion-mnist", "imagenette", "copydays", "roxford5k", "rparis6k", "revisitop1m"]
     assert set(SETS) <= set(CHECKS)
 
 
@@ -61,6 +63,8 @@ def test_addresses_and_checksums_are_torchvisions():
     fashion, official = SETS["fashion-mnist"].files, torchvision.datasets.FashionMNIST
     assert [(file.name, file.md5) for file in fashion] == official.resources
     assert all(official.mirrors[0] + file.name in file.urls for file in fashion)
+    small = SETS["imagenette"].files[0]
+    assert (small.urls[0], small.md5) == torchvision.datasets.Imagenette._ARCHIVES["160px"]
 
 
 def test_addresses_are_those_of_the_official_code():
@@ -323,6 +327,68 @@ def test_hostile_archives_reach_nothing(copydays, tmp_path, web):
     assert not list(tmp_path.rglob("evil*"))
 
 
+def small_imagenette():
+    """imagenette2-160.tgz with two images of a class to train on and one to score."""
+    images = {f"imagenette2-160/{split}/{name}/{name}_{number}.JPEG": b"image"
+              for name in check_imagenet.IMAGENETTE_CLASSES for split, numbers in (("train", (1, 2)), ("val", (3,)))
+              for number in numbers}
+    return {"imagenette2-160/noisy_imagenette.csv": b"path,noisy_labels_0", "imagenette2-160/.DS_Store": b"", **images}
+
+
+@pytest.fixture
+def imagenette(web, monkeypatch):
+    """The real description of the set with another address, checksum and size."""
+    def serve(files):
+        archive = tar_gz(files)
+        (web[0] / "imagenette2-160.tgz").write_bytes(archive)
+        file = replace(official.files[0], urls=(f"{web[1]}/imagenette2-160.tgz",), md5=md5(archive))
+        monkeypatch.setattr(fetch_sets, "SETS", {"imagenette": replace(official, files=(file,))})
+
+    official = SETS["imagenette"]
+    monkeypatch.setattr(check_imagenet, "IMAGENETTE", {"train": 20, "val": 10})
+    serve(small_imagenette())
+    return serve
+
+
+def test_imagenette_is_a_root_with_train_and_val(imagenette, tmp_path):
+    place = get_set("imagenette", tmp_path / "root")
+    train, val = open_pair(place)
+    assert (len(train), len(val), train.name) == (20, 10, "imagenette")
+    assert set(train.classes) == check_imagenet.IMAGENETTE_CLASSES == set(val.classes)
+    said = []
+    assert get_set("imagenette", tmp_path / "root", say=said.append) == place  # a folder that is there is left alone
+    assert said == [f"{place} is there and complete: nothing is fetched"]
+
+
+def test_an_imagenette_that_lacks_images_gets_no_name(imagenette, tmp_path):
+    imagenette({name: data for name, data in small_imagenette().items() if "n03888257_3" not in name})
+    with pytest.raises(DataError, match="val: 9 images in 9 classes instead of 10 in the ten of Imagenette"):
+        get_set("imagenette", tmp_path / "root")
+    assert not (tmp_path / "root" / "imagenette").exists()
+
+
+def test_a_broken_or_other_archive_of_imagenette_is_refused(imagenette, tmp_path, web):
+    path = web[0] / "imagenette2-160.tgz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=f"{path} is not imagenette2-160.tgz as it was published: its md5 is"):
+        get_set("imagenette", tmp_path / "root", archives=path)
+    with pytest.raises(DataError, match=r"imagenette2-160.tgz could not be fetched:\n .*its md5 is"):
+        get_set("imagenette", tmp_path / "root")
+    file = replace(fetch_sets.SETS["imagenette"].files[0], md5=md5(whole[:-20]))  # as if it had been published so
+    fetch_sets.SETS["imagenette"] = replace(fetch_sets.SETS["imagenette"], files=(file,))
+    with pytest.raises(DataError, match="is damaged"):
+        get_set("imagenette", tmp_path / "root", archives=path)
+    assert names_below(tmp_path / "root") == []
+
+
+def test_an_imagenette_that_is_there_and_incomplete_is_not_overwritten(imagenette, tmp_path, web):
+    (tmp_path / "imagenette" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="imagenette is not the complete set imagenette:\n"):
+        get_set("imagenette", tmp_path)
+    assert web[2] == []
+
+
 @pytest.fixture
 def oxford(web, monkeypatch):
     folder, address, _ = web
@@ -413,6 +479,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(cifar, tmp_path):
     ("imagenet100", "patchssl data imagenet100 --from IMAGENET OUT"),
     ("imagenet", "image-net.org gives it to those who have asked for access"),
     ("ImageNet1k", "image-net.org"),
+    ("imagenette2", r"did you mean 'imagenette'\?"),
     ("../evil", "is unknown"),
 ])
 def test_other_names(tmp_path, name, message):

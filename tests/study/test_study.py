@@ -21,6 +21,7 @@ from scipy import stats
 import patchssl as package
 from patchssl.eval.records import read_results
 from patchssl.pretrain.recipe import shipped_names
+from patchssl.pretrain.schedules import unfinished
 from patchssl.report.tables.seeds import Measure
 from patchssl.runtime.console import Console
 from patchssl.runtime.errors import DataError, Interrupted, UsageError
@@ -29,7 +30,7 @@ from patchssl.study import run as module
 from patchssl.study.config import load_study, parse_study
 from patchssl.study.copies import write_originals
 from patchssl.study.folder import RunOutcome, configurations, runs_of, study_folder
-from patchssl.study.plan import plan_study
+from patchssl.study.plan import RunCost, plan_study
 from patchssl.study.summary import StudySummary
 from patchssl.study.tables import study_text
 
@@ -85,14 +86,18 @@ def whole(colors, tmp_path_factory):
 
 def test_the_studies_that_come_with_the_package_are_the_core_comparison():
     names = shipped_names(resources.files("patchssl.study") / "studies")
-    assert names == ["cifar10", "fashion-mnist", "imagenet100", "imagenet1k", "textures"]
+    assert names == ["cifar10", "fashion-mnist", "imagenet100", "imagenet1k", "imagenette", "textures"]
     for name in names:
         study = load_study(name)
         assert len(study.seeds) == 5 and study.reference == "dino"
         recipes = {variant: study.recipe_of(variant) for variant in study.all_variants()}
-        assert list(study.variants) == ["dino", "ibot", "pwself", "pwself-whole-color", "pwself-random-matches"]
-        assert [recipes[variant].method for variant in list(recipes)[:3]] == ["dino", "ibot", "pwself"]
-        assert recipes["pwself-whole-color"].photometric.patch_share == 0
+        core = [variant for variant in study.variants if variant != "dino-patch-color"]
+        assert core == ["dino", "ibot", "pwself", "pwself-whole-color", "pwself-random-matches"]
+        assert [recipes[variant].method for variant in core[:3]] == ["dino", "ibot", "pwself"]
+        assert {recipes[variant].patch_color for variant in ("dino", "ibot", "pwself-whole-color")} == {"none"}
+        if control := recipes.get("dino-patch-color"):  # DINO's loss on views with pwself's color
+            assert (control.loss.patch_weight, control.loss.weighting) == (0, "balanced")
+            assert control.photometric == recipes["pwself"].photometric
         assert recipes["pwself-random-matches"].loss.rule == "random"
         images = {(r.optim.epochs, r.optim.batch_size, r.max_images) for r in recipes.values()}
         assert len(images) == 1  # equal images, ablations included
@@ -107,11 +112,14 @@ WRONG = {
     "setting": ({"settings": {"optim.epoch": 3}}, "study tiny, variant dino: recipe key 'optim.epoch' is unknown"),
     "setting of a variant": ({"ablations": {"wide": {"model.embed_dims": 3}}}, "variant wide: recipe key"),
     "value of a variant": ({"ablations": {"wide": {"loss.rule": "centre"}}}, "variant wide: "),
-    "combination": ({"variants": {"dino": {"method": "dino"}}}, "photometric.patch_share"),
+    "combination": ({"variants": {"dino": {"method": "dino", "photometric.patchwise": "layered"}}},
+                    "photometric.patchwise = layered"),
     "contrast": ({"contrasts": [["pwself", "dinoo"]]}, "variant of a contrast 'dinoo' is unknown"),
     "reference": ({"reference": "dinoo"}, "reference 'dinoo' is unknown; did you mean 'dino'?"),
     "seeds": ({"seeds": [1, 1]}, "one of them stands there twice"),
     "no seeds": ({"seeds": []}, "seeds"),
+    "negative seed": ({"seeds": [-1]}, "seeds.0 = -1"),
+    "seed beyond torch's": ({"seeds": [0, 2**64]}, f"seeds.1 = {2**64}"),
     "evaluation": ({"evaluations": ["knnn"]}, "evaluation 'knnn' is unknown; did you mean 'knn'?"),
     "two of a name": ({"ablations": {"dino": {"loss.rule": "paper"}}}, "both among variants and among ablations"),
     "name": ({"name": "../elsewhere"}, "name = '../elsewhere'"),
@@ -128,6 +136,16 @@ def test_what_is_wrong_in_a_study_is_named(patchssl, tmp_path, case):
     answer = patchssl("study", save(tmp_path / "tiny.yaml", **changes), "--data", "textures", "--dry-run")
     assert answer.code == 2
     assert sentence in answer.err
+
+
+def test_a_variant_or_setting_that_stands_twice_is_named(tmp_path):
+    text = save(tmp_path / "tiny.yaml").read_text()
+    (tmp_path / "tiny.yaml").write_text(text + "recipe: cifar10\n")
+    last = len(text.splitlines()) + 1
+    with pytest.raises(UsageError, match=rf"tiny.yaml: key 'recipe' stands twice, in lines 2 and {last};"):
+        load_study(tmp_path / "tiny.yaml")
+    with pytest.raises(UsageError, match=r"key 'optim\.lr' stands twice, in line 3"):
+        parse_study("name: a\nrecipe: quickstart\nsettings: {optim.lr: 1, optim.lr: 2}\n")
 
 
 def test_the_command_names_what_it_does_not_know(patchssl, tmp_path, monkeypatch):
@@ -156,6 +174,26 @@ def test_runs_come_seed_after_seed_and_ablations_last():
 
 
 # the plan
+
+def test_a_plan_warns_of_warm_ups_longer_than_the_runs(tmp_path, colors):
+    settings = {**SMALL, "optim.warmup_epochs": 9, "loss.patch_warmup_epochs": 1}
+    folder = study_folder(load_study(save(tmp_path / "tiny.yaml", settings=settings)), tmp_path / "out", str(colors))
+    runs = runs_of(folder.study)
+    costs = {run.variant: RunCost(1, 1, 1.0, None, 0) for run in runs}
+    plan = plan_study(folder, runs, device="cpu", known=costs)
+    epochs = runs[0].recipe.optim.epochs
+    (sentence, variants), = plan.as_dict()["warnings"].items()
+    assert f"optim.warmup_epochs = 9 is too long for optim.epochs = {epochs}" in sentence
+    assert variants == ["dino", "pwself"]
+    assert f"warning: dino, pwself: {sentence}" in plan.text()
+
+
+def test_the_shipped_studies_end_their_warm_ups():
+    for name in shipped_names(resources.files("patchssl.study") / "studies"):
+        study = load_study(name)
+        for variant in study.all_variants():
+            assert list(unfinished(study.recipe_of(variant))) == [], (name, variant)
+
 
 def test_what_a_study_costs_is_the_sum_of_what_is_missing(tmp_path, colors):
     folder = study_folder(load_study(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors))

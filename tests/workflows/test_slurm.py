@@ -143,12 +143,15 @@ def cluster(tmp_path, monkeypatch):
 
 
 def test_the_command_line_submits_what_was_asked_for(patchssl, cluster, colors, tiny, tmp_path):
-    answer = patchssl("pretrain", "quickstart", *tiny, "--data", colors, "--out", "run", "--slurm", "--slurm-partition",
-                      "gpu", "--slurm-nodes", "2", "--slurm-gpus", "4", "--slurm-cpus", "6", "--slurm-hours", "1.5",
-                      "--slurm-option", "mem=64G", "--slurm-option", "account=vision")
+    answer = patchssl("pretrain", "quickstart", *tiny, "loss.patch_warmup_epochs=0", "optim.warmup_epochs=9", "--data",
+                      colors, "--out", "run", "--slurm", "--slurm-partition", "gpu", "--slurm-nodes", "2",
+                      "--slurm-gpus", "4", "--slurm-cpus", "6", "--slurm-hours", "1.5", "--slurm-option", "mem=64G",
+                      "--slurm-option", "account=vision")
     assert answer.code == 0, answer.err
     assert answer.out == (f"job 4321 is submitted; its run is {tmp_path}/run\n"
-                          f"what it says: tail -f {tmp_path}/run/slurm/4321_0_log.out\n")
+                          f"what it says: tail -f {tmp_path}/run/slurm/4321_0_log.out\n"
+                          "warning: optim.warmup_epochs = 9 is too long for optim.epochs = 2: the learning rate only "
+                          "rises, and never falls; ask for more epochs, or for optim.warmup_epochs=0.2\n")
     options = set(re.findall(r"^#SBATCH --(\S+)$", (cluster / "batch.sh").read_text(), flags=re.M))
     assert {"partition=gpu", "nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "cpus-per-task=6", "time=90",
             "mem=64G", "account=vision", "job-name=run", "signal=USR2@180", "open-mode=append"} <= options
@@ -157,7 +160,7 @@ def test_the_command_line_submits_what_was_asked_for(patchssl, cluster, colors, 
 def test_json_and_a_job_without_gpus(patchssl, cluster, colors, tmp_path):
     answer = patchssl("pretrain", "quickstart", "--data", colors, "--slurm", "--slurm-gpus", "0", "--json")
     assert json.loads(answer.out) == {"job": "4321", "run": f"{tmp_path}/runs/quickstart-0",
-                                      "logs": f"{tmp_path}/runs/quickstart-0/slurm"}
+                                      "logs": f"{tmp_path}/runs/quickstart-0/slurm", "warnings": []}
     assert "gpus" not in (cluster / "batch.sh").read_text()
 
 

@@ -12,8 +12,9 @@ from patchssl.data.images import ImageSet
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.dataset import make_loader
 from patchssl.pretrain.network import starting_backbone
-from patchssl.pretrain.run.setup import make_engine, require_shares, training_images
+from patchssl.pretrain.run.setup import foreseen, make_engine, require_shares, training_images
 from patchssl.runtime.device import peak_memory
+from patchssl.runtime.seeds import require_seed
 
 _SLOW = 10.0  # seconds of an update
 
@@ -31,6 +32,7 @@ class RunEstimate:
     estimated_seconds: float
     peak_memory_bytes: int
     measured_batch: int
+    warnings: tuple[str, ...] = ()  # what the run will not do although the recipe speaks of it
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
@@ -39,11 +41,12 @@ class RunEstimate:
     def text(self) -> str:
         """For people."""
         whole, memory = timedelta(seconds=round(self.estimated_seconds)), self.peak_memory_bytes / 2**30
+        warnings = "".join(f"\nwarning: {sentence}" for sentence in self.warnings)
         return (f"{self.images:,} images, {self.epochs} epochs of {self.steps_per_epoch:,} updates: "
                 f"{self.total_steps:,} in all\n"
                 f"{self.parameters:,} parameters in the student, head included\n"
                 f"{self.seconds_per_step:.2f} s an update, about {whole} in all, {memory:.1f} GiB of memory "
-                f"(measured on batches of {self.measured_batch} images, scaled)")
+                f"(measured on batches of {self.measured_batch} images, scaled){warnings}")
 
 
 def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | None = None, *,
@@ -53,6 +56,7 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
     `images`, where there are any, stand for those of `data`. Measured is a part of a batch, or as many of its images
     as take little time: parts that are accumulated share their memory and add their times.
     """
+    require_seed(seed)
     require_shares(recipe)
     images = training_images(recipe, data, seed) if images is None else images
     part = recipe.optim.batch_size // recipe.optim.accumulate
@@ -73,4 +77,4 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
     memory = int(weights + max(0, peak_memory(full.device) - weights) * part / batch_size)
     parameters = sum(p.numel() for p in full.student.parameters())
     return RunEstimate(len(images), recipe.optim.epochs, full.steps_per_epoch, full.total_steps, parameters, seconds,
-                       seconds * full.total_steps, memory, batch_size)
+                       seconds * full.total_steps, memory, batch_size, foreseen(recipe, images))

@@ -14,6 +14,7 @@ from patchssl.models.backbone import VitBackbone
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.dataset import batch_share, updates_per_epoch
 from patchssl.pretrain.engine import Engine
+from patchssl.pretrain.schedules import unfinished
 from patchssl.runtime.device import training_device
 from patchssl.runtime.distributed import world_size
 from patchssl.runtime.errors import UsageError
@@ -40,6 +41,14 @@ def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None,
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic with it only
         torch.use_deterministic_algorithms(True)
     return Engine(recipe, seed, steps_per_epoch, training_device(device), start)
+
+
+def foreseen(recipe: Recipe, images: ImageSet) -> tuple[str, ...]:
+    """What a run on `images` will not do although `recipe` speaks of it, a sentence each; nothing of it is an error."""
+    every = recipe.run.knn_every_epochs
+    unmeasured = [f"run.knn_every_epochs = {every}, but {images.name} has no labels: no k-NN is measured while it "
+                  "trains; give images in class folders, or run.knn_every_epochs=0"]
+    return (*unfinished(recipe), *(unmeasured if every and images.labels is None else ()))
 
 
 def require_shares(recipe: Recipe) -> None:

@@ -36,11 +36,12 @@ from patchssl.pretrain.run.resume import (
     settle_recipe,
     write_run,
 )
-from patchssl.pretrain.run.setup import make_engine, require_shares, training_images
+from patchssl.pretrain.run.setup import foreseen, make_engine, require_shares, training_images
 from patchssl.runtime.device import training_device
 from patchssl.runtime.distributed import joined, rank, wait_for_all
 from patchssl.runtime.errors import Interrupted, UsageError
 from patchssl.runtime.progress import RunProgress, Silent
+from patchssl.runtime.seeds import require_seed
 from patchssl.runtime.signals import Stopped, StopSignals
 
 # what makes the k-NN of a run from its recipe, images and seed, or None where there shall be none
@@ -59,6 +60,9 @@ def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: s
     that are trained on; `stops` are entered already by who listens from earlier on. Raises
     UsageError, DataError, NotFiniteError, CheckpointError, and Interrupted after saving when a signal came.
     """
+    seed = require_seed(seed)
+    if out == "":
+        raise UsageError("out is empty; name the run folder, or say nothing for runs/<recipe>-<seed>")
     folder = Path(out) if out else run_folder(recipe, seed)
     with joined(training_device(device).type), interruptible(folder, stops) as stops:
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
@@ -90,6 +94,7 @@ def _begin(folder: Path, recipe: Recipe, images: ImageSet, seed: int, name: str 
     start = starting_backbone(recipe)
     if start is not None:
         progress.say(describe_start(start, recipe.views.global_size))
+    _warn(recipe, images, progress)
     if recipe.optim.accumulate > 1 and recipe.loss.centering == "sinkhorn":
         progress.say(f"loss.centering = sinkhorn balances each of the {recipe.optim.accumulate} parts of a batch "
                      "(optim.accumulate) by itself: smaller parts are balanced more coarsely")
@@ -147,7 +152,13 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
         run.seconds = checkpoint["seconds"]
         run.budget.bad.update(checkpoint.get("unreadable", {}))
     progress.say(f"resuming {folder} at update {engine.steps_done} of {engine.total_steps}")
+    _warn(recipe, images, progress)
     return run
+
+
+def _warn(recipe: Recipe, images: ImageSet, progress: RunProgress) -> None:
+    for sentence in foreseen(recipe, images):
+        progress.say(f"warning: {sentence}")
 
 
 def _require_means(recipe: Recipe) -> None:

@@ -728,3 +728,44 @@ def test_the_time_of_a_knn_is_not_the_trainings(monkeypatch):
     now[0] = 107.0
     assert clock.seconds() == 10 + 5 + 2
     assert clock.seconds_per_step(7) == 1.0
+
+
+# what is said, or refused, before anything is computed
+
+def test_a_run_too_short_for_its_warm_ups_says_so_first_and_when_it_is_resumed(data):
+    begun, resumed = Listener(at=1, then=lambda: os.kill(os.getpid(), signal.SIGINT)), Listener()
+    with pytest.raises(Interrupted):
+        pretrain(recipe("optim.warmup_epochs=3"), data, "run", progress=begun)
+    resume("run", progress=resumed)
+    for listener in (begun, resumed):
+        said = [sentence for sentence in listener.sentences if sentence.startswith("warning: ")]
+        assert said == ["warning: optim.warmup_epochs = 3 is too long for optim.epochs = 3: the learning rate only "
+                        "rises, and never falls; ask for more epochs, or for optim.warmup_epochs=0.3"]
+
+
+def test_a_run_that_has_the_time_warns_of_nothing(data):
+    listener = Listener()
+    pretrain(recipe(), data, "run", progress=listener)
+    assert not [sentence for sentence in listener.sentences if "warning" in sentence]
+
+
+def test_a_k_nn_without_labels_is_said(data):
+    listener = Listener()
+    pretrain(recipe("run.knn_every_epochs=1", "optim.epochs=1"), data, "run", progress=listener)
+    said = [sentence for sentence in listener.sentences if "knn" in sentence]
+    assert said == [f"warning: run.knn_every_epochs = 1, but {Path(data).name} has no labels: no k-NN is measured "
+                    "while it trains; give images in class folders, or run.knn_every_epochs=0"]
+    assert "no labels" in plan_run(recipe("run.knn_every_epochs=1"), data, seed=0).warnings[0]
+
+
+def test_seeds_and_folders_that_cannot_be_are_refused_before_the_images_are_opened():
+    for wrong, words in (({"seed": -1}, "negative"), ({"seed": 2**64}, "64 bits"), ({"seed": 0.5}, "no whole number"),
+                         ({"out": ""}, "out is empty")):
+        with pytest.raises(UsageError, match=words):
+            pretrain(recipe(), "nowhere", **wrong)
+    assert list(Path().iterdir()) == []
+
+
+def test_the_largest_seed_trains(data):
+    folder = pretrain(recipe("optim.epochs=1"), data, "run", seed=2**64 - 2)
+    assert json.loads((folder / "run.json").read_text())["seed"] == 2**64 - 2

@@ -47,3 +47,15 @@ def test_no_printed_number_of_pw_self_is_claimed():
 @each("name", ["CIFAR-10", "cifar10", "Cifar_10"])
 def test_names_of_data_sets_lose_case_and_punctuation(name):
     assert plain_name(name) == "cifar10"
+
+
+def test_numbers_of_imagenette_are_others_and_under_no_protocol_of_ours():
+    """Printed in benchmarks/imagenet10/RESULTS.md of stable-pretraining, in percent."""
+    rows = [row for row in read_published() if row.benchmark.startswith("imagenette")]
+    assert {(row.method.partition(" ")[0], row.benchmark): row.value for row in rows} == pytest.approx({
+        ("DINO", "imagenette-knn"): 0.838, ("DINO", "imagenette-linear"): 0.861,
+        ("iBOT", "imagenette-knn"): 0.433, ("iBOT", "imagenette-linear"): 0.579,
+        ("VICRegL", "imagenette-knn"): 0.672, ("VICRegL", "imagenette-linear"): 0.727})
+    assert {row.protocol_name for row in rows} == {None}
+    assert {row.pretraining for row in rows} == {"Imagenette, 200 epochs"}
+    assert published("knn", "imagenette", "top1@20") == []  # not beside ours: another protocol, another project
