@@ -33,7 +33,6 @@ BLUR_REACH = 2  # pixels up and down
 
 _BRIGHTNESS, _HUE, _BLUR, _SHARPNESS, _POSTERIZE = range(5)
 _START = _END = 5  # in `_units`
-_PLACES = np.array([[order.index(step) for step in range(5)] for order in ORDERS], np.int8)
 _DRAWS_PER_PATCH = 8
 _NEUTRAL = np.array(NEUTRAL, np.float32)
 _FROM_RED = np.array([0, -2, 2], np.float32)  # sixths of a turn from a channel's own hue to red's
@@ -105,7 +104,7 @@ class _Plan(NamedTuple):
     start: Tensor  # (N, 1, 1, 1): out
     jitter: Tensor  # (3, N, 1, 1, 1): brightness before hue x in, brightness after it x out, 255 x out
     hue: Tensor  # (N, 3, 1): sixths of a turn from each channel's own hue to the one that red's becomes
-    blur: Tensor  # (N, 3, 4), the same for each channel: weights at 0, 1, 2 pixels x in x out, then out / 2
+    blur: Tensor  # (4, N, 3), the same for each channel: weights at 0, 1, 2 pixels x in x out, then out / 2
     sharpen: Tensor  # (3, N, 1, 1, 1): in, factor, out
     end: Tensor  # (N, 3, 1, 1): in x the scale of what is returned
 
@@ -179,65 +178,47 @@ def _matrices(size: int) -> Tensor:
 
 def _plan(draws: PatchDraws, scale: Sequence[float], size: int) -> _Plan:
     """The plan for N patches of `size` pixels a side from their draws, of batch shape ()."""
-    strengths, place = draws.strengths.numpy(), _PLACES[draws.order.numpy()]
-    active = strengths != _NEUTRAL
-    active[:, _SHARPNESS] &= size > 2  # torchvision leaves smaller ones as they are
-    active[:, _HUE] = True  # the jitter, whose numbers may well be neutral
-    kinds = _kind_of(active, place)
-    sorting = np.argsort(kinds, kind="stable")
-    strengths, place = strengths[sorting], place[sorting]
-    ins, outs = _units(strengths, active[sorting], place)
-    factor, turns, sigma, sharpness, _ = strengths.T
-    first = place[:, _BRIGHTNESS] < place[:, _HUE]
+    strengths, order = draws.strengths.numpy(), draws.order.numpy()
+    blurred, sharpened = strengths[:, _BLUR] != 0, strengths[:, _SHARPNESS] != 1
+    if size < 3:  # torchvision leaves them as they are
+        sharpened = np.zeros_like(sharpened)
+    routes = _ROUTES[order, blurred.astype(np.intp), sharpened.astype(np.intp)]
+    sorting = np.argsort(routes[:, 0], kind="stable")
+    kinds, leaves, meets, first = routes[sorting].T
+    factor, turns, sigma, sharpness, bits = strengths[sorting].T
+    step, every = np.exp2(8 - bits), np.arange(len(order))  # 1 for patches that are not posterized
+    ins, outs = np.ones((2, 6, len(order)), np.float32)
+    ins[meets, every], outs[leaves, every] = step, 1 / step
     hue = 6 * turns[:, None] + _FROM_RED
     hue -= 6 * np.round(hue / 6)
-    weights = np.concatenate([_weights(sigma, size) * ins[_BLUR] * outs[_BLUR], outs[_BLUR, None] / 2])
-    wide = {"start": outs[_START],
-            "jitter": np.stack([np.where(first, factor, 1) * ins[_HUE], np.where(first, 1, factor) * outs[_HUE],
-                                255 * outs[_HUE]]),
-            "sharpen": np.stack([ins[_SHARPNESS], sharpness, outs[_SHARPNESS]]),
-            "end": ins[_END, :, None] * np.array(scale, np.float32)}
-    tensors = {name: torch.from_numpy(values) for name, values in wide.items()}
-    return _Plan(
-        torch.from_numpy(np.stack([sorting, np.argsort(sorting)])),
-        tuple(np.searchsorted(kinds[sorting], np.arange(len(_KINDS) + 1)).tolist()),
-        start=tensors["start"][:, None, None, None], jitter=tensors["jitter"][..., None, None, None],
-        hue=torch.from_numpy(hue)[..., None], blur=torch.from_numpy(np.repeat(weights.T[:, None], 3, axis=1)),
-        sharpen=tensors["sharpen"][..., None, None, None], end=tensors["end"][..., None, None])
+    jitter = np.stack([np.where(first, factor, 1) * ins[_HUE], np.where(first, 1, factor) * outs[_HUE],
+                       255 * outs[_HUE]])
+    weights = np.concatenate([_weights(sigma, size) * (ins[_BLUR] * outs[_BLUR]), outs[_BLUR, None] / 2])
+    start, jitter, sharpen, end, hue, blur, rows = map(torch.from_numpy, (
+        outs[_START], jitter, np.stack([ins[_SHARPNESS], sharpness, outs[_SHARPNESS]]),
+        ins[_END, :, None] * np.array(scale, np.float32), hue, np.repeat(weights[:, :, None], 3, axis=2),
+        np.stack([sorting, np.argsort(sorting)])))
+    pixels = (..., None, None, None)
+    return _Plan(rows, tuple(np.searchsorted(kinds, np.arange(len(_KINDS) + 1)).tolist()), start[pixels],
+                 jitter[pixels], hue[..., None], blur, sharpen[pixels], end[..., None, None])
 
 
-def _kind_of(active: NDArray[np.bool_], place: NDArray[np.int8]) -> NDArray[np.int64]:
-    """Which of _KINDS each of N patches is, from which steps it takes and their places, both (N, 5)."""
-    when = np.where(active, np.where(place < place[:, [_HUE]], 1, 2), 0)  # not at all, before the jitter, after it
-    blur_first = (place[:, _BLUR] < place[:, _SHARPNESS]).astype(np.int64)
-    return _KIND_TABLE[when[:, _BLUR], when[:, _SHARPNESS], blur_first]
+def _routes() -> NDArray[np.intp]:
+    """(48, 2, 2, 4): for each of ORDERS, whether blurred and whether sharpened, what `_plan` asks of a patch.
 
-
-def _kind_table() -> NDArray[np.int64]:
-    """Indices into _KINDS by (when blurred, when sharpened, blurred before sharpened), as `_kind_of` counts."""
-    table = np.empty((3, 3, 2), np.int64)
-    for blur, sharpen, blur_first in np.ndindex(table.shape):
-        names = "BS" if blur_first else "SB"
-        sides = ["".join(name for name in names if {"B": blur, "S": sharpen}[name] == when) for when in (1, 2)]
-        table[blur, sharpen, blur_first] = _KINDS.index("J".join(sides))
-    return table
-
-
-def _units(strengths: NDArray[np.float32], active: NDArray[np.bool_], place: NDArray[np.int8],
-           ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """`in` and `out` of _Plan, (6, N) each: of the five steps (the jitter's at _HUE), then of the end and the start."""
-    num = len(strengths)
-    acting = active.copy()
-    acting[:, [_BRIGHTNESS, _POSTERIZE]] = False
-    own = place[:, [_POSTERIZE]]
-    before = np.concatenate([np.where(acting & (place < own), place, -1), np.zeros((num, 1), np.int8) - 1], axis=1)
-    after = np.concatenate([np.where(acting & (place > own), place, 9), np.zeros((num, 1), np.int8) + 8], axis=1)
-    leaves = np.where(before.max(1) < 0, _START, before.argmax(1))
-    step = np.where(active[:, _POSTERIZE], 2 ** (8 - strengths[:, _POSTERIZE]), 1).astype(np.float32)
-    ins, outs = np.ones((6, num), np.float32), np.ones((6, num), np.float32)
-    ins[after.argmin(1), np.arange(num)] = step
-    outs[leaves, np.arange(num)] = 1 / step
-    return ins, outs
+    Its index into _KINDS; what posterization follows, and what follows it: one of STEPS that is taken (_HUE for the
+    jitter), or _START and _END; whether brightness comes before hue.
+    """
+    routes = np.empty((len(ORDERS), 2, 2, 4), np.intp)
+    for row, blurred, sharpened in np.ndindex(routes.shape[:3]):
+        order = ORDERS[row]
+        taken = {_HUE: "J"} | ({_BLUR: "B"} if blurred else {}) | ({_SHARPNESS: "S"} if sharpened else {})
+        steps = [_START, *(step for step in order if step in taken or step == _POSTERIZE), _END]
+        place = steps.index(_POSTERIZE)
+        kind = _KINDS.index("".join(taken[step] for step in order if step in taken))
+        routes[row, blurred, sharpened] = (kind, steps[place - 1], steps[place + 1],
+                                           order.index(_BRIGHTNESS) < order.index(_HUE))
+    return routes
 
 
 def _weights(sigma: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -252,13 +233,13 @@ def _change(patches: Tensor, plan: _Plan, matrices: Tensor) -> None:
     size = patches.shape[-1]
     sorted_, spare = patches.index_select(0, plan.rows[0]), patches
     sorted_.mul_(plan.start).floor_()
-    blurs = (plan.blur[..., :3].flatten(0, 1) @ matrices[:3].flatten(1)).view(-1, 3, size, size)
+    blurs = (plan.blur[:3].flatten(1).T @ matrices[:3].flatten(1)).view(-1, 3, size, size)
     for name, first, last in _PASSES:
         some = slice(plan.starts[_KINDS.index(first)], plan.starts[_KINDS.index(last) + 1])
         if some.start == some.stop:
             continue
         if name == "B":
-            _blur_(sorted_[some], blurs[some], plan.blur[some, :, 3], spare[some])
+            _blur_(sorted_[some], blurs[some], plan.blur[3, some], spare[some])
         elif name == "S":
             _sharpen_(sorted_[some], *plan.sharpen[:, some], *matrices[3:])
         else:
@@ -306,7 +287,7 @@ def _shift_hue_(patches: Tensor, hue: Tensor) -> None:
     low, high, chroma, offset, from_red = (x.unsqueeze(1) for x in (low, high, chroma, offset, from_red))
     torch.addcmul(from_red, chroma, hue, out=patches)  # within 6: twice around
     patches.abs_().sub_(chroma, alpha=3).abs_().sub_(offset)  # 3 - d, then (2 - d) chroma + low
-    torch.minimum(torch.maximum(patches, low, out=patches), high, out=patches)
+    torch.clamp(patches, low, high, out=patches)
 
 
 def _send(values: Tensor, device: torch.device) -> Tensor:
@@ -314,4 +295,4 @@ def _send(values: Tensor, device: torch.device) -> Tensor:
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
-_KIND_TABLE = _kind_table()
+_ROUTES = _routes()
