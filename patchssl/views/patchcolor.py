@@ -101,7 +101,7 @@ class _Plan(NamedTuple):
 
     rows: Tensor  # (2, N) int64: which patch comes next, and where each patch has gone
     starts: tuple[int, ...]  # where each of _KINDS begins, and the end
-    start: Tensor  # (N, 1, 1, 1): out
+    start: Tensor  # (2, N, 1, 1, 1): 255 x out, and out / 2
     jitter: Tensor  # (3, N, 1, 1, 1): brightness before hue x in, brightness after it x out, 255 x out
     hue: Tensor  # (N, 3, 1): sixths of a turn from each channel's own hue to the one that red's becomes
     blur: Tensor  # (4, N, 3), the same for each channel: weights at 0, 1, 2 pixels x in x out, then out / 2
@@ -131,9 +131,8 @@ def apply_patches(views: Sequence[Tensor], draws: Sequence[PatchDraws], patch_si
         if drawn.order.shape != (len(view), per_side**2):
             raise ValueError(f"{len(view)} views of {per_side} x {per_side} patches need draws of shape "
                              f"({len(view)}, {per_side**2}), these are {tuple(drawn.order.shape)}")
-    fixed = torch.cat([_matrices(patch_size).flatten(), torch.tensor([*shift, 0.5])])
-    fixed = _send(fixed, views[0].device)
-    matrices, lowered, half = fixed[:-4].view(6, patch_size, patch_size), fixed[-4:-1].view(3, 1, 1), fixed[-1]
+    fixed = _send(torch.cat([_matrices(patch_size).flatten(), torch.tensor(shift)]), views[0].device)
+    matrices, lowered = fixed[:-3].view(6, patch_size, patch_size), fixed[-3:].view(3, 1, 1)
     for some, drawn in _portions(views, draws):
         grids = [view.unflatten(2, (-1, patch_size)).unflatten(4, (-1, patch_size)).permute(0, 2, 4, 1, 3, 5)
                  for view in some]  # (M, side, side, 3, p, p)
@@ -141,10 +140,10 @@ def apply_patches(views: Sequence[Tensor], draws: Sequence[PatchDraws], patch_si
         parts = [part.view(grid.shape) for grid, part in
                  zip(grids, patches.split([grid.shape[:3].numel() for grid in grids]), strict=True)]
         for grid, part in zip(grids, parts, strict=True):
-            torch.add(half, grid, alpha=255, out=part)  # cut off in _change, and so rounded, to 8 bits
-        _change(patches, _plan(drawn, scale, patch_size).to(patches.device), matrices)
+            part.copy_(grid)
+        _change(patches, _plan(drawn, scale, patch_size).to(patches.device), matrices, lowered)
         for grid, part in zip(grids, parts, strict=True):
-            torch.sub(part, lowered, out=grid)
+            grid.copy_(part)
 
 
 def _portions(views: Sequence[Tensor], draws: Sequence[PatchDraws]) -> Iterator[tuple[list[Tensor], PatchDraws]]:
@@ -195,7 +194,7 @@ def _plan(draws: PatchDraws, scale: Sequence[float], size: int) -> _Plan:
                        255 * outs[_HUE]])
     weights = np.concatenate([_weights(sigma, size) * (ins[_BLUR] * outs[_BLUR]), outs[_BLUR, None] / 2])
     start, jitter, sharpen, end, hue, blur, rows = map(torch.from_numpy, (
-        outs[_START], jitter, np.stack([ins[_SHARPNESS], sharpness, outs[_SHARPNESS]]),
+        np.stack([255 * outs[_START], outs[_START] / 2]), jitter, np.stack([ins[_SHARPNESS], sharpness, outs[_SHARPNESS]]),
         ins[_END, :, None] * np.array(scale, np.float32), hue, np.repeat(weights[:, :, None], 3, axis=2),
         np.stack([sorting, np.argsort(sorting)])))
     pixels = (..., None, None, None)
@@ -228,11 +227,11 @@ def _weights(sigma: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return (kernel / (kernel[0] + 2 * kernel[1:].sum(0))).astype(np.float32)
 
 
-def _change(patches: Tensor, plan: _Plan, matrices: Tensor) -> None:
-    """Change `patches` (N, 3, p, p), 8-bit values + 1/2, as planned, and scale them."""
+def _change(patches: Tensor, plan: _Plan, matrices: Tensor, lowered: Tensor) -> None:
+    """Change `patches` (N, 3, p, p) in [0, 1] as planned, to 8-bit values that are scaled and `lowered`."""
     size = patches.shape[-1]
     sorted_, spare = patches.index_select(0, plan.rows[0]), patches
-    sorted_.mul_(plan.start).floor_()
+    sorted_.mul_(plan.start[0]).add_(plan.start[1]).floor_()
     blurs = (plan.blur[:3].flatten(1).T @ matrices[:3].flatten(1)).view(-1, 3, size, size)
     for name, first, last in _PASSES:
         some = slice(plan.starts[_KINDS.index(first)], plan.starts[_KINDS.index(last) + 1])
@@ -244,7 +243,7 @@ def _change(patches: Tensor, plan: _Plan, matrices: Tensor) -> None:
             _sharpen_(sorted_[some], *plan.sharpen[:, some], *matrices[3:])
         else:
             _jitter_(sorted_, *plan.jitter, plan.hue)
-    torch.index_select(sorted_.mul_(plan.end), 0, plan.rows[1], out=patches)
+    torch.index_select(sorted_.mul_(plan.end).sub_(lowered), 0, plan.rows[1], out=patches)
 
 
 def _blur_(patches: Tensor, matrices: Tensor, rounding: Tensor, spare: Tensor) -> None:
