@@ -16,7 +16,7 @@ from patchssl.pretrain.pairs import plan_matches
 from patchssl.pretrain.schedules import values_at
 
 CPU = torch.device("cpu")
-DINO = {"method": "dino", "photometric": {"patch_share": 0}}
+DINO = {"method": "dino"}
 
 
 def run(recipe, steps=2, seed=0, engine=None):
