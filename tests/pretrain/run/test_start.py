@@ -30,7 +30,7 @@ from patchssl.runtime.errors import CheckpointError, DataError, Interrupted, Not
 RECIPE = """
 model: {arch: vit_tiny_patch16_224, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 3, drop_path: 0.2}
 views: {num_global: 2, num_local: 2, global_size: 24, local_size: 16}
-photometric: {patchwise: replace, patch_share: 0.5, blur: [0, 0, 0]}
+photometric: {patchwise: layered, patch_share: 0.5, blur: [0, 0, 0]}
 head: {num_prototypes: 32, hidden: 32, bottleneck: 16, freeze_last_layer_epochs: 0}
 loss: {centering: sinkhorn, teacher_temp: 0.02, teacher_temp_start: 0.02}
 optim: {epochs: 3, batch_size: 5, warmup_epochs: 0, lr: 0.05, teacher_momentum: 0.9}
