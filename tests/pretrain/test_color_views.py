@@ -3,7 +3,6 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 import torch
 import torchvision.transforms.functional as tv
 from cases import each

@@ -85,6 +85,16 @@ def test_patches_views_images_and_settings_are_drawn_independently() -> None:
     assert following.abs().max() < 5 / 3000**0.5
 
 
+def test_what_happens_to_a_patch_is_drawn_independently_too() -> None:
+    draws = many(config(jitter=0.5, blur=0.5))
+    columns = torch.cat([taken(draws)[:, 1:], draws.strengths[:, :3], draws.order[:, None]], 1).T.double()
+    happens = torch.corrcoef(columns)[:4]
+    apart = torch.ones(4, 8, dtype=torch.bool)
+    for step, column in ((0, 0), (1, 1), (2, 2), (3, 3), (1, 6)):  # itself, and the blur's own strength
+        apart[step, column] = False
+    assert happens[apart].abs().max() < 5 / draws.order.numel()**0.5
+
+
 def test_orders_are_uniform_and_so_is_each_step_among_its_places() -> None:
     counts = torch.bincount(many(config()).order.long(), minlength=48)
     assert len(counts) == 48 and chisquare(counts.numpy()).pvalue > 1e-3

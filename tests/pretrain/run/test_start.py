@@ -690,8 +690,8 @@ def test_collapse_is_said_in_words(tmp_path):
     for number in range(20):
         Image.new("RGB", (32, 32), (120, 120, 120)).save(gray / f"{number}.png")
     listener = Listener()
-    pretrain(recipe("photometric.jitter=0", "photometric.grayscale=0", "photometric.solarize=[0,0,0]"), gray, "run",
-             progress=listener)
+    color = ("patchwise=none", "jitter=0", "grayscale=0", "solarize=[0,0,0]")
+    pretrain(recipe(*(f"photometric.{setting}" for setting in color)), gray, "run", progress=listener)
     said = [s for s in listener.sentences if s.startswith("warning: at update") and "features have collapsed" in s]
     assert len(said) == 1 < len(listener.rows)  # when it begins, not in every row
 
