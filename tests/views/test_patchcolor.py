@@ -134,6 +134,17 @@ def test_torchvision_leaves_the_smallest_patches_unsharpened_and_a_pixel_unblurr
     assert torch.equal(levels(applied(views, draws_of(16, 4, blur=2.0), 1)), levels(views))
 
 
+@each("factor", [0.1, 0.7, 1.3, 1.49, 2.2])
+def test_sharpness_by_a_factor_that_is_no_binary_fraction_is_a_level_off_at_most(factor: float) -> None:
+    """What torchvision cuts off may be a whole level but for the last bit, where a pixel is its neighbors' mean."""
+    patches = some_patches(9 * 24, 8)
+    changed = cut(applied(put(patches, 3), draws_of(24, 9, sharpness=factor), 8), 8)
+    off = (changed - tv.adjust_sharpness(patches, factor)).abs()
+    assert off.max() < 1.001 and (off > 1e-3).float().mean() < 0.3
+    kept = put(patches[:, :, :1, :1].expand(-1, -1, 8, 8), 3)  # ours stays as it is; torchvision may lose a level
+    assert torch.equal(levels(applied(kept, draws_of(24, 9, sharpness=factor), 8)), levels(kept))
+
+
 def test_a_blur_mixes_columns_of_a_patch_and_not_its_rows() -> None:
     column = torch.zeros(3, 8, 8, dtype=torch.uint8)
     column[:, :, 3] = 200
