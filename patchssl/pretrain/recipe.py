@@ -69,7 +69,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
     if not isinstance(values, dict):
         raise UsageError(f"{where} holds a {type(values).__name__}, a recipe is a table of keys and values")
     values = {key: value for key, value in values.items() if value is not None}  # an empty part
-    _read_old_color(values, where)
+    values = _read_old_color(values, where)
     for override in overrides:
         _apply_override(values, override)
     try:
@@ -78,16 +78,22 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
         raise UsageError(f"{where}: " + "; ".join(_sentences(error))) from None
 
 
-def _read_old_color(values: dict[str, Any], where: str) -> None:
-    """Say `patchwise` for recipes from before it existed, whose `patch_share` was the share of replaced color."""
+def with_patchwise(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's `values` with `patchwise` said; before it existed, `patch_share` was the share of `replace`."""
     color = values.get("photometric")
-    if isinstance(color, dict) and "patch_share" in color and "patchwise" not in color:
-        mode = "replace" if color["patch_share"] else "none"
-        values["photometric"] = {**color, "patchwise": mode}
-        if mode == "replace":
-            warnings.warn(f"{where} has photometric.patch_share and no photometric.patchwise: read as patchwise = "
-                          "replace, all that there was before; say patchwise = layered for the authors' color",
-                          FutureWarning, stacklevel=3)
+    if not isinstance(color, dict) or "patch_share" not in color or "patchwise" in color:
+        return values
+    return {**values, "photometric": {**color, "patchwise": "replace" if color["patch_share"] else "none"}}
+
+
+def _read_old_color(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`with_patchwise`, with a warning where that is not the color which a recipe would have today."""
+    read = with_patchwise(values)
+    if read is not values and read["photometric"]["patchwise"] == "replace":
+        warnings.warn(f"{where} has photometric.patch_share and no photometric.patchwise: read as patchwise = "
+                      "replace, all that there was before; say patchwise = layered for the authors' color",
+                      FutureWarning, stacklevel=3)
+    return read
 
 
 def dump_recipe(recipe: Recipe) -> str:

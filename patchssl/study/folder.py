@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from patchssl.data.open import absolute_name
 from patchssl.eval.records import Result, read_results
 from patchssl.pretrain.config import Recipe
+from patchssl.pretrain.recipe import with_patchwise
 from patchssl.pretrain.run.log import LOG, read_rows
 from patchssl.pretrain.run.resume import FACTS, changes_between, read_run, sentence, weighty_among
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
@@ -186,7 +187,9 @@ class StudyFolder:
 
     def _require_same(self, run: StudyRun, recipe: dict[str, Any], data: str) -> None:
         """UsageError unless `recipe` and `data` are those of `run`, settings that move no number aside."""
-        changes = weighty_among(changes_between(recipe, run.recipe))
+        changes = weighty_among(changes_between(with_patchwise(recipe), run.recipe))
+        if not run.recipe.photometric.patch_share:
+            changes.pop("photometric.patchwise", None)  # of no view
         if self.data and data != self.data:
             changes["data"] = data, self.data
         if changes:
@@ -206,7 +209,9 @@ def _settings_of(path: Path) -> str:
     except (ValueError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}); put it back, or remove the run and its file in cells/") from None
     with suppress(ValidationError):  # of another version: told apart as it stands
-        recipe = Recipe.model_validate(recipe).model_dump(mode="json")
+        known = Recipe.model_validate(with_patchwise(recipe))
+        recipe = known.model_dump(mode="json")
+        recipe["photometric"]["patchwise"] = known.patch_color  # the same for a share of 0, whatever its mode
     return json.dumps({key: value for key, value in recipe.items() if key not in ("run", "data")}, sort_keys=True)
 
 

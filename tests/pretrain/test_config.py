@@ -8,7 +8,14 @@ import yaml
 from cases import each
 
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.recipe import dump_recipe, load_recipe, parse_recipe, recipe_keys, recipe_names
+from patchssl.pretrain.recipe import (
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_keys,
+    recipe_names,
+    with_patchwise,
+)
 from patchssl.pretrain.schedules import values_at
 from patchssl.runtime.errors import UsageError
 
@@ -82,6 +89,49 @@ def test_the_changes_that_a_recipe_names_in_its_comments_are_settings(name):
 ])
 def test_other_branches_are_changes_of_the_recipes(name, changes):
     assert load_recipe(name, changes).patch_color == "none"
+
+
+# recipes from before `patchwise` existed
+
+def test_an_old_share_of_views_is_read_as_replaced_color_and_said(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("photometric: {patch_share: 0.3, jitter: 0.7}\n")
+    with pytest.warns(FutureWarning, match=re.escape(f"{path} has photometric.patch_share and no")) as told:
+        recipe = load_recipe(path)
+    assert len(told) == 1 and "patchwise = replace" in str(told[0].message)
+    assert (recipe.patch_color, recipe.photometric.patch_share, recipe.photometric.jitter) == ("replace", 0.3, 0.7)
+    with pytest.warns(FutureWarning):
+        assert parse_recipe("photometric: {patch_share: 0.3}", ["photometric.patchwise=layered"]) == Recipe(
+            photometric={"patch_share": 0.3})
+    with pytest.warns(FutureWarning), pytest.raises(UsageError, match=r"patchwise = replace: method dino"):
+        parse_recipe("photometric: {patch_share: 0.3}", ["method=dino"])
+
+
+@pytest.mark.filterwarnings("error")
+@each("text, changes, color, share", [
+    ("photometric: {patch_share: 0}", [], "none", 0),
+    ("photometric: {patch_share: 0.0}\nmethod: ibot", [], "none", 0),
+    ("photometric: {patch_share: 0.3, patchwise: replace}", [], "replace", 0.3),
+    ("photometric: {patch_share: 0.3, patchwise: layered}", [], "layered", 0.3),
+    ("photometric: {patch_share: 0.3, patchwise: none}", [], "none", 0.3),
+    ("photometric: {patchwise: replace}", [], "replace", 1),
+    ("photometric: {jitter: 0.5}", [], "layered", 1),
+    ("photometric:", ["photometric.patch_share=0.4"], "layered", 0.4),
+    ("", ["photometric.patch_share=0.4"], "layered", 0.4),
+    ("", ["photometric.patch_share=0"], "none", 0),
+    ("", ["photometric.patch.hue=0.2"], "layered", 1),
+    ("method: dino", ["photometric.patch_share=0"], "none", 0)])
+def test_what_is_no_old_share_is_read_without_a_word(text, changes, color, share):
+    recipe = parse_recipe(text, changes)
+    assert (recipe.patch_color, recipe.photometric.patch_share) == (color, share)
+
+
+def test_reading_old_color_leaves_what_was_given_as_it_was():
+    given = {"photometric": {"patch_share": 0.5}}
+    assert with_patchwise(given) == {"photometric": {"patch_share": 0.5, "patchwise": "replace"}}
+    assert given == {"photometric": {"patch_share": 0.5}}
+    for other in ({}, {"photometric": None}, {"photometric": {"patchwise": "none", "patch_share": 1}}):
+        assert with_patchwise(other) is other
 
 
 @each("mode", ["layered", "replace"])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from patchssl.views.color import draw_sample_colors
 from patchssl.views.config import ViewConfig
 from patchssl.views.crops import cut_views, draw_views, sample_rng
 from patchssl.views.geometry import Crops, View, patch_centers
+from patchssl.views.patchcolor import NEUTRAL, draw_patches
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -36,7 +39,8 @@ def test_draws_can_be_repeated_and_differ_by_everything_that_names_them():
     base = (3, 1, 7, "crops")
     assert first(*base) == first(*base)
     others = [(4, 1, 7, "crops"), (3, 2, 7, "crops"), (3, 1, 8, "crops"), (3, 1, 7, "color"),
-              (3, 1, 7, "drop_path"), (3, 1, 7, "masks"), (3, 1, 7, "shuffle"), (1, 3, 7, "crops")]
+              (3, 1, 7, "drop_path"), (3, 1, 7, "masks"), (3, 1, 7, "patch_color"),
+              (3, 1, 7, "shuffle"), (1, 3, 7, "crops")]
     assert len({first(*name) for name in [base, *others]}) == len(others) + 1
 
 
@@ -202,6 +206,77 @@ def test_color_and_drop_path_have_streams_of_their_own():
     for found, draws in zip((sample.global_colors, sample.local_colors), expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(found, draws, strict=True))
     assert np.array_equal(sample.drop_path, sample_rng(7, 4, 2, "drop_path").random((4, 3), dtype=np.float32))
+
+
+def test_draws_of_patches_have_a_stream_of_their_own():
+    layered = recipe(patch_share=0.6)
+    sample = ViewDataset(FewImages([noise(20, 20)] * 3), layered, 7, 3)[4, 2]
+    expected = draw_patches(sample_rng(7, 4, 2, "patch_color"), layered.photometric, 2, 2, 16, 4)
+    for found, draws in zip((sample.global_patches, sample.local_patches), expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, draws, strict=True))
+    assert not torch.equal(sample.global_patches.strengths, ViewDataset(
+        FewImages([noise(20, 20)] * 3), layered, 7, 3)[4, 1].global_patches.strengths)
+
+
+@each("mode, share", [("none", 1), ("replace", 0), ("layered", 0), ("layered", 0.5), ("layered", 1)])
+def test_patch_wise_color_leaves_all_other_draws_as_they_were(mode, share):
+    """`none` is what versions drew that did not know `patchwise`, with a share of 0."""
+    def sample(color):
+        values = recipe(**color).model_dump() | {"masks": {"matched": True, "probability": 1, "ratio": (0.3, 0.3)}}
+        values["loss"]["matches_per_pair"] = 2
+        return ViewDataset(FewImages([noise(30, 40)] * 3), Recipe.model_validate(values), 7, 3)[4, 2]
+
+    found, expected = sample({"patchwise": mode, "patch_share": share}), sample({"patchwise": "none"})
+    assert found.masks.any() and found.match_draws.size
+    num_patches = {"global": 16, "local": 4} if mode == "layered" and share else {}
+    assert found.global_patches.order.shape == ((2, num_patches["global"]) if num_patches else (0, 0))
+    assert found.local_patches.strengths.shape == ((2, num_patches["local"], 5) if num_patches else (0, 0, 5))
+    kept = {name: getattr(expected, name) for name in ("global_patches", "local_patches")}
+    assert_equal(replace(found, **kept), expected)
+
+
+def test_a_share_of_views_has_its_patches_changed_and_the_others_none():
+    dataset = ViewDataset(FewImages([noise(20, 20)]), recipe(patch_share=0.3), 0)
+    batch = collate_views([dataset[epoch, 0] for epoch in range(300)])
+    for draws in (batch.global_patches, batch.local_patches):
+        changed = (draws.strengths != torch.tensor(NEUTRAL)).any(-1)
+        assert torch.equal(changed.any(-1), changed.all(-1))  # a blur and a jitter of each patch, or of none
+        assert changed.any(-1).float().mean() == pytest.approx(0.3, abs=0.06)
+
+
+def test_draws_of_patches_travel_with_their_batch():
+    dataset = ViewDataset(FewImages([noise(20, 20)] * 6), recipe(), 0, 2)
+    samples = [dataset[0, index] for index in range(6)]
+    batch = collate_views(samples)
+    assert batch.global_patches.strengths.shape == (6, 2, 16, 5) and batch.local_patches.order.shape == (6, 2, 4)
+    moved = batch.to("meta")
+    for name in ("global_patches", "local_patches"):
+        parts = [getattr(part, name) for part in batch.split(3)]
+        assert [part.order.shape[0] for part in parts] == [2, 2, 2]
+        assert torch.equal(torch.cat([part.strengths for part in parts]), getattr(batch, name).strengths)
+        for field in range(2):
+            assert torch.equal(getattr(batch, name)[field], torch.stack([getattr(one, name)[field] for one in samples]))
+        assert torch.equal(getattr(batch, name).flatten().order[3], getattr(samples[1], name).order[1])
+        assert getattr(moved, name) is getattr(batch, name)  # read on the CPU
+    assert len(torch.unique(torch.cat([batch.global_patches.strengths.flatten(0, 2),
+                                       batch.local_patches.strengths.flatten(0, 2)]), dim=0)) == 6 * (2 * 16 + 2 * 4)
+
+
+def test_images_that_share_a_batch_share_the_draws_of_their_patches():
+    parts = recipe().model_dump()
+    parts["views"]["shared_in_batch"] = True
+    dataset = ViewDataset(FewImages([noise(20, 20 + index) for index in range(3)]), Recipe.model_validate(parts), 0, 2)
+    samples = [dataset[1, index, 4] for index in range(3)]
+    batch, other = collate_views(samples, shared=True), dataset[1, 0, 5]
+    assert_equal(batch, collate_views(samples))
+    for name in ("global_patches", "local_patches"):
+        found = getattr(batch, name)
+        assert torch.equal(found.strengths, found.strengths[:1].expand_as(found.strengths))
+        assert torch.equal(found.order, found.order[:1].expand_as(found.order))
+        assert len(torch.unique(found.strengths[0].flatten(0, 1), dim=0)) == found.order[0].numel()
+        assert not torch.equal(getattr(other, name).strengths, found.strengths[0])
+    expected = draw_patches(sample_rng(0, 1, 4, "patch_color"), dataset.recipe.photometric, 2, 2, 16, 4)
+    assert torch.equal(batch.global_patches.strengths[2], expected[0].strengths)
 
 
 def test_workers_and_processes_draw_the_same_batches():

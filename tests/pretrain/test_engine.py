@@ -16,7 +16,7 @@ from patchssl.pretrain.pairs import plan_matches
 from patchssl.pretrain.schedules import values_at
 
 CPU = torch.device("cpu")
-DINO = {"method": "dino", "photometric": {"patch_share": 0}}
+DINO = {"method": "dino"}
 
 
 def run(recipe, steps=2, seed=0, engine=None):
@@ -135,7 +135,8 @@ def test_the_last_layer_thaws_after_its_epochs():
     {"loss": {"patch_warmup_epochs": 2, "patch_weight": 0.5}},
     {"loss": {"weighting": "lambda"}}, {"loss": {"weighting": "lambda", "class_share": 0}},
     {"loss": {"weighting": "lambda-sum", "class_share": 0.8}}, {"loss": {"weighting": "lambda-sum", "class_share": 1}},
-    {"photometric": {"patch_share": 0.5}}, {"model": {"drop_path": 0.3}},
+    {"photometric": {"patch_share": 0.5}}, {"photometric": {"patchwise": "replace", "patch_share": 0.5}},
+    {"model": {"drop_path": 0.3}},
     {"masks": {"matched": True, "probability": 1, "ratio": [0.5, 0.5]}},
     {"model": {"patch_size": 24, "drop_path": 0.0}, "views": {"global_size": 24, "local_size": 24}},
     DINO, DINO | {"loss": {"centering": "sinkhorn"}}, DINO | {"views": {"num_global": 1, "num_local": 2}},
@@ -207,7 +208,7 @@ def test_names_in_a_checkpoint_are_timms():
 
 
 def test_uncolored_views_are_only_normalized():
-    recipe = make_recipe(photometric={"patch_share": 0, "jitter": 0, "grayscale": 0, "blur": [0, 0, 0],
+    recipe = make_recipe(photometric={"patchwise": "none", "jitter": 0, "grayscale": 0, "blur": [0, 0, 0],
                                       "solarize": [0, 0, 0]})
     batch = make_batch(recipe)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

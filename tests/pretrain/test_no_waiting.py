@@ -41,7 +41,8 @@ def test_the_device_notices_who_waits():
 
 DINO, IBOT = ({"method": method, "photometric": {"patch_share": 0}} for method in ("dino", "ibot"))
 SETTINGS = {
-    "pwself": {}, "dino": DINO, "ibot": IBOT, "some views colored whole": {"photometric": {"patch_share": 0.5}},
+    "pwself": {}, "dino": DINO, "ibot": IBOT, "some views layered": {"photometric": {"patch_share": 0.5}},
+    "some views replaced": {"photometric": {"patchwise": "replace", "patch_share": 0.5}},
     "paper": {"loss": {"weighting": "paper", "rule": "paper", "center_per_position": True}},
     "sampled, in two parts": {"loss": {"matches_per_pair": 2}, "optim": {"accumulate": 2}},
     "masked": {"masks": {"matched": True}},

@@ -575,6 +575,45 @@ def test_settings_that_an_older_version_did_not_know_make_no_other_configuration
         configurations(tmp_path)
 
 
+def without_patchwise(recipe):
+    """A recipe as versions before `patchwise` wrote it down."""
+    color = {key: value for key, value in recipe["photometric"].items() if key not in ("patchwise", "patch")}
+    return recipe | {"photometric": color}
+
+
+def test_color_of_before_patchwise_is_another_configuration_than_todays(tmp_path):
+    """A share of views without `patchwise` was one of `replace`; of none, it is what `none` is today."""
+    recipes = [("old", {"patch_share": 1.0}), ("replace", {"patchwise": "replace"}), ("layered", {}),
+               ("old share", {"patch_share": 0.5}), ("old none", {"patch_share": 0}),
+               ("none", {"patchwise": "none", "patch_share": 0}), ("layered of none", {"patchwise": "layered",
+                                                                                       "patch_share": 0})]
+    counts = []
+    for name, color in recipes:
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"recipe": {"method": "pwself", "photometric": color}}))
+        counts.append(configurations(tmp_path))
+    assert counts == [1, 1, 2, 3, 4, 4, 4]
+
+
+@each("variant, refused", [("pwself", True), ("dino", False), ("whole", False)])
+def test_a_run_of_before_patchwise_is_not_taken_for_a_layered_one(tmp_path, variant, refused):
+    study = parse_study(yaml.safe_dump(TINY | {"variants": {
+        "dino": {"method": "dino", "photometric.patch_share": 0}, "pwself": {"photometric.patchwise": "layered"},
+        "whole": {"photometric.patch_share": 0}}}))
+    folder = study_folder(study, tmp_path, "textures")
+    run = next(run for run in runs_of(study) if run.variant == variant)
+    folder.run_folder(run).mkdir(parents=True)
+    (folder.run_folder(run) / "run.json").write_text(json.dumps(
+        {"recipe": without_patchwise(run.recipe.model_dump(mode="json")), "data": folder.data}))
+    if refused:
+        with pytest.warns(FutureWarning, match="patchwise"), pytest.raises(
+                UsageError, match=r"photometric\.patchwise was replace, now layered"):
+            folder.begun(run)
+    else:
+        assert folder.begun(run)
+
+
 def test_a_finished_run_without_its_log_is_said(tmp_path, colors, whole):
     shutil.copytree(whole, tmp_path / "out")
     study = parse_study(yaml.safe_dump(TINY))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from cases import each
 
 from patchssl.models.checkpoint import load_checkpoint, save_checkpoint
@@ -145,7 +146,41 @@ def test_a_checkpoint_whose_tensors_do_not_fit_is_refused(run):
 
 def test_a_checkpoint_put_there_from_another_method(run, colors, tiny, tmp_path):
     other = pretrain("quickstart", colors, tmp_path / "dino", device="cpu",
-                     overrides=(*tiny, "method=dino", "photometric.patch_share=0", "optim.epochs=1"))
+                     overrides=(*tiny, "method=dino", "photometric.patchwise=none", "optim.epochs=1"))
     shutil.copy(other / "checkpoint.pth", run / "checkpoint.pth")
     with pytest.raises(CheckpointError, match="method dino instead of pwself"):
         resume(run)
+
+
+@pytest.fixture
+def old_run(tiny_run, colors, tiny, tmp_path):
+    """A run of 12 updates with replaced color, as versions wrote it that did not know `patchwise`."""
+    run = pretrain("quickstart", colors, tmp_path / "old", device="cpu", overrides=(
+        *tiny, "photometric.patchwise=replace", "photometric.patch_share=0.5"))
+
+    def older(recipe):
+        color = {key: value for key, value in recipe["photometric"].items() if key not in ("patchwise", "patch")}
+        return recipe | {"photometric": color}
+
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"recipe": older(facts["recipe"])}))
+    (run / "recipe.yaml").write_text(yaml.safe_dump(older(yaml.safe_load((run / "recipe.yaml").read_text()))))
+    checkpoint = load_checkpoint(run)
+    save_checkpoint(run, checkpoint | {"recipe": yaml.safe_dump(older(yaml.safe_load(checkpoint["recipe"])))})
+    return run
+
+
+def test_a_run_of_before_patchwise_goes_on_with_replaced_color(old_run):
+    with pytest.warns(FutureWarning, match="recipe.yaml has photometric.patch_share and no photometric.patchwise"):
+        assert resume(old_run, ("optim.epochs=3",), allow_changes=True) == old_run
+    assert load_checkpoint(old_run)["steps_done"] == 18
+    recipe = load_recipe(old_run / "recipe.yaml")
+    assert (recipe.patch_color, recipe.photometric.patch_share) == ("replace", 0.5)
+    assert yaml.safe_load(load_checkpoint(old_run)["recipe"])["photometric"]["patchwise"] == "replace"
+
+
+@pytest.mark.xfail(strict=True, reason="begun_with does not read old color: the setting counts as unknown, and skipped")
+def test_a_run_of_before_patchwise_is_not_made_layered_unasked(old_run):
+    with pytest.warns(FutureWarning), pytest.raises(
+            UsageError, match=r"photometric\.patchwise was replace, now layered.*--allow-changes"):
+        resume(old_run, ("photometric.patchwise=layered",))

@@ -30,7 +30,7 @@ from patchssl.runtime.errors import CheckpointError, DataError, Interrupted, Not
 RECIPE = """
 model: {arch: vit_tiny_patch16_224, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 3, drop_path: 0.2}
 views: {num_global: 2, num_local: 2, global_size: 24, local_size: 16}
-photometric: {patch_share: 0.5, blur: [0, 0, 0]}
+photometric: {patchwise: layered, patch_share: 0.5, blur: [0, 0, 0]}
 head: {num_prototypes: 32, hidden: 32, bottleneck: 16, freeze_last_layer_epochs: 0}
 loss: {centering: sinkhorn, teacher_temp: 0.02, teacher_temp_start: 0.02}
 optim: {epochs: 3, batch_size: 5, warmup_epochs: 0, lr: 0.05, teacher_momentum: 0.9}
@@ -690,8 +690,8 @@ def test_collapse_is_said_in_words(tmp_path):
     for number in range(20):
         Image.new("RGB", (32, 32), (120, 120, 120)).save(gray / f"{number}.png")
     listener = Listener()
-    pretrain(recipe("photometric.jitter=0", "photometric.grayscale=0", "photometric.solarize=[0,0,0]"), gray, "run",
-             progress=listener)
+    color = ("patchwise=none", "jitter=0", "grayscale=0", "solarize=[0,0,0]")
+    pretrain(recipe(*(f"photometric.{setting}" for setting in color)), gray, "run", progress=listener)
     said = [s for s in listener.sentences if s.startswith("warning: at update") and "features have collapsed" in s]
     assert len(said) == 1 < len(listener.rows)  # when it begins, not in every row
 
