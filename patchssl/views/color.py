@@ -1,10 +1,11 @@
 """Color augmentation: drawn per sample on the CPU, applied to all views of a batch at once, on any device.
 
 Read `patchssl.views.plaincolor` first: it says the same of one view in torchvision's words. Whole views follow DINO:
-color jitter, grayscale, Gaussian blur, solarization. Patch-wise views are blurred first, then jitter, grayscale and
-solarization are drawn anew for every patch of the ViT's own grid. A whole view is colored as one patch as large as
-the view, so both kinds share one implementation. Draws stay on the CPU: which patches need what is decided there, so
-that a device is never waited for.
+color jitter, grayscale, Gaussian blur, solarization; the mild changes of `layered` patch-wise color come after that,
+in `patchssl.views.patchcolor`. Views whose color is replaced patch by patch (`replace`) are blurred first, then
+jitter, grayscale and solarization are drawn anew for every patch of the ViT's own grid. A whole view is colored as
+one patch as large as the view, so both kinds share one implementation. Draws stay on the CPU: which patches need what
+is decided there, so that a device is never waited for.
 
 In order: what is drawn (`ColorDraws`, `draw_sample_colors`), what is done with it (`apply_colors`), and how.
 """
@@ -45,7 +46,7 @@ class ColorDraws(NamedTuple):
     patches need what and sends the device the rest; for draws on a device it has to wait.
     """
 
-    replaced: Tensor  # (...) bool: colored patch by patch
+    replaced: Tensor  # (...) bool: colored patch by patch instead of as a whole
     sigma: Tensor  # (...) float32: standard deviation of the blur in pixels, 0 = none
     factors: Tensor  # (..., P, 4) float32 in the order of JITTERS: 1, 1, 1, 0 change nothing, hue in turns
     order: Tensor  # (..., P) uint8: row of ORDERS, in which the four are applied
@@ -145,7 +146,8 @@ def layer_colors(images: Sequence[Tensor], draws: Sequence[ColorDraws], patches:
 
     Patches of all sizes are changed together, and normalized by the way.
     """
-    colored = [apply_colors(some, drawn, patch_size) for some, drawn in zip(images, draws, strict=True)]
+    colored = [apply_colors(some, drawn, patch_size) if len(some) else some.float()
+               for some, drawn in zip(images, draws, strict=True)]
     some = [(views, drawn) for views, drawn in zip(colored, patches, strict=True) if len(views)]
     scale, shift = [1 / (255 * s) for s in std], [m / s for m, s in zip(mean, std, strict=True)]
     apply_patches([views for views, _ in some], [drawn for _, drawn in some], patch_size, scale, shift)

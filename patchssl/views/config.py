@@ -74,7 +74,7 @@ class PatchColorConfig(ConfigPart):
 class PhotometricConfig(ConfigPart):
     """Color augmentation; triples are (first global, second global, local) views, probabilities.
 
-    `patchwise` is `layered` (whole-view color, then mild changes patch by patch, `patch`: PW-Self as its authors run
+    `patchwise` is `layered` (whole-view color, then milder changes patch by patch, `patch`: PW-Self as its authors run
     it), `replace` (jitter, grayscale and solarization of whole-view strength drawn anew for each patch instead of
     whole-view color: harsher, and nobody else's) or `none` (DINO's and iBOT's).
     """

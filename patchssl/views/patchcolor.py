@@ -1,12 +1,12 @@
 """Layered patch-wise color: mild changes drawn anew for each patch of views that are colored already, all at once.
 
-Read `patchssl.views.plaincolor.color_patch` first: it says the same of one patch in torchvision's words. The
+Read `patchssl.views.plaincolor.change_patch` first: it says the same of one patch in torchvision's words. The
 operations and their strengths are those of PW-Self's authors (PatchAugmentation in alijavidani/dino, branch
 imagenet100-patch_augmentation, 26acb86): each patch is jittered (brightness and hue), blurred upwards and downwards,
 sharpened and posterized in an order of its own, on 8-bit values.
 
 In order: what is drawn (`PatchDraws`, `draw_patches`), what is done with it (`apply_patches`), and how. Blur and
-sharpening come before the jitter, after it or not at all; `_SLOTS` is the shortest series of passes in which every
+sharpening come before the jitter, after it or not at all; `_PASSES` is the shortest series of passes in which every
 order finds its place, and patches are sorted so that each pass meets neighbors only. Posterization needs no pass: it
 is a coarser step of the rounding that ends the pass before it.
 """
@@ -190,16 +190,20 @@ def _plan(draws: PatchDraws, scale: Sequence[float], size: int) -> _Plan:
     ins[meets, every], outs[leaves, every] = step, 1 / step
     hue = 6 * turns[:, None] + _FROM_RED
     hue -= 6 * np.round(hue / 6)
-    jitter = np.stack([np.where(first, factor, 1) * ins[_HUE], np.where(first, 1, factor) * outs[_HUE],
-                       255 * outs[_HUE]])
-    weights = np.concatenate([_weights(sigma, size) * (ins[_BLUR] * outs[_BLUR]), outs[_BLUR, None] / 2])
-    start, jitter, sharpen, end, hue, blur, rows = map(torch.from_numpy, (
-        np.stack([255 * outs[_START], outs[_START] / 2]), jitter, np.stack([ins[_SHARPNESS], sharpness, outs[_SHARPNESS]]),
-        ins[_END, :, None] * np.array(scale, np.float32), hue, np.repeat(weights[:, :, None], 3, axis=2),
-        np.stack([sorting, np.argsort(sorting)])))
+    numbers = {
+        "start": np.stack([255 * outs[_START], outs[_START] / 2]),
+        "jitter": np.stack([np.where(first, factor, 1) * ins[_HUE], np.where(first, 1, factor) * outs[_HUE],
+                            255 * outs[_HUE]]),
+        "hue": hue,
+        "blur": np.concatenate([_weights(sigma, size) * (ins[_BLUR] * outs[_BLUR]), outs[_BLUR, None] / 2]),
+        "sharpen": np.stack([ins[_SHARPNESS], sharpness, outs[_SHARPNESS]]),
+        "end": ins[_END, :, None] * np.array(scale, np.float32)}
+    start, jitter, turned, blur, sharpen, end = map(torch.from_numpy, numbers.values())
     pixels = (..., None, None, None)
+    rows = torch.from_numpy(np.stack([sorting, np.argsort(sorting)]))
     return _Plan(rows, tuple(np.searchsorted(kinds, np.arange(len(_KINDS) + 1)).tolist()), start[pixels],
-                 jitter[pixels], hue[..., None], blur, sharpen[pixels], end[..., None, None])
+                 jitter[pixels], turned[..., None], blur[..., None].repeat(1, 1, 3), sharpen[pixels],
+                 end[..., None, None])
 
 
 def _routes() -> NDArray[np.intp]:
@@ -240,9 +244,9 @@ def _change(patches: Tensor, plan: _Plan, matrices: Tensor, lowered: Tensor) -> 
         if name == "B":
             _blur_(sorted_[some], blurs[some], plan.blur[3, some], spare[some])
         elif name == "S":
-            _sharpen_(sorted_[some], *plan.sharpen[:, some], *matrices[3:])
+            _sharpen_(sorted_[some], plan.sharpen[:, some], matrices[3:])
         else:
-            _jitter_(sorted_, *plan.jitter, plan.hue)
+            _jitter_(sorted_, plan.jitter, plan.hue)
     torch.index_select(sorted_.mul_(plan.end).sub_(lowered), 0, plan.rows[1], out=patches)
 
 
@@ -253,20 +257,22 @@ def _blur_(patches: Tensor, matrices: Tensor, rounding: Tensor, spare: Tensor) -
     torch.floor(out, out=flat)
 
 
-def _sharpen_(patches: Tensor, unit_in: Tensor, factor: Tensor, unit_out: Tensor, sums: Tensor, means: Tensor,
-              own: Tensor) -> None:
+def _sharpen_(patches: Tensor, numbers: Tensor, matrices: Tensor) -> None:
     """Move `patches` (n, 3, p, p) away from their rounded mean over 3 x 3 pixels, the middle counting 5 times.
 
-    The outermost pixels stay, as torchvision has it; `sums`, `means` and `own` are the last of `_matrices`.
+    The outermost pixels stay, as torchvision has it; `numbers` as in `_Plan`, `matrices` the last of `_matrices`.
     """
+    unit_in, factor, unit_out = numbers
+    sums, means, own = matrices
     flat = patches.mul_(unit_in).flatten(0, 1)
     smooth = torch.bmm(means.expand_as(flat), flat @ sums.T).addcmul_(flat, own).round_()
     torch.lerp(smooth.view_as(patches), patches, factor, out=patches)
     patches.clamp_(0, 255).mul_(unit_out).floor_()
 
 
-def _jitter_(patches: Tensor, before: Tensor, after: Tensor, brightest: Tensor, hue: Tensor) -> None:
-    """Brightness before hue, hue, and brightness after it, of `patches` (N, 3, p, p)."""
+def _jitter_(patches: Tensor, factors: Tensor, hue: Tensor) -> None:
+    """Brightness before hue, hue, and brightness after it, of `patches` (N, 3, p, p); numbers as in `_Plan`."""
+    before, after, brightest = factors
     patches.mul_(before).clamp_(max=255).floor_().mul_(_TO_BYTE)
     _shift_hue_(patches.flatten(2), hue)
     torch.minimum(patches.floor_().mul_(after), brightest, out=patches).floor_()

@@ -14,7 +14,7 @@ from patchssl.models.checkpoint import NEWEST
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.engine import Engine
 from patchssl.pretrain.network import network_spec
-from patchssl.pretrain.recipe import dump_recipe, parse_recipe
+from patchssl.pretrain.recipe import dump_recipe, parse_recipe, with_patchwise
 from patchssl.pretrain.run.log import write_whole
 from patchssl.runtime.errors import CheckpointError, UsageError
 
@@ -53,7 +53,7 @@ def read_run(folder: Path) -> tuple[Recipe, dict[str, Any]]:
 
 def begun_with(facts: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The settings that a run was begun with, or that were allowed since; an older version's are in its checkpoints."""
-    return facts.get("recipe") or (yaml.safe_load(checkpoint["recipe"]) if checkpoint else {})
+    return with_patchwise(facts.get("recipe") or (yaml.safe_load(checkpoint["recipe"]) if checkpoint else {}))
 
 
 def changed_recipe(folder: Path, begun: Mapping[str, Any], overrides: Sequence[str],

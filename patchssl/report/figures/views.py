@@ -46,13 +46,13 @@ def views_of(pixels: Pixels, recipe: Recipe, seed: int, index: int = 0, batch: i
     """
     images = ArrayImages(name="image", split="all", source="one image", array=pixels[None],
                          ids=np.zeros(index + 1, np.int64))
-    batch = collate_views([ViewDataset(images, recipe, seed)[0, index, batch]])
-    crops = [*batch.global_views[0], *batch.local_views[0]]
-    places = zip(batch.boxes[0].tolist(), batch.mirrored[0].tolist(), crops, strict=True)
+    drawn = collate_views([ViewDataset(images, recipe, seed)[0, index, batch]])
+    crops = [*drawn.global_views[0], *drawn.local_views[0]]
+    places = zip(drawn.boxes[0].tolist(), drawn.mirrored[0].tolist(), crops, strict=True)
     geometry = [View(top, left, height, width, mirrored, crop.shape[-1])
                 for (top, left, height, width), mirrored, crop in places]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    normalized = [view for views in color_views(batch, recipe, torch.device("cpu")) for view in views[0]]
+    normalized = [view for views in color_views(drawn, recipe, torch.device("cpu")) for view in views[0]]
     colored = [((view * std + mean) * 255).round().clamp(0, 255).byte() for view in normalized]
     return DrawnViews(geometry, [_as_image(crop) for crop in crops], [_as_image(view) for view in colored])
 

@@ -179,7 +179,6 @@ def test_a_run_of_before_patchwise_goes_on_with_replaced_color(old_run):
     assert yaml.safe_load(load_checkpoint(old_run)["recipe"])["photometric"]["patchwise"] == "replace"
 
 
-@pytest.mark.xfail(strict=True, reason="begun_with does not read old color: the setting counts as unknown, and skipped")
 def test_a_run_of_before_patchwise_is_not_made_layered_unasked(old_run):
     with pytest.warns(FutureWarning), pytest.raises(
             UsageError, match=r"photometric\.patchwise was replace, now layered.*--allow-changes"):
