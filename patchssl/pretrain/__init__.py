@@ -6,7 +6,8 @@ The method, formula by formula, and where each stands below `patchssl` in its pl
 training has in its place, held equal by tests. Sources: PW-Self arXiv 2310.18651, DINO 2104.14294, iBOT 2111.07832.
 
     crops, and where they lie in the image           views.crops.draw_views, views.geometry.View
-    whole-view and patch-wise color                  views.plaincolor.color_view (views.color.apply_colors)
+    whole-view and patch-wise color                  views.plaincolor.color_view (views.color.layer_colors)
+    ... of one patch                                 views.plaincolor.change_patch (views.patchcolor.apply_patches)
     matched patches of two views                     views.matching.match_patches (views.matching.match_crops)
     logits: prototypes * MLP(token) / |MLP(token)|   pretrain.head.ProjectionHead
     p = softmax((t - center) / teacher_temp)         pretrain.centering.teacher_probs

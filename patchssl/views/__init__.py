@@ -2,6 +2,6 @@
 
 All are pure functions; what is random is drawn from a generator that is passed in. `crops` draws and cuts views,
 `geometry` says which source pixels their patches cover, `matching` which patches of two views show the same place,
-`plaincolor` and (the same, fast) `color` how views are colored, `masks` what a student is not shown; `config` has the
-settings of all.
+`plaincolor` how views and their patches are colored, as `color` and `patchcolor` do fast, `masks` what a student is not
+shown; `config` has the settings of all.
 """
