@@ -166,5 +166,5 @@ def test_a_sentence_names_both_numbers_both_keys_and_a_way_out():
 def test_shipped_recipes_end_their_warm_ups_and_the_advice_for_short_runs_helps(name):
     assert list(unfinished(load_recipe(name))) == []
     advice = [sentence.rpartition(" ")[2] for sentence in unfinished(load_recipe(name, ["optim.epochs=1"]))]
-    assert advice
+    assert advice or name == "fashion-mnist"  # whose longest is a third of an epoch
     assert list(unfinished(load_recipe(name, ["optim.epochs=1", *advice]))) == []

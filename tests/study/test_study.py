@@ -176,7 +176,7 @@ def test_runs_come_seed_after_seed_and_ablations_last():
 # the plan
 
 def test_a_plan_warns_of_warm_ups_longer_than_the_runs(tmp_path, colors):
-    settings = {**SMALL, "optim.warmup_epochs": 9, "loss.patch_warmup_epochs": 1}
+    settings = {**SMALL, "optim.warmup_epochs": 9}
     folder = study_folder(load_study(save(tmp_path / "tiny.yaml", settings=settings)), tmp_path / "out", str(colors))
     runs = runs_of(folder.study)
     costs = {run.variant: RunCost(1, 1, 1.0, None, 0) for run in runs}
