@@ -105,13 +105,13 @@ def test_views_depend_on_seed_and_index_alone(photo):
 
 def test_views_that_a_batch_shares_are_the_same_share_of_every_image(photo, tmp_path, monkeypatch):
     recipe, pixels = load_recipe("quickstart", (*PLAIN, "views.shared_in_batch=true")), read_image(str(photo))
-    geometry, colored = views_of(pixels, recipe, seed=1)
+    geometry, _, colored = views_of(pixels, recipe, seed=1)
     assert views_of(read_image("textures:7"), recipe, seed=1)[0] == geometry
     for view, seen in zip(geometry, colored, strict=True):  # red is 2 x row of 90, green 2 x column of 120
         assert (seen[..., 0].mean() / 2 + 0.5) / 90 * 256 == pytest.approx(view.top + view.height / 2, abs=3)
         assert (seen[..., 1].mean() / 2 + 0.5) / 120 * 256 == pytest.approx(view.left + view.width / 2, abs=3)
     sheets = []
-    monkeypatch.setattr("patchssl.report.plots.plot_views", lambda rows, out: sheets.extend(rows))
+    monkeypatch.setattr("patchssl.report.plots.plot_views", lambda rows, out, title: sheets.extend(rows))
     draw_views([str(photo)] * 2, recipe, tmp_path / "views.png", seed=1)
     assert len(sheets) == 2
     for sheet in sheets:

@@ -69,7 +69,7 @@ def test_those_views_say_patch_by_patch_that_were_drawn_so(recipe, pixels):
     for seed in range(4):
         sheet = sheet_of_views(pixels, recipe, seed, 0)
         marked = [caption.endswith("\npatch by patch") for caption in sheet.captions]
-        assert marked == [False, *torch.cat([part.patchwise for part in draws_of(recipe, seed, 0)]).tolist()]
+        assert marked == [False, *torch.cat([part.replaced for part in draws_of(recipe, seed, 0)]).tolist()]
         assert [caption.splitlines()[0] for caption in sheet.captions] == ["image", *view_names(recipe)]
         found |= set(marked[1:])
     assert found == {True, False}
