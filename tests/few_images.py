@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from patchssl.pretrain.dataset import ViewBatch, ViewSample
 from patchssl.runtime.errors import UnreadableImage
+from patchssl.views.geometry import Crops, patch_centers
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -36,3 +38,12 @@ def assert_equal(one: ViewSample | ViewBatch, other: ViewSample | ViewBatch) -> 
         else:
             for x, y in zip(*((v if isinstance(v, tuple) else (v,)) for v in (a, b)), strict=True):
                 assert np.array_equal(np.asarray(x), np.asarray(y)), name
+
+
+def means_and_centers(sample):
+    """Mean red and green of every patch of 8 px, and the row and column of its center by geometry, view by view."""
+    for views, chosen in ((sample.global_views, slice(0, 2)), (sample.local_views, slice(2, 4))):
+        crops = Crops(torch.from_numpy(sample.boxes[chosen]), torch.from_numpy(sample.mirrored[chosen]),
+                      views.shape[-1])
+        patches = views.double().unfold(2, 8, 8).unfold(3, 8, 8).mean((-2, -1)).flatten(2)
+        yield from zip((patches[:, 0], patches[:, 1]), patch_centers(crops, 8), strict=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
-from few_images import FewImages, assert_equal, noise
+from few_images import FewImages, assert_equal, means_and_centers, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
@@ -18,7 +18,7 @@ from patchssl.runtime.errors import DataError, UsageError
 from patchssl.views.color import draw_sample_colors
 from patchssl.views.config import ViewConfig
 from patchssl.views.crops import cut_views, draw_views, sample_rng
-from patchssl.views.geometry import Crops, View, patch_centers
+from patchssl.views.geometry import View
 from patchssl.views.patchcolor import NEUTRAL, draw_patches
 
 
@@ -162,12 +162,8 @@ def test_views_show_what_their_boxes_say():
     for epoch in range(5):
         sample = dataset[epoch, 0]
         mirrored |= set(sample.mirrored.tolist())
-        for views, chosen in ((sample.global_views, slice(0, 2)), (sample.local_views, slice(2, 4))):
-            crops = Crops(torch.from_numpy(sample.boxes[chosen]), torch.from_numpy(sample.mirrored[chosen]),
-                          views.shape[-1])
-            patches = views.double().unfold(2, 8, 8).unfold(3, 8, 8).mean((-2, -1)).flatten(2)
-            for found, center in zip((patches[:, 0], patches[:, 1]), patch_centers(crops, 8), strict=True):
-                assert (found + 0.5 - center).abs().max() < 0.75
+        for found, center in means_and_centers(sample):
+            assert (found + 0.5 - center).abs().max() < 0.75
     assert mirrored == {False, True}
 
 

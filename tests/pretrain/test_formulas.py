@@ -9,7 +9,8 @@ import patchssl.pretrain
 NAMES = re.findall(r"\b(?:views|pretrain)(?:\.\w+){2,}", patchssl.pretrain.__doc__)
 PLAIN = ["pretrain.centering.ema_center", "pretrain.centering.sinkhorn", "pretrain.centering.teacher_probs",
          "pretrain.losses.pair_losses", "pretrain.losses.pwself_loss", "views.plaincolor.color_view"]
-PARTS = [f"views.plaincolor.{part}" for part in ("change_patch", "change_patches", "replace_patches", "color_whole", "recolor", "solarize", "blur")]
+PARTS = [f"views.plaincolor.{part}" for part in ("change_patch", "change_patches", "replace_patches", "color_whole",
+                                                 "recolor", "solarize", "blur")]
 
 
 def test_the_list_names_what_can_be_called():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import each
-from few_images import FewImages, assert_equal, noise
+from few_images import FewImages, assert_equal, means_and_centers, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import make_batch, make_recipe
@@ -15,7 +15,7 @@ from patchssl.pretrain.pairs import plan_batch, plan_matches
 from patchssl.views.color import draw_sample_colors
 from patchssl.views.config import ViewConfig
 from patchssl.views.crops import cut_views, draw_views, fit_views
-from patchssl.views.geometry import Crops, View, patch_centers
+from patchssl.views.geometry import View
 
 SHARED, ALONE = ViewConfig(shared_in_batch=True, num_local=3), ViewConfig(num_local=3)
 SIZES = ((40, 40), (1, 1), (1, 300), (300, 2), (64, 90), (500, 333))
@@ -129,12 +129,8 @@ def test_views_show_what_their_boxes_say_of_any_image(height, width):
     for batch in range(6):
         sample = dataset[0, 0, batch]
         mirrored |= set(sample.mirrored.tolist())
-        for views, chosen in ((sample.global_views, slice(0, 2)), (sample.local_views, slice(2, 4))):
-            crops = Crops(torch.from_numpy(sample.boxes[chosen]), torch.from_numpy(sample.mirrored[chosen]),
-                          views.shape[-1])
-            patches = views.double().unfold(2, 8, 8).unfold(3, 8, 8).mean((-2, -1)).flatten(2)
-            for found, center in zip((patches[:, 0], patches[:, 1]), patch_centers(crops, 8), strict=True):
-                assert (found / 255 * 256 - center).abs().max() < 1.5  # of 256: rounding, 8 bits, blurred borders
+        for found, center in means_and_centers(sample):
+            assert (found / 255 * 256 - center).abs().max() < 1.5  # of 256: rounding, 8 bits, blurred borders
     assert mirrored == {False, True}
 
 
