@@ -133,15 +133,18 @@ def apply_patches(views: Sequence[Tensor], draws: Sequence[PatchDraws], patch_si
                              f"({len(view)}, {per_side**2}), these are {tuple(drawn.order.shape)}")
     fixed = _send(torch.cat([_matrices(patch_size).flatten(), torch.tensor(shift)]), views[0].device)
     matrices, lowered = fixed[:-3].view(6, patch_size, patch_size), fixed[-3:].view(3, 1, 1)
-    for some, drawn in _portions(views, draws):
+    portions = list(_portions(views, draws))
+    most = max(len(drawn.order) for _, drawn in portions)
+    room = views[0].new_empty(4, most, 3, patch_size, patch_size)  # once: new memory is slow
+    for some, drawn in portions:
         grids = [view.unflatten(2, (-1, patch_size)).unflatten(4, (-1, patch_size)).permute(0, 2, 4, 1, 3, 5)
                  for view in some]  # (M, side, side, 3, p, p)
-        patches = views[0].new_empty(sum(grid.shape[:3].numel() for grid in grids), 3, patch_size, patch_size)
+        own = room[:, :len(drawn.order)]
         parts = [part.view(grid.shape) for grid, part in
-                 zip(grids, patches.split([grid.shape[:3].numel() for grid in grids]), strict=True)]
+                 zip(grids, own[0].split([grid.shape[:3].numel() for grid in grids]), strict=True)]
         for grid, part in zip(grids, parts, strict=True):
             part.copy_(grid)
-        _change(patches, _plan(drawn, scale, patch_size).to(patches.device), matrices, lowered)
+        _change(own, _plan(drawn, scale, patch_size).to(room.device), matrices, lowered)
         for grid, part in zip(grids, parts, strict=True):
             grid.copy_(part)
 
@@ -231,64 +234,73 @@ def _weights(sigma: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     return (kernel / (kernel[0] + 2 * kernel[1:].sum(0))).astype(np.float32)
 
 
-def _change(patches: Tensor, plan: _Plan, matrices: Tensor, lowered: Tensor) -> None:
-    """Change `patches` (N, 3, p, p) in [0, 1] as planned, to 8-bit values that are scaled and `lowered`."""
-    size = patches.shape[-1]
-    sorted_, spare = patches.index_select(0, plan.rows[0]), patches
-    sorted_.mul_(plan.start[0]).add_(plan.start[1]).floor_()
-    blurs = (plan.blur[:3].flatten(1).T @ matrices[:3].flatten(1)).view(-1, 3, size, size)
+def _change(room: Tensor, plan: _Plan, matrices: Tensor, lowered: Tensor) -> None:
+    """Change the patches room[0] (N, 3, p, p) in [0, 1] as planned, to 8-bit values that are scaled and `lowered`.
+
+    `room` (4, N, 3, p, p) has, beside them, room to work in.
+    """
+    spare, patches, blurs, more = room
+    torch.index_select(spare, 0, plan.rows[0], out=patches).mul_(plan.start[0]).add_(plan.start[1]).floor_()
+    torch.mm(plan.blur[:3].flatten(1).T, matrices[:3].flatten(1), out=blurs.flatten(0, 1).flatten(1))
     for name, first, last in _PASSES:
         some = slice(plan.starts[_KINDS.index(first)], plan.starts[_KINDS.index(last) + 1])
         if some.start == some.stop:
             continue
         if name == "B":
-            _blur_(sorted_[some], blurs[some], plan.blur[3, some], spare[some])
+            _blur_(patches[some], blurs[some], plan.blur[3, some], spare[some])
         elif name == "S":
-            _sharpen_(sorted_[some], plan.sharpen[:, some], matrices[3:])
+            _sharpen_(patches[some], plan.sharpen[:, some], matrices[3:], spare[some], more[some])
         else:
-            _jitter_(sorted_, plan.jitter, plan.hue)
-    torch.index_select(sorted_.mul_(plan.end).sub_(lowered), 0, plan.rows[1], out=patches)
+            _jitter_(patches, plan.jitter, plan.hue, [*spare.view(3, len(spare), -1), *more.view(3, len(more), -1)])
+    torch.index_select(patches.mul_(plan.end).sub_(lowered), 0, plan.rows[1], out=spare)
 
 
 def _blur_(patches: Tensor, matrices: Tensor, rounding: Tensor, spare: Tensor) -> None:
-    """Blur the columns of `patches` (n, 3, p, p) by `matrices` of the same shape."""
+    """Blur the columns of `patches` (n, 3, p, p) by `matrices` of the same shape; `spare` is overwritten."""
     flat, out = patches.flatten(0, 1), spare.flatten(0, 1)
     torch.baddbmm(rounding.reshape(-1, 1, 1), matrices.flatten(0, 1), flat, out=out)
     torch.floor(out, out=flat)
 
 
-def _sharpen_(patches: Tensor, numbers: Tensor, matrices: Tensor) -> None:
+def _sharpen_(patches: Tensor, numbers: Tensor, matrices: Tensor, spare: Tensor, more: Tensor) -> None:
     """Move `patches` (n, 3, p, p) away from their rounded mean over 3 x 3 pixels, the middle counting 5 times.
 
-    The outermost pixels stay, as torchvision has it; `numbers` as in `_Plan`, `matrices` the last of `_matrices`.
+    The outermost pixels stay, as torchvision has it; `numbers` as in `_Plan`, `matrices` the last of `_matrices`,
+    `spare` and `more`, of the same shape, are overwritten.
     """
     unit_in, factor, unit_out = numbers
     sums, means, own = matrices
-    flat = patches.mul_(unit_in).flatten(0, 1)
-    smooth = torch.bmm(means.expand_as(flat), flat @ sums.T).addcmul_(flat, own).round_()
-    torch.lerp(smooth.view_as(patches), patches, factor, out=patches)
+    flat, rows, smooth = patches.mul_(unit_in).flatten(0, 1), spare.flatten(0, 1), more.flatten(0, 1)
+    torch.mm(flat.flatten(0, 1), sums.T, out=rows.flatten(0, 1))
+    torch.bmm(means.expand_as(flat), rows, out=smooth).addcmul_(flat, own).round_()
+    torch.lerp(more, patches, factor, out=patches)
     patches.clamp_(0, 255).mul_(unit_out).floor_()
 
 
-def _jitter_(patches: Tensor, factors: Tensor, hue: Tensor) -> None:
-    """Brightness before hue, hue, and brightness after it, of `patches` (N, 3, p, p); numbers as in `_Plan`."""
+def _jitter_(patches: Tensor, factors: Tensor, hue: Tensor, planes: Sequence[Tensor]) -> None:
+    """Brightness before hue, hue, and brightness after it, of `patches` (N, 3, p, p); numbers as in `_Plan`.
+
+    The six `planes` (N, pixels) are overwritten.
+    """
     before, after, brightest = factors
     patches.mul_(before).clamp_(max=255).floor_().mul_(_TO_BYTE)
-    _shift_hue_(patches.flatten(2), hue)
+    _shift_hue_(patches.flatten(2), hue, planes)
     torch.minimum(patches.floor_().mul_(after), brightest, out=patches).floor_()
 
 
-def _shift_hue_(patches: Tensor, hue: Tensor) -> None:
-    """Turn the hue of `patches` (N, 3, pixels), saturation and value in HSV kept.
+def _shift_hue_(patches: Tensor, hue: Tensor, planes: Sequence[Tensor]) -> None:
+    """Turn the hue of `patches` (N, 3, pixels), saturation and value in HSV kept; the `planes` are overwritten.
 
     In units of a sixth of a turn times the chroma, so that nothing is divided: red's hue, then each channel's
     distance d from its own hue, which decides how far the channel stands above the lowest: 2 - d, in [0, 1].
     """
     red, green, blue = patches.unbind(1)
-    low, high = patches.amin(1), patches.amax(1)
-    chroma = high - low
-    offset = chroma - low
-    from_red = (green + blue).sub_(red).add_(offset).copysign_(green - blue)
+    low, high, chroma, offset, from_red, sign = planes
+    torch.amin(patches, 1, out=low)
+    torch.amax(patches, 1, out=high)
+    torch.sub(high, low, out=chroma)
+    torch.sub(chroma, low, out=offset)
+    torch.add(green, blue, out=from_red).sub_(red).add_(offset).copysign_(torch.sub(green, blue, out=sign))
     low, high, chroma, offset, from_red = (x.unsqueeze(1) for x in (low, high, chroma, offset, from_red))
     torch.addcmul(from_red, chroma, hue, out=patches)  # within 6: twice around
     patches.abs_().sub_(chroma, alpha=3).abs_().sub_(offset)  # 3 - d, then (2 - d) chroma + low
