@@ -110,7 +110,7 @@ def _repeat(plan: MatchPlan, copies: int, recipe: Recipe) -> MatchPlan:
         _firsts_first(every, first_rows), _renumber(plan.teacher_tokens, of_globals, of_globals, copies).flatten(),
         _firsts_first(student, first_matches), _firsts_first(teacher, first_matches),
         _firsts_first(plan.weight.expand(copies, -1), first_matches),
-        plan.num_pairs * (1 if recipe.loss.weighting == "paper" else copies),
+        plan.num_pairs * (copies if recipe.loss.weighting == "balanced" else 1),
         plan.class_weight.repeat(copies, 1, 1), plan.matched_share,
         GroupedMatches(order.flatten(), of_rows.flatten(0, 1), groups.filled.repeat(copies, 1),
                        *(tuple(end * (copy + 1) for copy in range(copies) for end in ends)

@@ -175,7 +175,7 @@ TWO_GLOBALS = {"num_global": 2, "num_local": 0}
 TINY = {"global_scale": [0.01, 0.02], "local_scale": [0.01, 0.02]}  # few pairs of views overlap
 
 
-@each("weighting", ["balanced", "paper"])
+@each("weighting", ["balanced", "paper", "lambda", "lambda-sum"])
 @each("rule, limit", [("center", 0), ("center", 2), ("paper", 0), ("random", 0), ("random", 2), ("similarity", 3)])
 @each("views", [{}, TINY, TWO_GLOBALS, {"num_global": 1, "num_local": 3}, TINY | TWO_GLOBALS])
 def test_matches_found_once_are_those_found_image_by_image(views, rule, limit, weighting):
