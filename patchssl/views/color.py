@@ -25,7 +25,7 @@ from torch import Tensor
 
 from patchssl.views.config import PhotometricConfig
 from patchssl.views.geometry import patches_per_side
-from patchssl.views.patchcolor import PatchDraws, apply_patches
+from patchssl.views.patchcolor import PatchDraws, apply_patches, send
 
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 ORDERS = tuple(itertools.permutations(range(4)))  # `ColorDraws.order` is a row of this: indices into JITTERS
@@ -136,7 +136,7 @@ def apply_colors(images: Tensor, draws: ColorDraws, patch_size: int) -> Tensor:
     if not kinds:
         return images.float()
     colored = torch.cat([part for part, _ in kinds]) if len(kinds) > 1 else kinds[0][0]
-    return colored.index_select(0, _send(torch.cat([views for _, views in kinds]).argsort(), images))
+    return colored.index_select(0, send(torch.cat([views for _, views in kinds]).argsort(), images.device))
 
 
 @torch.no_grad()
@@ -158,7 +158,7 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """`images` (..., 3, H, W) with `mean` taken off and divided by `std`, per channel."""
     scale = 1 / torch.tensor(std, dtype=images.dtype).view(-1, 1, 1)
     shift = torch.tensor(mean, dtype=images.dtype).view(-1, 1, 1) * scale
-    return (images * _send(scale, images)).sub_(_send(shift, images))
+    return (images * send(scale, images.device)).sub_(send(shift, images.device))
 
 
 def _color_patches(
@@ -172,11 +172,11 @@ def _color_patches(
     # memory holds, for each row of pixels, one piece per patch: gather them patch by patch as planned, and back
     pieces = torch.arange(blurred.numel() // patch_size, device=images.device)
     there = pieces.view(len(views), 3, per_side, patch_size, per_side).permute(1, 0, 2, 4, 3)
-    there = there.reshape(3, -1, patch_size).index_select(1, _send(plan.sorting, images))
-    back = pieces.view(3, -1, patch_size).index_select(1, _send(plan.sorting.argsort(), images))
+    there = there.reshape(3, -1, patch_size).index_select(1, send(plan.sorting, images.device))
+    back = pieces.view(3, -1, patch_size).index_select(1, send(plan.sorting.argsort(), images.device))
     back = back.view(3, len(views), per_side, per_side, patch_size).permute(1, 0, 2, 4, 3)
     rows = blurred.view(-1, patch_size).index_select(0, there.flatten()).view(3, -1, patch_size**2)
-    coefficients = _send(plan.coefficients, images)
+    coefficients = send(plan.coefficients, images.device)
     _jitter_(rows, plan, coefficients)
     _grayscale_(rows, plan, coefficients)
     _solarize_(rows, plan, coefficients)
@@ -188,7 +188,7 @@ def _color_whole(images: Tensor, views: Tensor, draws: ColorDraws) -> tuple[Tens
     plan = _plan(draws.factors[views, 0], draws.order[views, 0], draws.grayscale[views, 0],
                  draws.solarize[views, 0])
     views = views[plan.sorting]
-    colored, coefficients = _float(images, views), _send(plan.coefficients, images)
+    colored, coefficients = _float(images, views), send(plan.coefficients, images.device)
     rows = colored.flatten(2).transpose(0, 1)
     _jitter_(rows, plan, coefficients)
     _grayscale_(rows, plan, coefficients)
@@ -295,11 +295,11 @@ def _blur(images: Tensor, sigma: Tensor) -> Tensor:
     chosen, size = sigma.nonzero()[:, 0], images.shape[-1]
     if not len(chosen):
         return images
-    views = _send(chosen, images)
+    views = send(chosen, images.device)
     sharp = images if len(chosen) == len(images) else images.index_select(0, views)
     block = math.gcd(size, 32)
     bands = _blur_bands(sigma[chosen].numpy(), size, block if block >= 8 else size)
-    bands = _send(bands, images)  # (M, block, window)
+    bands = send(bands, images.device)  # (M, block, window)
     _, block, window = bands.shape
     padded = F.pad(sharp, ((window - block) // 2,) * 4, mode="reflect")
     rows = bands[:, None, None] @ padded.unfold(2, window, block).mT  # (M, 3, S / block, block, S + padding)
@@ -321,10 +321,5 @@ def _blur_bands(sigma: NDArray[np.float32], size: int, block: int) -> Tensor:
 
 def _float(images: Tensor, views: Tensor) -> Tensor:
     """The `views` of `images` as a contiguous float32 copy in [0, 1]."""
-    taken = images.index_select(0, _send(views, images)).contiguous()
+    taken = images.index_select(0, send(views, images.device)).contiguous()
     return taken.float().div_(255) if images.dtype == torch.uint8 else taken.float()
-
-
-def _send(values: Tensor, images: Tensor) -> Tensor:
-    """`values` from the CPU to where `images` lie, without waiting."""
-    return (values.pin_memory() if images.is_cuda else values).to(images.device, non_blocking=True)

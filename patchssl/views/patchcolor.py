@@ -58,13 +58,14 @@ def draw_patches(rng: np.random.Generator, config: PhotometricConfig, num_global
     A view and a patch take the same count of random numbers whatever comes out.
     """
     left_alone = rng.random(num_global + num_local, dtype=np.float32) >= config.patch_share
-    counts = num_global * global_patches, num_local * local_patches
-    strengths, order = _draw(rng, config, sum(counts))
+    shapes = (num_global, global_patches), (num_local, local_patches)
+    border = num_global * global_patches
+    strengths, order = _draw(rng, config, border + num_local * local_patches)
     strengths[np.repeat(left_alone, [global_patches] * num_global + [local_patches] * num_local)] = NEUTRAL
-    of_global = strengths[: counts[0]].reshape(num_global, global_patches, 5), order[: counts[0]]
-    of_local = strengths[counts[0] :].reshape(num_local, local_patches, 5), order[counts[0] :]
-    return (PatchDraws(torch.from_numpy(of_global[0]), torch.from_numpy(of_global[1].reshape(num_global, -1))),
-            PatchDraws(torch.from_numpy(of_local[0]), torch.from_numpy(of_local[1].reshape(num_local, local_patches))))
+    of_global, of_local = (PatchDraws(torch.from_numpy(strengths[some].reshape(*shape, 5)),
+                                      torch.from_numpy(order[some].reshape(shape)))
+                           for some, shape in zip((slice(border), slice(border, None)), shapes, strict=True))
+    return of_global, of_local
 
 
 def _draw(rng: np.random.Generator, config: PhotometricConfig, num: int,
@@ -113,9 +114,9 @@ class _Plan(NamedTuple):
         if device.type == "cpu":
             return self
         parts = [self.start, self.jitter, self.hue, self.blur, self.sharpen, self.end]
-        sent = _send(torch.cat([part.flatten() for part in parts]), device).split([part.numel() for part in parts])
+        sent = send(torch.cat([part.flatten() for part in parts]), device).split([part.numel() for part in parts])
         start, jitter, hue, blur, sharpen, end = (flat.view(part.shape) for flat, part in zip(sent, parts, strict=True))
-        return _Plan(_send(self.rows, device), self.starts, start, jitter, hue, blur, sharpen, end)
+        return _Plan(send(self.rows, device), self.starts, start, jitter, hue, blur, sharpen, end)
 
 
 @torch.no_grad()
@@ -131,7 +132,7 @@ def apply_patches(views: Sequence[Tensor], draws: Sequence[PatchDraws], patch_si
         if drawn.order.shape != (len(view), per_side**2):
             raise ValueError(f"{len(view)} views of {per_side} x {per_side} patches need draws of shape "
                              f"({len(view)}, {per_side**2}), these are {tuple(drawn.order.shape)}")
-    fixed = _send(torch.cat([_matrices(patch_size).flatten(), torch.tensor(shift)]), views[0].device)
+    fixed = send(torch.cat([_matrices(patch_size).flatten(), torch.tensor(shift)]), views[0].device)
     matrices, lowered = fixed[:-3].view(6, patch_size, patch_size), fixed[-3:].view(3, 1, 1)
     portions = list(_portions(views, draws))
     most = max(len(drawn.order) for _, drawn in portions)
@@ -307,7 +308,7 @@ def _shift_hue_(patches: Tensor, hue: Tensor, planes: Sequence[Tensor]) -> None:
     torch.clamp(patches, low, high, out=patches)
 
 
-def _send(values: Tensor, device: torch.device) -> Tensor:
+def send(values: Tensor, device: torch.device) -> Tensor:
     """`values` from the CPU to `device`, without waiting."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
