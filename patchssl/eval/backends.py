@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchssl.eval.database import Database, Told, nearest_by_blocks
 from patchssl.eval.faiss import (
     MAX_K_GPU,
-    Added,
     IndexPlan,
     Searcher,
     gpu_obstacle,
@@ -26,13 +26,13 @@ from patchssl.eval.faiss import (
 from patchssl.runtime.errors import UsageError, unknown_choice
 
 BACKENDS = ("auto", "faiss-gpu", "faiss-cpu", "torch")
-_QUERIES_PER_BLOCK, _DATABASE_PER_BLOCK = 128, 65536  # 32 MiB of similarities at a time
-_ON_GPU = 16  # times as many queries in a block
+_SIMILARITIES = 2**23  # 32 MiB at a time
+_ON_GPU = 16  # times as many
 _CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 
-Opener = Callable[[Tensor, int, Added], Searcher]  # the database, k, and whom to tell of vectors taken in
+Opener = Callable[[Database, int, Told], Searcher]  # the database, k, and whom to tell of vectors taken in
 Attempt = tuple[str, Opener]
 
 
@@ -111,22 +111,17 @@ def _on_gpus(faiss: Any, device: torch.device, plan: IndexPlan) -> Attempt:
     return name, partial(open_on_gpus, faiss, device.index or 0, plan)
 
 
-def _open_torch(device: torch.device, database: Tensor, k: int, added: Added) -> Searcher:
-    return partial(_search_torch, database.to(device), k)
+def _open_torch(device: torch.device, database: Database, k: int, added: Told) -> Searcher:
+    placed = database.to(device)
+
+    def search(queries: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+        return nearest_by_blocks(placed, queries.to(device), k, partial(_nearest, k), told)
+
+    return search
 
 
-def _search_torch(database: Tensor, k: int, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Blocks of queries against blocks of the database, so that memory does not grow with either."""
-    rows = _QUERIES_PER_BLOCK * (1 if database.device.type == "cpu" else _ON_GPU)
-    found = []
-    for some in queries.split(rows):
-        block = some.to(database.device)
-        best, ids = block.new_empty(len(block), 0), block.new_empty(len(block), 0, dtype=torch.int64)
-        for start in range(0, len(database), _DATABASE_PER_BLOCK):
-            part = block @ database[start : start + _DATABASE_PER_BLOCK].T
-            values, places = part.topk(min(k, part.shape[1]), dim=1)
-            candidates = torch.cat([best, values], dim=1)
-            best, chosen = candidates.topk(min(k, candidates.shape[1]), dim=1)
-            ids = torch.cat([ids, places + start], dim=1).gather(1, chosen)
-        found.append((best.cpu(), ids.cpu()))
-    return torch.cat([best for best, _ in found]), torch.cat([ids for _, ids in found])
+def _nearest(k: int, queries: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities and rows of `block` (Q, k) on the CPU, fewer where it holds fewer."""
+    rows = max(1, _SIMILARITIES * (1 if block.device.type == "cpu" else _ON_GPU) // len(block))
+    found = [(some @ block.T).topk(min(k, len(block)), dim=1) for some in queries.split(rows)]
+    return torch.cat([values.cpu() for values, _ in found]), torch.cat([places.cpu() for _, places in found])

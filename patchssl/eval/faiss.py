@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchssl.eval.database import Database, Told, nearest_by_blocks
 from patchssl.runtime.errors import UsageError, unknown_choice
 
 GPUS = ("one", "shard", "replicate")
@@ -33,8 +34,8 @@ _ADDED_AT_A_TIME = 8192
 
 log = logging.getLogger(__name__)
 
-Searcher = Callable[[Tensor], tuple[Tensor, Tensor]]  # queries (Q, D) -> similarities and ids (Q, k) on the CPU
-Added = Callable[[int], None]  # is told how many vectors more are in the index
+# queries (Q, D), and whom to tell of those that are done -> similarities and ids (Q, k) on the CPU
+Searcher = Callable[[Tensor, Told], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -126,42 +127,43 @@ def gpu_obstacle(faiss: Any, index: Any, k: int) -> str:
     return ""
 
 
-def open_exact(faiss: Any, database: Tensor, k: int, added: Added) -> Searcher:
+def open_exact(faiss: Any, database: Database, k: int, added: Told) -> Searcher:
     """The search of IndexFlatIP on the CPU, without the index's copy of `database` (N, D)."""
-    vectors = database.cpu().numpy()
 
-    def search(queries: Tensor) -> tuple[Tensor, Tensor]:
-        with _torch_threads(faiss):
-            found = faiss.knn(queries.cpu().numpy(), vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    def nearest(queries: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = min(k, len(block))
+        found = faiss.knn(queries.numpy(), block.cpu().numpy(), wanted, metric=faiss.METRIC_INNER_PRODUCT)
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
+    def search(queries: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+        with _torch_threads(faiss), _matrix_products(faiss):
+            return nearest_by_blocks(database, queries.cpu(), k, nearest, told)
+
     return search
 
 
-def open_on_cpu(faiss: Any, plan: IndexPlan, database: Tensor, k: int, added: Added) -> Searcher:
+def open_on_cpu(faiss: Any, plan: IndexPlan, database: Database, k: int, added: Told) -> Searcher:
     """An approximate index of `database` (N, D) on the CPU; UsageError where FAISS cannot build or search it."""
-    vectors = database.cpu()
     with _torch_threads(faiss), _in_words(plan):
-        index = _trained(faiss, plan, vectors)
-        for block in vectors.split(_ADDED_AT_A_TIME):
-            index.add(block.numpy())
+        index = _trained(faiss, plan, database)
+        for _, block in database.blocks(_ADDED_AT_A_TIME):
+            index.add(block.cpu().numpy())
             added(len(block))
 
-    def search(queries: Tensor) -> tuple[Tensor, Tensor]:
+    def search(queries: Tensor, told: Told) -> tuple[Tensor, Tensor]:
         with _torch_threads(faiss), _in_words(plan):
-            return _search(index, queries, k)
+            return _search(index, queries, k, told)
 
     return search
 
 
-def open_on_gpus(faiss: Any, gpu: int, plan: IndexPlan, database: Tensor, k: int, added: Added) -> Searcher:
+def open_on_gpus(faiss: Any, gpu: int, plan: IndexPlan, database: Database, k: int, added: Told) -> Searcher:
     """The index of `plan` for `database` (N, D) on GPU `gpu`, or cut over or copied to all; temporary memory bounded.
 
     Trained on the CPU and moved while it is empty, so that no vector is held twice. RuntimeError where a GPU fails.
     """
-    vectors = database.cpu()
     with _torch_threads(faiss):
-        on_cpu = _trained(faiss, plan, vectors)
+        on_cpu = _trained(faiss, plan, database)
     places = [gpu] if plan.gpus == "one" else list(range(num_gpus(faiss)))
     resources = [_resources(faiss) for _ in places]
     options = faiss.GpuMultipleClonerOptions()
@@ -169,10 +171,10 @@ def open_on_gpus(faiss: Any, gpu: int, plan: IndexPlan, database: Tensor, k: int
     quantizer = getattr(_core(faiss, on_cpu), "pq", None)
     options.useFloat16 = quantizer is not None and quantizer.M > _MAX_FLOAT32_TABLES  # of the tables, not of vectors
     index = faiss.index_cpu_to_gpu_multiple_py(resources, on_cpu, options, places)
-    index.add(vectors.numpy())  # all at once: shards of Flat take no second part
+    index.add(database.rows(slice(None)).cpu().numpy())  # all at once: shards of Flat take no second part
     if not plan.exact:  # exact search counts queries alone
-        added(len(vectors))
-    return lambda queries: _search(index, queries, k)
+        added(len(database))
+    return lambda queries, told: _search(index, queries, k, told)
 
 
 def faiss_words(error: BaseException) -> str:
@@ -191,16 +193,17 @@ def _resources(faiss: Any) -> Any:
     return resources
 
 
-def _search(index: Any, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _search(index: Any, queries: Tensor, k: int, told: Told) -> tuple[Tensor, Tensor]:
     """Similarities and ids (Q, k); where too few were found, -infinity and -1."""
     found = index.search(queries.cpu().numpy(), k)
     similarities, ids = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    told(len(queries))
     return similarities.masked_fill_(ids < 0, -torch.inf), ids
 
 
-def _trained(faiss: Any, plan: IndexPlan, vectors: Tensor) -> Any:
+def _trained(faiss: Any, plan: IndexPlan, vectors: Database) -> Any:
     """The empty index of `plan`, trained on a sample of `vectors` that the seed draws."""
-    index = make_index(faiss, plan, vectors.shape[1], len(vectors))
+    index = make_index(faiss, plan, vectors.dimensions, len(vectors))
     core = _core(faiss, index)
     quantizer = getattr(core, "pq", None)
     clusters = max(getattr(core, "nlist", 1), quantizer.ksub if quantizer is not None else 1)
@@ -217,7 +220,7 @@ def _trained(faiss: Any, plan: IndexPlan, vectors: Tensor) -> Any:
     count = min(len(vectors), max(_LEAST_SAMPLE, _VECTORS_PER_CLUSTER * clusters))
     log.info("training the index %s on %d of %d vectors", plan.index, count, len(vectors))
     chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(plan.seed))[:count].sort().values
-    index.train(vectors[chosen].numpy())
+    index.train(vectors.rows(chosen).cpu().numpy())
     return index
 
 
@@ -255,6 +258,17 @@ def _torch_threads(faiss: Any) -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _matrix_products(faiss: Any) -> Iterator[None]:
+    """However few the queries are: FAISS compares fewer than 128,000 numbers of them one by one, many times slower."""
+    before = faiss.cvar.distance_compute_blas_threshold
+    faiss.cvar.distance_compute_blas_threshold = 1
+    try:
+        yield
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = before
 
 
 @contextlib.contextmanager

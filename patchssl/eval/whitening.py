@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.eval.search import as_features
+from patchssl.eval.database import as_features
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
 from patchssl.runtime.progress import Progress
 

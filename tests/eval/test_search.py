@@ -1,5 +1,7 @@
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from cases import each
 
 from patchssl.eval import backends, search
+from patchssl.eval import database as vectors
 from patchssl.eval import faiss as faiss_index
 from patchssl.eval.search import describe_backend, faiss_version, find_neighbors, search_topk
 from patchssl.runtime.errors import DataError, UsageError
@@ -38,14 +41,77 @@ def test_neighbors_equal_those_of_a_full_sort_in_double_precision(backend, k):
     assert ids.dtype == torch.int64
 
 
-def test_the_torch_search_is_the_same_when_database_and_queries_span_several_blocks(monkeypatch):
-    database, queries = some_features(500), some_features(70, seed=1)
-    whole = search_topk(database, queries, 30, backend="torch")
-    monkeypatch.setattr(backends, "_QUERIES_PER_BLOCK", 16)
-    monkeypatch.setattr(backends, "_DATABASE_PER_BLOCK", 12)  # fewer than k: the first blocks give less than k
-    blocks = search_topk(database, queries, 30, backend="torch")
+@each("backend", BACKENDS)
+@each("cosine", [False, True])
+def test_the_search_is_the_same_when_database_and_queries_span_several_blocks(backend, cosine, monkeypatch):
+    database, queries = some_features(500) * torch.rand(500, 1), some_features(70, seed=1)
+    options = {"backend": backend, "cosine": cosine}
+    whole = search_topk(database, queries, 30, **options)
+    monkeypatch.setattr(backends, "_SIMILARITIES", 16 * 12)
+    monkeypatch.setattr(vectors, "_BLOCK_BYTES", 12 * 4 * 24)  # fewer rows than k: the first blocks give less than k
+    calls = []
+    blocks = search_topk(database, queries, 30, **options, progress=lambda *call: calls.append(call))
     assert torch.equal(whole[1], blocks[1])
     torch.testing.assert_close(whole[0], blocks[0])
+    assert len(calls) == 42  # told after every block
+    assert calls[-1] == (70, 70)
+    assert calls == sorted(calls)
+
+
+@each("backend", BACKENDS)
+def test_cosines_are_inner_products_of_rows_divided_by_their_norms_and_nothing_given_is_changed(backend):
+    database, queries = torch.randn(300, 8) * torch.rand(300, 1) * 9, torch.randn(20, 8)
+    before = database.clone()
+    found = search_topk(database, queries, 5, backend=backend, cosine=True)
+    rows, asked = database.double().numpy(), queries.double().numpy()
+    full = (asked / np.linalg.norm(asked, axis=1)[:, None]) @ (rows / np.linalg.norm(rows, axis=1)[:, None]).T
+    assert np.allclose(found[0], -np.sort(-full, axis=1)[:, :5], atol=1e-6)
+    assert torch.equal(database, before)
+
+
+def test_faiss_multiplies_matrices_however_few_the_queries_and_its_setting_is_put_back(monkeypatch):
+    faiss, _ = faiss_index.import_faiss()
+    before, seen, real = faiss.cvar.distance_compute_blas_threshold, [], faiss.knn
+
+    def watched(*args, **options):
+        seen.append(faiss.cvar.distance_compute_blas_threshold)
+        return real(*args, **options)
+
+    monkeypatch.setattr(faiss, "knn", watched)
+    search_topk(some_features(500), some_features(30, seed=1), 3, backend="faiss-cpu")
+    assert seen == [1]
+    assert faiss.cvar.distance_compute_blas_threshold == before
+
+
+IN_LITTLE_MEMORY = """
+import torch
+from patchssl.eval.knn import knn_scores
+
+def number(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) / 2**20
+
+def some(count):
+    return torch.empty(count, 384).uniform_(-1, 1)
+
+train, labels = some(800_000), torch.arange(800_000) % 10
+test, asked = some(64), torch.arange(64) % 10
+knn_scores(train[:5000], labels[:5000], test, asked)
+open("/proc/self/clear_refs", "w").write("5")
+before = number("VmRSS")
+knn_scores(train, labels, test, asked)
+print(number("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from Linux")
+def test_k_nn_needs_little_memory_beside_the_features():
+    """800,000 x 384 are 1.2 GB: dividing them, or asking which are finite, all at once would take as much again."""
+    done = subprocess.run([sys.executable, "-c", IN_LITTLE_MEMORY], check=False, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.3  # GiB
+
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

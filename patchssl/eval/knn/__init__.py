@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.eval.search import Features, Neighbors, as_features, find_neighbors
+from patchssl.eval.database import Features, as_features
+from patchssl.eval.search import Neighbors, find_neighbors
 from patchssl.runtime.errors import DataError, UsageError
 
 _VOTES_AT_A_TIME = 2**22  # 32 MiB of float64
@@ -82,7 +82,7 @@ def knn_scores(
     known, labels = _as_labels(train_labels, len(database), "training").unique(return_inverse=True)
     asked = _as_labels(test_labels, len(queries), "test")
     targets = torch.where(torch.isin(asked, known), torch.searchsorted(known, asked), -1)
-    near = find_neighbors(F.normalize(database), F.normalize(queries), max(ks), recall_at=ks, **search)
+    near = find_neighbors(database, queries, max(ks), cosine=True, recall_at=ks, **search)
     targets[near.ids[:, 0] < 0] = -1
     votes = labels[near.ids.clamp(min=0)]
     ranks = _true_ranks(near.similarities, votes, targets, len(known), sorted(set(ks)), temperature)
