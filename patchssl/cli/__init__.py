@@ -91,5 +91,11 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename} cannot be used: {error.strerror}"
+    if "torch" in sys.modules:
+        from patchssl.runtime.loader import lost_worker
+
+        if (lost := lost_worker(error)) is not None:
+            return (f"a process that reads images ended unexpectedly, often for want of memory ({lost}); try again "
+                    "with fewer --workers, or a smaller --batch-size")
     return (f"this should not happen, please report it: {type(error).__name__}: {error} "
             "(PATCHSSL_DEBUG=1 shows where)")

@@ -129,7 +129,7 @@ def _examine_resources() -> Iterable[Finding]:
     if shared.is_dir() and shutil.disk_usage(shared).total < GIB:
         mebibytes = shutil.disk_usage(shared).total / 2**20
         yield Finding("shared memory", f"{mebibytes:.0f} MiB in {shared}", "note",
-                      "workers pass views through it: docker run --shm-size=8g, or run.workers=0")
+                      "batches that do not fit into it go through pipes, which is slower: docker run --shm-size=8g")
 
 
 def _examine_folders(variables: Mapping[str, str]) -> Iterable[Finding]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 import patchssl
 from patchssl.data.images import ImageSet
@@ -27,6 +27,7 @@ from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
 from patchssl.runtime.distributed import all_gather_objects, rank, world_size
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
+from patchssl.runtime.loader import BatchLoader
 from patchssl.runtime.progress import Progress, shifted
 
 Transform = Callable[[np.ndarray], Tensor]  # (H, W, 3) uint8 -> (3, h, w)
@@ -255,18 +256,11 @@ def _collate(items: Sequence[Tensor | tuple[str, str]]) -> _Window:
     return _Window(len(items), groups, [item for item in items if not isinstance(item, Tensor)])
 
 
-def _loader(work: _Work, parts: Sequence[range]) -> DataLoader[Any]:
+def _loader(work: _Work, parts: Sequence[range]) -> BatchLoader:
     """Windows of at most a batch of the images in `parts`, none of them across the end of a part."""
     windows = [list(part[at : at + work.batch_size]) for part in parts for at in range(0, len(part), work.batch_size)]
-    # its own generator: every iterator draws from one, and training beside this must not notice
-    return DataLoader(
-        _TransformedImages(work.images, work.transform),
-        batch_sampler=windows,
-        num_workers=min(work.workers, len(windows)),
-        collate_fn=_collate,
-        pin_memory=work.device.type == "cuda",
-        generator=torch.Generator(),
-    )
+    return BatchLoader(_TransformedImages(work.images, work.transform), windows, _collate,
+                       workers=min(work.workers, len(windows)), pin_memory=work.device.type == "cuda")
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as TF
 
 from patchssl.data.images import ImageSet
@@ -36,6 +36,7 @@ from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
 from patchssl.runtime.distributed import all_gather_objects, rank, world_size
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
+from patchssl.runtime.loader import BatchLoader
 from patchssl.runtime.progress import Progress
 from patchssl.views.geometry import Crops, View, patches_per_side
 from patchssl.views.matching import match_crops
@@ -254,9 +255,8 @@ def _tallies(backbone: Backbone, images: ImageSet, plan: Protocol, own: Sequence
              device: torch.device, progress: Progress | None) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Rows of the images `own` and what cannot be read of them; past such an image the others are only decoded."""
     batches = [list(own[at : at + batch_size]) for at in range(0, len(own), batch_size)]
-    # its own generator: every iterator draws from one, and what runs beside this must not notice
-    loader = DataLoader(_Pairs(images, plan.settings), batch_sampler=batches, num_workers=min(workers, len(batches)),
-                        collate_fn=list, pin_memory=device.type == "cuda", generator=torch.Generator())
+    loader = BatchLoader(_Pairs(images, plan.settings), batches, list, workers=min(workers, len(batches)),
+                         pin_memory=device.type == "cuda")
     rows: list[np.ndarray] = []
     bad: list[tuple[str, str]] = []
     done = 0

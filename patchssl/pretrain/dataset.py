@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from patchssl.data.images import ImageSet
 from patchssl.data.unreadable import UnreadableBudget
 from patchssl.pretrain.config import Recipe
 from patchssl.runtime.distributed import rank, world_size
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
+from patchssl.runtime.loader import BatchLoader
 from patchssl.runtime.signals import SIGNALS
 from patchssl.views.color import ColorDraws, draw_sample_colors, stack_draws
 from patchssl.views.crops import cut_views, draw_views, fit_views, sample_rng
@@ -272,10 +273,10 @@ def make_loader(recipe: Recipe, images: ImageSet, seed: int, num_drop_path: int,
     sampler = EpochSampler(len(images), recipe.optim.batch_size, epochs=recipe.optim.epochs, seed=seed,
                            start_step=start_step, rank=rank(), world_size=world_size())
     count = recipe.run.workers if workers is None else workers
-    return DataLoader(ViewDataset(images, recipe, seed, num_drop_path), batch_sampler=sampler,
-                      collate_fn=partial(collate_views, shared=recipe.views.shared_in_batch), num_workers=count,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=_quiet_worker,
-                      generator=torch.Generator().manual_seed(seed), prefetch_factor=4 if count else None)
+    return BatchLoader(ViewDataset(images, recipe, seed, num_drop_path), sampler,
+                       partial(collate_views, shared=recipe.views.shared_in_batch), workers=count,
+                       pin_memory=torch.cuda.is_available(), worker_init=_quiet_worker,
+                       generator=torch.Generator().manual_seed(seed), prefetch=4)
 
 
 def _quiet_worker(_worker: int) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import transforms
 
 from patchssl.data.images import ImageSet
@@ -28,6 +28,7 @@ from patchssl.models.backbone import Backbone
 from patchssl.models.checkpoint import NEWEST, PREVIOUS, load_checkpoint, save_checkpoint
 from patchssl.runtime.distributed import all_gather_objects, rank, world_size
 from patchssl.runtime.errors import CheckpointError, NotFiniteError, UnreadableImage, UsageError
+from patchssl.runtime.loader import BatchLoader
 from patchssl.runtime.progress import Progress, shifted
 
 _ROWS = 4096  # test images at a time
@@ -231,10 +232,8 @@ class LabeledBatch(NamedTuple):
 def dino_batches(training: ProbeTraining, epochs: range) -> Iterator[LabeledBatch]:
     """The batches of all steps of `epochs`, in chunks of `batch_size` that processes deal among themselves."""
     keys = (chunk for epoch, indices in _steps(training, epochs) for chunk in _own_chunks(training, epoch, indices))
-    # its own generator: every iterator draws from one, and what runs beside this must not notice
-    loader = iter(DataLoader(RandomCrops(training.images, training.settings, training.seed), batch_sampler=keys,
-                             num_workers=training.workers, collate_fn=_collate, generator=torch.Generator(),
-                             pin_memory=training.device.type == "cuda"))
+    loader = iter(BatchLoader(RandomCrops(training.images, training.settings, training.seed), keys, _collate,
+                              workers=training.workers, pin_memory=training.device.type == "cuda"))
     for epoch, indices in _steps(training, epochs):
         found = [next(loader) for _ in _own_chunks(training, epoch, indices)]
         yield LabeledBatch(indices, [pixels for pixels, _ in found], [name for _, bad in found for name in bad])

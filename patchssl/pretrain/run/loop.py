@@ -29,6 +29,7 @@ from patchssl.pretrain.run.sync import Decision, LocalStatus, RankSync
 from patchssl.runtime.device import peak_memory
 from patchssl.runtime.distributed import all_gather_objects, rank, world_size
 from patchssl.runtime.errors import CheckpointError, Interrupted, NotFiniteError, PatchSSLError
+from patchssl.runtime.loader import lost_worker
 from patchssl.runtime.progress import RunProgress, Silent
 from patchssl.runtime.signals import Stopped, StopSignals, ignore_sigchld, signals_kept_from_children
 
@@ -80,7 +81,7 @@ def train(run: Run) -> Path:
     except Stopped as stop:
         raise _interrupted(run, stop) from None
     except (RuntimeError, ConnectionError, EOFError, CheckpointError) as error:
-        if (lost := _lost_reader(error)) is None:
+        if (lost := lost_worker(error)) is None:
             raise
         # the update at hand may be half done: it is not saved
         raise PatchSSLError(f"a process that reads images ended unexpectedly, often for want of memory ({lost}); with "
@@ -88,16 +89,6 @@ def train(run: Run) -> Path:
                             f"patchssl pretrain --resume {run.folder}") from error
     run.progress.say(f"pretraining done in {run.seconds:.0f} s, saved in {run.folder}")
     return run.folder
-
-
-def _lost_reader(error: BaseException | None) -> BaseException | None:
-    """What says that a process that reads images is gone: torch's word breaks in anywhere, even while saving."""
-    while error is not None:
-        cut_off = isinstance(error, ConnectionError | EOFError) and "in DataLoader worker" not in str(error)
-        if cut_off or "DataLoader worker (pid" in str(error):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 @contextmanager
