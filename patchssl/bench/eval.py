@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from patchssl.bench.probes import time_probes
-from patchssl.bench.timing import Candidate, machine, median_times, one_thread
+from patchssl.bench.timing import Candidate, machine, median_times, one_thread, tensor_memory
 from patchssl.eval.cache import FeatureCache
 from patchssl.eval.knn import knn_scores
 from patchssl.eval.metrics import average_precision, precision_at
@@ -55,6 +55,31 @@ def bench_search(database: int = 50_000, queries: int = 10_000, repeats: int = 3
     ratios = {name: times[name] / times["product"] for name in ("search", "scoring")}
     return {"what": f"{queries:,} queries against {database:,} features of {DIMENSIONS} dimensions, one thread",
             "seconds": times, "times the product": ratios, "searched with": describe_backend()}
+
+
+def bench_large_search(database: int = 320_000, queries: int = 1024, k: int = 200, repeats: int = 3) -> dict[str, Any]:
+    """k-NN of few queries against many features in 384 dimensions, beside products of blocks with torch's topk.
+
+    At ImageNet's 1.28 million the ratio is much the same. Memory is of the tensors made, beyond the features.
+    """
+    rng = torch.Generator().manual_seed(0)
+    base, asked = (torch.randn(count, DIMENSIONS, generator=rng) for count in (database, queries))
+    labels = [np.arange(count) % CLASSES for count in (database, queries)]
+
+    def plain(_turn: int) -> None:
+        wanted, best = F.normalize(asked), torch.empty(queries, 0)
+        for block in base.split(65_536):
+            divided = F.normalize(block)
+            found = torch.cat([(some @ divided.T).topk(k).values for some in wanted.split(128)])
+            best = torch.cat([best, found], dim=1).topk(k).values
+
+    def scored(_turn: int) -> None:
+        knn_scores(base, labels[0], asked, labels[1], ks=(k,))
+
+    times = median_times({"plain": Candidate(plain), "scoring": Candidate(scored)}, repeats)
+    return {"what": f"{queries:,} queries, {k} neighbors, {database:,} features of {DIMENSIONS} dimensions, one thread",
+            "seconds": times, "times the plain way": times["scoring"] / times["plain"],
+            "MiB beside the features": tensor_memory(lambda: scored(0)), "features' MiB": base.nbytes / 2**20}
 
 
 def bench_ranking(database: int = 1_000_000, queries: int = 70, repeats: int = 3) -> dict[str, Any]:
@@ -121,10 +146,11 @@ def bench_suite(model: str, data: str, *, console: Console | None = None) -> dic
 
 def bench_eval(model: str | None = None, data: str | None = None, *, console: Console | None = None) -> dict[str, Any]:
     """Search, scoring, probes and, where `model` and `data` are named, the suite; "aims" are those of the design."""
-    found: dict[str, Any] = {"k-NN": bench_search(), "revisited": bench_ranking(),
+    found: dict[str, Any] = {"k-NN": bench_search(), "k-NN, large": bench_large_search(), "revisited": bench_ranking(),
                              "linear probes": bench_probes(console=console)}
     if model is not None and data is not None:
         found["suite"] = bench_suite(model, data, console=console)
-    return {**found, "aims": {"k-NN: times the product, at most": 1.2, "revisited: times faster, at least": 5,
+    return {**found, "aims": {"k-NN: times the product, at most": 1.2,
+                              "k-NN, large: times the plain way, at most": 1.2, "revisited: times faster, at least": 5,
                               "linear probes: times faster with their features, at least": 1,
                               "suite: times faster, at least": 20}, "machine": machine()}

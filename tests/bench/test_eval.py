@@ -35,8 +35,8 @@ def test_probes_are_timed_on_one_thread_with_progress_and_time_left(colors):
 
 
 def test_every_part_of_the_bench_has_an_aim(monkeypatch):
-    parts = {"k-NN": "bench_search", "revisited": "bench_ranking", "linear probes": "bench_probes",
-             "suite": "bench_suite"}
+    parts = {"k-NN": "bench_search", "k-NN, large": "bench_large_search", "revisited": "bench_ranking",
+             "linear probes": "bench_probes", "suite": "bench_suite"}
     for part, name in parts.items():
         monkeypatch.setattr(bench_eval, name, lambda *_, part=part, **__: {"what": part})
     report = bench_eval.bench_eval("random:resnet10t", "textures")
