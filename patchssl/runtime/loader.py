@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import multiprocessing
 import os
 import pickle
 import time
@@ -43,15 +44,19 @@ class BatchLoader(Iterable[Any]):
                  workers: int, pin_memory: bool, generator: torch.Generator | None = None, prefetch: int = 2,
                  worker_init: Callable[[int], None] | None = None) -> None:
         # its own generator: every iterator draws from one, and what runs beside this must not notice
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset, batch_sampler=batches, num_workers=workers, pin_memory=pin_memory,  # type: ignore[arg-type]
-            collate_fn=_Sender(collate, workers * prefetch + 2), generator=generator or torch.Generator(),
-            prefetch_factor=prefetch if workers else None, worker_init_fn=worker_init, timeout=_TICK if workers else 0)
+        common: dict[str, Any] = {"batch_sampler": batches, "pin_memory": pin_memory,
+                                  "generator": generator or torch.Generator()}
+        self._alone: DataLoader[Any] = DataLoader(dataset, collate_fn=collate, **common)
+        self._workers = workers
+        self._shared: DataLoader[Any] | None = None if not workers else DataLoader(
+            dataset, collate_fn=_Sender(collate, workers * prefetch + 2), num_workers=workers, prefetch_factor=prefetch,
+            worker_init_fn=worker_init, timeout=_TICK, **common)
 
     def __iter__(self) -> Iterator[Any]:
-        if self._loader.num_workers:
-            _raise_file_limit()
-        return self._received(iter(self._loader))  # workers start here, not with the first batch
+        if self._shared is None or not _can_have_workers():
+            return iter(self._alone)
+        _raise_file_limit()
+        return self._received(iter(self._shared))  # workers start here, not with the first batch
 
     def _received(self, batches: Iterator[Any]) -> Iterator[Any]:
         told = False
@@ -74,9 +79,9 @@ class BatchLoader(Iterable[Any]):
                     raise
             if tick < _PATIENCE:
                 log.warning("no batch has come for %d s from the %d worker processes; waiting on, %d s at most",
-                            time.monotonic() - began, self._loader.num_workers, _TICK * (_PATIENCE - tick))
+                            time.monotonic() - began, self._workers, _TICK * (_PATIENCE - tick))
         raise PatchSSLError(f"no batch has come for {time.monotonic() - began:.0f} s from the "
-                            f"{self._loader.num_workers} worker processes that read images, though they live: a disk "
+                            f"{self._workers} worker processes that read images, though they live: a disk "
                             "may hang, or a batch was lost; try again with 0 workers, which read in this process")
 
 
@@ -88,6 +93,17 @@ def lost_worker(error: BaseException | None) -> BaseException | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _can_have_workers() -> bool:
+    """Whether this system gives processes what they talk through; the log says what it means that it does not."""
+    try:
+        multiprocessing.Semaphore()
+        return True
+    except OSError as error:
+        log.warning("images are read in this process, which is slower: worker processes need a /dev/shm that can be "
+                    "written (%s)", error.strerror)
+        return False
 
 
 class _Packed(NamedTuple):

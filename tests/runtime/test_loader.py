@@ -87,6 +87,16 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be():
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_without_room_for_any_worker_this_process_reads(monkeypatch, caplog):
+    def no_semaphore():
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(loaders.multiprocessing, "Semaphore", no_semaphore)
+    assert_right(batches_of())
+    assert "read in this process, which is slower" in caplog.text
+    assert "(Read-only file system)" in caplog.text
+
+
 class Stuck(Dataset):
     def __getitem__(self, key):
         time.sleep(60)
