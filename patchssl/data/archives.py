@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
 import stat
@@ -32,8 +33,10 @@ from patchssl.runtime.files import index_folder, replacing
 
 MOST_BYTES = 2**28  # of one member: far more than a photograph has
 _LABEL_BYTES = 256  # of a .cls member, which holds a number or a word
+_JSON_BYTES = 2**16  # of a .json member; a longer one is not looked into
+_JSON_LABELS = ("label", "cls", "class_id", "class", "class_name")  # fields that hold it, the first that is there
 _MANY = 1000  # members from which on an index is kept: reading it is ten times as fast as making it
-_VERSION = 1  # of the kept index
+_VERSION = 2  # of the kept index
 _LONGEST_HEADER = 2**20  # bytes of a long name in a tar
 _PLAIN, _ZIPPED, _DEFLATED = 0, 1, 2  # content as it is, behind a zip's local header, and deflated as well
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -48,7 +51,7 @@ class Members(NamedTuple):
 
     names: Names  # "/" between the parts, no ./ in front
     places: np.ndarray  # (len,) PLACE
-    labels: Names  # content of .cls members, "" for the others
+    labels: Names  # what .cls members hold, and .json members have as their label; "" for the others
 
 
 class _Member(NamedTuple):
@@ -157,8 +160,8 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
                 if entry.offset_data + entry.size > size:
                     raise DataError(f"it ends within '{entry.name}': it was not copied whole")
                 label = ""
-                if name.endswith(".cls"):
-                    label = _label(_at(file, entry.offset_data, min(entry.size, _LABEL_BYTES + 1)), name)
+                if most := _label_bytes(name, entry.size):
+                    label = _label(_at(file, entry.offset_data, min(entry.size, most)), name)
                 yield _Member(name, entry.offset_data, entry.size, entry.size, 0, _PLAIN, label)
             # tarfile takes a damaged header for the end
             rest = _at(file, tar.offset, 2**20)
@@ -176,13 +179,32 @@ def _at(file: BinaryIO, offset: int, size: int) -> bytes:
     return content
 
 
+def _label_bytes(name: str, size: int) -> int:
+    """How many bytes of the member `name` to read for its label: one more than it may have; 0 for what has none."""
+    if name.lower().endswith(".cls"):
+        return _LABEL_BYTES + 1
+    return _JSON_BYTES if name.lower().endswith(".json") and size < _JSON_BYTES else 0
+
+
 def _label(content: bytes, name: str) -> str:
+    if name.lower().endswith(".json"):
+        return _json_label(content)
     if len(content) > _LABEL_BYTES:
         raise DataError(f"'{name}' is no label: it has more than {_LABEL_BYTES} bytes")
     try:
         return content.decode("utf-8").strip()
     except UnicodeDecodeError:
         raise DataError(f"'{name}' is no label: it begins with {content[:12]!r}") from None
+
+
+def _json_label(content: bytes) -> str:
+    """The label in a sample's JSON object, "" where it has none that is a number or a word."""
+    try:
+        about = json.loads(content)
+    except (ValueError, RecursionError):
+        return ""
+    found = next((about[field] for field in _JSON_LABELS if field in about), "") if isinstance(about, dict) else ""
+    return str(found).strip() if isinstance(found, int | str) and not isinstance(found, bool) else ""
 
 
 def _refuse_compressed(start: bytes) -> None:
@@ -212,9 +234,9 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
                 raise DataError(f"'{name}' would lie outside of it: it was not copied whole")
             packing = _DEFLATED if entry.compress_type else _ZIPPED
             label = ""
-            if name.endswith(".cls"):
+            if most := _label_bytes(name, entry.file_size):
                 with packed.open(entry) as content:
-                    label = _label(content.read(_LABEL_BYTES + 1), name)
+                    label = _label(content.read(most), name)
             yield _Member(name, entry.header_offset, entry.compress_size, entry.file_size, entry.CRC, packing, label)
 
 

@@ -4,9 +4,11 @@ An archive of files is understood as the same files in a folder: train/ and val/
 same names, order and fingerprint; a folder that holds all the rest is looked through.
 
 In WebDataset's layout, members of a tar whose names are equal up to the first dot of the base name are one sample:
-`a/0001.jpg` and `a/0001.cls` are image and label of sample `a/0001`. The library streams through shards; here a set of
-shards is map-style: its index, read from the tars' headers, gives any sample by its number, so that the exact shuffle,
-the split over ranks and workers and the exact resume work as for any other set, every sample once per epoch.
+`a/0001.jpg` and `a/0001.cls` are image and label of sample `a/0001`; without a .cls, the field "label" of
+`a/0001.json` is. Where that rule leaves a sample without an image, names count up to their last dot: photo.2024.jpg
+and photo.2024.cls are of sample photo.2024. The library streams through shards; here a set of shards is map-style: its
+index, read from the tars' headers, gives any sample by its number, so that the exact shuffle, the split over ranks and
+workers and the exact resume work as for any other set, every sample once per epoch.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from patchssl.runtime.text import counted, shortened
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _ABOUT_THE_SHARD = re.compile(r"__[^/]*__($|/)")  # names that the library skips
 _FIRST_CHOICE = ("jpg", "jpeg", "png", "webp")  # of several images in a sample
-_LABEL = "cls"
+_LABELS = ("cls", "json")  # where the label is, the first that is there
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -229,7 +231,7 @@ class Samples(NamedTuple):
     """Images of shards, in the shards' order, each with its label."""
 
     images: np.ndarray  # (len,) int64, which members are the images
-    words: list[str] | None  # what the .cls members say, None without any
+    words: list[str] | None  # what their labels are, None without any
     others: Mapping[str, int]  # members skipped, by extension
 
 
@@ -252,38 +254,67 @@ def are_samples(names: Sequence[str]) -> bool:
     keys = {split_key(name)[0] for name in images} - {""}
     beside = {extension for name in names if not is_image_name(name)
               for key, extension in [split_key(name)] if key in keys}
-    return _LABEL in beside or (bool(beside) and not any("/" in name for name in images))
+    return _LABELS[0] in beside or (bool(beside) and not any("/" in name for name in images))
 
 
 def find_samples(names: Sequence[str], archives: np.ndarray, labels: Sequence[str], where: str) -> Samples:
-    """Samples among the members `names` of shards; `archives` (len,) tells the shard, `labels` what .cls members hold.
+    """Samples among the members `names` of shards; `archives` (len,) tells the shard, `labels` what labels hold.
 
     DataError where some samples have a label and others none, for a label without an image, and two of one kind.
     """
-    parts: dict[tuple[int, str], dict[str, int]] = {}
-    others: Counter[str] = Counter()
-    for index, (name, archive) in enumerate(zip(names, archives.tolist(), strict=True)):
-        key, extension = split_key(name)
-        if not key:
-            others[extension_of(name)] += 1
-            continue
-        sample = parts.setdefault((archive, key), {})
-        if extension in sample:
-            raise DataError(f"{where}: sample {key} has two members .{extension}")
-        sample[extension] = index
+    parts, others = _grouped(names, archives, where)
     chosen, words, incomplete = [], [], []
     for (_, key), sample in parts.items():
-        found = sorted((extension for extension in sample if f".{extension}" in EXTENSIONS), key=_preference)
-        others.update(f".{extension}" for extension in sample if extension != _LABEL and extension not in found[:1])
+        found = _image_kinds(sample)
+        label = next((kind for kind in _LABELS if kind in sample and labels[sample[kind]]), None)
+        used = {label, *found[:1], *_LABELS[:1]}
+        others.update(f".{extension}" for extension in sample if extension not in used)
         if found:
             chosen.append(sample[found[0]])
-            words.append(labels[sample[_LABEL]] if _LABEL in sample else None)
-        elif _LABEL in sample:
+            words.append(labels[sample[label]] if label else "" if _LABELS[0] in sample else None)
+        elif _LABELS[0] in sample:
             incomplete.append(key)
     if incomplete:
         raise DataError(f"{where}: {len(incomplete):,} samples have a .cls and no image: {shortened(incomplete, 5)}; "
                         f"images are: {', '.join(sorted(EXTENSIONS))}")
     return Samples(np.array(chosen, dtype=np.int64), _all_or_none(words, [names[i] for i in chosen], where), others)
+
+
+_Parts = dict[tuple[int, str], dict[str, int]]  # by shard and key, each member by its extension
+
+
+def _grouped(names: Sequence[str], archives: np.ndarray, where: str) -> tuple[_Parts, Counter[str]]:
+    """Members by sample, and those of none by extension."""
+    parts: _Parts = {}
+    others: Counter[str] = Counter()
+    for index, (name, archive) in enumerate(zip(names, archives.tolist(), strict=True)):
+        key, extension = split_key(name)
+        if key:
+            _put(parts, (archive, key), extension, index, where)
+        else:
+            others[extension_of(name)] += 1
+    whole: _Parts = {}
+    for (archive, key), sample in parts.items():
+        dotted = any("." in extension for extension in sample) and not _image_kinds(sample)
+        for extension, index in sample.items():
+            more, dot, last = extension.rpartition(".")
+            if dotted and dot:
+                _put(whole, (archive, f"{key}.{more}"), last, index, where)
+            else:
+                _put(whole, (archive, key), extension, index, where)
+    return whole, others
+
+
+def _put(parts: _Parts, sample: tuple[int, str], extension: str, index: int, where: str) -> None:
+    found = parts.setdefault(sample, {})
+    if extension in found:
+        raise DataError(f"{where}: sample {sample[1]} has two members .{extension}")
+    found[extension] = index
+
+
+def _image_kinds(sample: Mapping[str, int]) -> list[str]:
+    """The extensions of images in a sample, the best first."""
+    return sorted((extension for extension in sample if f".{extension}" in EXTENSIONS), key=_preference)
 
 
 def _preference(extension: str) -> tuple[int, str]:
@@ -293,5 +324,6 @@ def _preference(extension: str) -> tuple[int, str]:
 def _all_or_none(words: Sequence[str | None], names: Sequence[str], where: str) -> list[str] | None:
     without = [name for name, word in zip(names, words, strict=True) if word is None]
     if without and len(without) < len(words):
-        raise DataError(f"{where}: {len(without):,} of {len(words):,} samples have no .cls: {shortened(without, 5)}")
+        raise DataError(f"{where}: {len(without):,} of {len(words):,} samples have no label (.cls, or .json with a "
+                        f"field 'label'): {shortened(without, 5)}")
     return None if without else [word for word in words if word is not None]

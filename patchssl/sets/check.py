@@ -27,7 +27,7 @@ from patchssl.runtime.text import shortened
 from patchssl.sets.copydays import open_copydays
 from patchssl.sets.download import checksum
 from patchssl.sets.imagenet import IMAGENETTE_CLASSES, check_imagenet, check_imagenet100, check_imagenette
-from patchssl.sets.revisited import GroundTruth, absent_images, read_ground_truth
+from patchssl.sets.revisited import GroundTruth, absent_images, present_names, read_ground_truth
 
 RECORD = "fetched.json"  # what `patchssl data get` leaves beside the images
 
@@ -285,11 +285,11 @@ def _check_distractors(root: Path, progress: Progress | None) -> Iterator[Findin
     else:
         yield Finding("revisitop1m.txt", f"{len(names):,} names instead of {DISTRACTORS:,}", "problem", again)
     absent = []
-    for done, name in enumerate(names, 1):
-        if not (root / "jpg" / name).is_file():
-            absent.append(name)
-        if progress and (done % 1000 == 0 or done == len(names)):
-            progress(done, len(names))
+    for start in range(0, len(names), 1000):
+        part = names[start : start + 1000]
+        absent += [name for name, file in zip(part, present_names(part, root / "jpg"), strict=True) if file is None]
+        if progress:
+            progress(start + len(part), len(names))
     yield _counted_files(root / "jpg", len(names), absent, again)
 
 

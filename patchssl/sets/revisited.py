@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchssl.data.decode import is_image_name
+from patchssl.data.decode import is_image_name, list_folder
 from patchssl.runtime.errors import DataError, UsageError
 from patchssl.runtime.pickles import load_plain_pickle
 
@@ -129,9 +129,33 @@ def file_name(name: str) -> str:
     return name if is_image_name(name) else f"{name}.jpg"
 
 
+def present_names(names: Sequence[str], images: Path) -> list[str | None]:
+    """The file in the folder `images` for each of `names`, in whatever capitals it is written there; None: absent.
+
+    DataError where two files differ in capitals alone and neither is written as the name.
+    """
+    found: list[str | None] = [name if (images / name).is_file() else None for name in names]
+    if None not in found:
+        return found
+    written: dict[str, list[str]] = {}
+    for folder in {PurePosixPath(name).parent for name, there in zip(names, found, strict=True) if there is None}:
+        for entry in list_folder(images / folder) if (images / folder).is_dir() else ():
+            name = str(folder / entry.name)
+            written.setdefault(name.lower(), []).append(name)
+    return [there or _only(written.get(name.lower(), []), name, images)
+            for name, there in zip(names, found, strict=True)]
+
+
+def _only(candidates: Sequence[str], name: str, images: Path) -> str | None:
+    if len(candidates) > 1:
+        raise DataError(f"{images} has {' and '.join(candidates)} for {name}; remove all but one")
+    return candidates[0] if candidates and (images / candidates[0]).is_file() else None
+
+
 def absent_images(truth: GroundTruth, images: Path) -> list[str]:
-    """Files that the ground truth names and the folder `images` lacks."""
-    return [name for name in truth.image_names() if not (images / name).is_file()]
+    """Files that the ground truth names and the folder `images` lacks, in any capitals."""
+    names = truth.image_names()
+    return [name for name, there in zip(names, present_names(names, images), strict=True) if there is None]
 
 
 def require_images(truth: GroundTruth, images: Path) -> None:

@@ -117,12 +117,56 @@ def test_names_as_labels(tmp_path):
 
 
 def test_shards_without_labels(tmp_path):
-    path = pack(tmp_path / "x.tar", {"1.png": png(1), "1.json": json.dumps({"label": 1}).encode()})
+    path = pack(tmp_path / "x.tar", {"1.png": png(1), "1.json": json.dumps({"caption": "a cat"}).encode()})
     assert open_images(path).labels is None
 
 
+@each("suffix", ["tar", "zip"])
+@each(("about", "classes", "labels"), [
+    ([{"label": 2}, {"label": 0}], ("0", "1", "2"), [2, 0]),
+    ([{"label": "dog", "cls": 7}, {"label": "cat", "cls": 8}], ("cat", "dog"), [1, 0]),
+    ([{"caption": "x", "class_name": "dog"}, {"class_name": "cat"}], ("cat", "dog"), [1, 0]),
+])
+def test_labels_in_json(suffix, about, classes, labels, tmp_path):
+    files = {}
+    for number, held in enumerate(about):
+        files |= {f"{number}.png": png(number), f"{number}.json": json.dumps(held).encode()}
+    images = open_images(pack(tmp_path / f"x.{suffix}", files))
+    assert (images.classes, images.labels.tolist()) == (classes, labels)
+    assert images.others == {}
+
+
+def test_a_label_of_its_own_comes_before_that_in_json(tmp_path):
+    files = {"1.png": png(1), "1.json": b'{"label": 5}', "1.cls": b"1", "2.png": png(2), "2.cls": b"0"}
+    images = open_images(pack(tmp_path / "x.tar", files))
+    assert images.labels.tolist() == [1, 0]
+    assert images.others == {".json": 1}
+
+
+@each("held", [b"[" * 60_000, b"{", b"\xff", b'{"label": true}', b'{"label": [1]}', b'{"label": null}', b"3",
+               b'{"label": "' + b"x" * 70_000 + b'"}'])
+def test_json_that_holds_no_label_gives_none(held, tmp_path):
+    assert open_images(pack(tmp_path / "x.tar", {"1.png": png(1), "1.json": held})).labels is None
+
+
+def test_some_labels_in_json_and_some_nowhere(tmp_path):
+    files = {"1.png": png(1), "1.json": b'{"label": 0}', "2.png": png(2), "2.json": b"{}"}
+    with pytest.raises(DataError, match=r"1 of 2 samples have no label \(.cls, or .json with a field .*\): 2\.png"):
+        open_images(pack(tmp_path / "x.tar", files))
+
+
+def test_keys_with_dots(tmp_path):
+    """WebDataset itself takes photo.2023.jpg for the part 2023.jpg of sample photo, which has no image then."""
+    files = {"photo.2023.jpg": png(1), "photo.2023.cls": b"1", "photo.2024.jpg": png(2), "photo.2024.cls": b"0",
+             "plain.png": png(3), "plain.cls": b"2", "plain.seg.png": png(9)}
+    images = open_images(pack(tmp_path / "x.tar", files))
+    assert [images.item_name(i) for i in range(3)] == ["photo.2023.jpg", "photo.2024.jpg", "plain.png"]
+    assert images.labels.tolist() == [1, 0, 2]
+    assert images.others == {".seg.png": 1}
+
+
 @each(("files", "message"), [
-    ({"1.png": b"", "1.cls": b"0", "2.png": b""}, r"1 of 2 samples have no \.cls: 2\.png"),
+    ({"1.png": b"", "1.cls": b"0", "2.png": b""}, r"1 of 2 samples have no label .*: 2\.png"),
     ({"1.png": b"", "1.cls": b"0", "2.npy": b"", "2.cls": b"0"}, r"1 samples have a \.cls and no image: 2; images are"),
     ({"1.png": b"", "1.cls": b"0", "1.PNG": b""}, r"sample 1 has two members \.png"),
     ({"1.png": b"", "1.cls": b"-1"}, r"holds the label '-1'"),

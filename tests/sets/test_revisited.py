@@ -8,7 +8,14 @@ import pytest
 from cases import each
 
 from patchssl.runtime.errors import DataError, UsageError
-from patchssl.sets.revisited import absent_images, as_truths, find_ground_truth, read_ground_truth, require_images
+from patchssl.sets.revisited import (
+    absent_images,
+    as_truths,
+    find_ground_truth,
+    present_names,
+    read_ground_truth,
+    require_images,
+)
 
 IMAGES = [f"image_{i:03d}" for i in range(30)]
 CONTENT = {
@@ -183,6 +190,22 @@ def test_absent_images_are_counted_and_the_first_named(tmp_path):
     assert (folder / "picture.png").exists()
     (folder / "tower_1.jpg").unlink()
     assert absent_images(truth, folder) == ["tower_1.jpg"]
+
+
+def test_images_are_found_in_whatever_capitals_their_files_are_written(tmp_path):
+    truth = read_ground_truth(save(tmp_path, CONTENT))
+    folder = tmp_path / "jpg"
+    folder.mkdir()
+    for number, name in enumerate(truth.image_names()):
+        (folder / (name.upper() if number % 2 else name)).touch()
+    assert absent_images(truth, folder) == []
+    assert present_names(truth.image_names()[:3], folder) == ["image_000.jpg", "IMAGE_001.JPG", "image_002.jpg"]
+    (folder / "Image_001.jpg").touch()
+    with pytest.raises(DataError, match=r"has (IMAGE_001.JPG|Image_001.jpg) and .* for image_001.jpg; remove all but"):
+        absent_images(truth, folder)
+    (folder / "image_001.jpg").touch()
+    assert absent_images(truth, folder) == []
+    assert present_names(["a/b.jpg", "image_001.jpg"], folder) == [None, "image_001.jpg"]
 
 
 def test_labels_are_taken_as_the_official_code_has_them(tmp_path):

@@ -19,7 +19,7 @@ from PIL import Image
 from patchssl.data.decode import decode_image, list_images
 from patchssl.data.images import FileImages, ImageSet, Names
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
-from patchssl.sets.revisited import GroundTruth, RevisitedPaths, file_name
+from patchssl.sets.revisited import GroundTruth, RevisitedPaths, file_name, present_names
 
 CropBox = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
@@ -114,7 +114,8 @@ def _whole_pixels(box: CropBox, width: int, height: int) -> tuple[int, int, int,
 
 def queries_and_database(truth: GroundTruth, place: RevisitedPaths, allow_truncated: bool = False) -> FileImages:
     """The query images of a set, then those of its database, in the order of the ground truth."""
-    names = Names(file_name(name) for name in truth.qimlist + truth.imlist)
+    wanted = [file_name(name) for name in truth.qimlist + truth.imlist]
+    names = Names(there or name for name, there in zip(wanted, present_names(wanted, place.images), strict=True))
     return FileImages(name=place.ground_truth.stem.removeprefix("gnd_"), split="all", root=place.images, names=names,
                       source=f"queries and database in {place.images}", allow_truncated=allow_truncated)
 
@@ -161,9 +162,11 @@ def _listed_names(list_file: Path, root: Path, there: set[str]) -> list[str]:
             raise DataError(f"{list_file} names {name!r}, which is no file below {root}")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{list_file} names {len(twice):,} images more than once, first {twice[0]}")
-    if absent := [name for name in names if name not in there and not (root / name).is_file()]:
+    unseen = [name for name in names if name not in there]
+    written = {name: found for name, found in zip(unseen, present_names(unseen, root), strict=True) if found}
+    if absent := [name for name in unseen if name not in written]:
         more = f"\n  and {len(absent) - _MOST_LISTED:,} more" if len(absent) > _MOST_LISTED else ""
         shown = "".join(f"\n  {name}" for name in absent[:_MOST_LISTED])
         raise DataError(f"{len(absent):,} of the {len(names):,} distractors that {list_file} names are not in {root}, "
                         f"so no number is given; download them again:{shown}{more}")
-    return names
+    return [written.get(name, name) for name in names]

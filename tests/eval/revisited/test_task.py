@@ -204,6 +204,15 @@ def test_the_order_of_the_database_does_not_matter(backbone, small_set):
     assert second.dataset_fingerprint == first.dataset_fingerprint
 
 
+def test_files_in_capitals_give_the_same_numbers(backbone, small_set, distractors):
+    (distractors / "others.txt").write_text("deep/1.png\ndeep/2.png\n")
+    before = evaluate_revisited(backbone, small_set, set_name="own", distractors=distractors)
+    for path in (*(small_set / "jpg").iterdir(), *(distractors / "deep").iterdir()):
+        path.rename(path.with_suffix(path.suffix.upper()))
+    after = evaluate_revisited(backbone, small_set, set_name="own", distractors=distractors)
+    assert after.metrics == before.metrics
+
+
 def test_the_fingerprint_knows_labels_boxes_and_images(backbone, small_set, distractors):
     def fingerprint(**options):
         return evaluate_revisited(backbone, small_set, "native", set_name="own", **options).dataset_fingerprint
