@@ -11,6 +11,7 @@ import typer
 
 from patchssl.cli.options import JsonOpt, MadeArg, PhotosArg, SeedOpt, SideOpt
 from patchssl.runtime.errors import DataError
+from patchssl.runtime.text import command
 
 data_app = typer.Typer(no_args_is_help=True, help="Get, check and make datasets.")
 
@@ -89,7 +90,7 @@ def make_copydays(
                                        progress=console.counter("images"))
     ranks = made.counts["original"]
     few = f" --ranks {ranks} (protocols count 20 ranks, which takes 20 originals)" if ranks < 20 else ""
-    typer.echo(f"{made.describe()}\nscore on it: patchssl eval copydays MODEL --data {out}{few}")
+    typer.echo(f"{made.describe()}\nscore on it: {command('eval', 'copydays', 'MODEL', '--data', out)}{few}")
 
 
 @data_app.command("make-revisited")
@@ -108,4 +109,5 @@ def make_revisited(
     with Console() as console:
         made = make_sets.make_revisited(folder, out, name=name, seed=seed, num_queries=num_queries, size=size,
                                         workers=os.cpu_count() or 1, progress=console.counter("images"))
-    typer.echo(f"{made.describe()}\nscore on it: patchssl eval revisited MODEL --data {out} --set {name}")
+    then = command("eval", "revisited", "MODEL", "--data", out, "--set", name)
+    typer.echo(f"{made.describe()}\nscore on it: {then}")

@@ -23,6 +23,7 @@ from patchssl.cli.slurm import (
     slurm_options,
 )
 from patchssl.runtime.errors import UsageError
+from patchssl.runtime.text import command
 
 if TYPE_CHECKING:
     from patchssl.runtime.console import Console
@@ -174,4 +175,4 @@ def _launch(run: NewRun | ResumedRun, job: SlurmOptions | None, as_json: bool) -
     if as_json:
         typer.echo(json.dumps({"run": str(folder)}))
     else:
-        typer.echo(f"{folder}\nscore it: patchssl eval knn {folder} --data DIR")
+        typer.echo(f"{folder}\nscore it: {command('eval', 'knn', folder, '--data', 'DIR')}")

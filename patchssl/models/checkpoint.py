@@ -18,6 +18,7 @@ import torch
 
 from patchssl.models.weights import read_torch
 from patchssl.runtime.errors import CheckpointError
+from patchssl.runtime.text import resume_command
 
 NEWEST = "checkpoint.pth"
 PREVIOUS = "checkpoint-previous.pth"
@@ -49,7 +50,7 @@ def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> Path:
             partial.unlink(missing_ok=True)
         before = "the checkpoint before it is intact, " if newest.exists() else "no checkpoint was there before it, "
         raise CheckpointError(f"{newest} could not be written ({_reason(error)}); {before}"
-                              f"free some space, then resume with: patchssl pretrain --resume {folder}") from error
+                              f"free some space, then resume with: {resume_command(folder)}") from error
     return newest
 
 

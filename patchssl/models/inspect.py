@@ -6,7 +6,6 @@ read from the map of the file, one tensor at a time, so that a file of any size 
 
 from __future__ import annotations
 
-import shlex
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -32,6 +31,7 @@ from patchssl.models.soundness import check_numbers, is_plain
 from patchssl.models.weights import WeightsFile, read_weights, weights_in
 from patchssl.runtime.errors import CheckpointError, UsageError
 from patchssl.runtime.progress import Progress
+from patchssl.runtime.text import command
 
 IMAGENETS = "ImageNet's"
 
@@ -310,4 +310,4 @@ def _command(source: _InspectedFile, networks: tuple[NetworkReport, ...], defaul
         return None
     network = f"#{usable[0]}" if usable[0] != default else ""
     options = f"?{urlencode(source.options, safe=',')}" if source.options else ""
-    return f"patchssl eval knn {shlex.quote(source.place + network + options)} --data DIR"
+    return command("eval", "knn", source.place + network + options, "--data", "DIR")

@@ -1,8 +1,23 @@
-"""Sentences about many things: counts, and lists cut short."""
+"""Sentences about many things: counts, lists cut short, commands to go on with."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+
+
+def command(*words: object) -> str:
+    """A command of this package as a shell takes it, whatever a path in it holds.
+
+    >>> command("pretrain", "--resume", "my runs/first")
+    "patchssl pretrain --resume 'my runs/first'"
+    """
+    return shlex.join(["patchssl", *map(str, words)])
+
+
+def resume_command(folder: object) -> str:
+    """What goes on with the run in `folder`."""
+    return command("pretrain", "--resume", folder)
 
 
 def counted(others: Mapping[str, int]) -> str:

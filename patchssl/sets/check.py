@@ -23,7 +23,7 @@ from patchssl.data.unreadable import find_unreadable
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
 from patchssl.runtime.findings import Finding, as_text
 from patchssl.runtime.progress import Progress
-from patchssl.runtime.text import shortened
+from patchssl.runtime.text import command, shortened
 from patchssl.sets.copydays import open_copydays
 from patchssl.sets.download import checksum
 from patchssl.sets.imagenet import IMAGENETTE_CLASSES, check_imagenet, check_imagenet100, check_imagenette
@@ -149,7 +149,7 @@ def _check_cifar10(root: Path, progress: Progress | None) -> Iterator[Finding]:
 
 def _check_files(folder: Path, md5: Mapping[str, str], name: str, progress: Progress | None) -> Iterator[Finding]:
     """One finding for each file whose checksum is known."""
-    again = f"fetch it anew: patchssl data get {name} ROOT"
+    again = f"fetch it anew: {command('data', 'get', name, 'ROOT')}"
     for done, (file, right) in enumerate(md5.items(), 1):
         if not (folder / file).is_file():
             yield Finding(file, f"not in {folder}", "problem", again)
@@ -213,7 +213,7 @@ def _check_revisited(root: Path, progress: Progress | None, *, name: str | None 
         yield Finding("ground truth", f"no gnd_NAME.pkl in {root}", "problem", "patchssl data get roxford5k ROOT")
     for path in paths:
         found = path.stem.removeprefix("gnd_")
-        again = f"patchssl data get {found} ROOT" if found in REVISITED else "make the set anew"
+        again = command("data", "get", found, "ROOT") if found in REVISITED else "make the set anew"
         try:
             truth = read_ground_truth(path)
         except DataError as error:

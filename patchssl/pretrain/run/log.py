@@ -16,6 +16,7 @@ from typing import Any
 
 from patchssl.runtime.errors import PatchSSLError, UsageError
 from patchssl.runtime.files import replacing, write_through
+from patchssl.runtime.text import resume_command
 
 LOG, EVENTS = "log.jsonl", "tensorboard"
 
@@ -98,7 +99,7 @@ def write_whole(path: Path, text: str) -> None:
 def unwritable(path: Path, error: OSError) -> PatchSSLError:
     """The error that says so, and how to resume."""
     return PatchSSLError(f"{path} could not be written ({error.strerror}); what was saved before is intact: free some "
-                         f"space, then resume with: patchssl pretrain --resume {path.parent}")
+                         f"space, then resume with: {resume_command(path.parent)}")
 
 
 class TensorBoardWriter:

@@ -32,6 +32,7 @@ from patchssl.runtime.errors import CheckpointError, Interrupted, NotFiniteError
 from patchssl.runtime.loader import lost_worker
 from patchssl.runtime.progress import RunProgress, Silent
 from patchssl.runtime.signals import Stopped, StopSignals, ignore_sigchld, signals_kept_from_children
+from patchssl.runtime.text import resume_command
 
 KnnProbe = Callable[[VitBackbone], float]  # top-1 accuracy in [0, 1] of a backbone, handed in by a workflow
 
@@ -86,7 +87,7 @@ def train(run: Run) -> Path:
         # the update at hand may be half done: it is not saved
         raise PatchSSLError(f"a process that reads images ended unexpectedly, often for want of memory ({lost}); with "
                             "fewer run.workers, resume from the last checkpoint with: "
-                            f"patchssl pretrain --resume {run.folder}") from error
+                            f"{resume_command(run.folder)}") from error
     run.progress.say(f"pretraining done in {run.seconds:.0f} s, saved in {run.folder}")
     return run.folder
 
@@ -104,7 +105,7 @@ def _loader_let_go() -> Iterator[None]:
 
 def _interrupted(run: Run, stop: Stopped) -> Interrupted:
     """Save what is done; no signal is obeyed any more, but for a second one of the same kind."""
-    done, then = run.engine.steps_done, f"resume with: patchssl pretrain --resume {run.folder}"
+    done, then = run.engine.steps_done, f"resume with: {resume_command(run.folder)}"
     if run.pending:
         _write_row(run, run.pending)  # without its k-NN, which the resumed run begins with
     if done:

@@ -43,6 +43,7 @@ from patchssl.runtime.errors import Interrupted, UsageError
 from patchssl.runtime.progress import RunProgress, Silent
 from patchssl.runtime.seeds import require_seed
 from patchssl.runtime.signals import Stopped, StopSignals
+from patchssl.runtime.text import resume_command
 
 # what makes the k-NN of a run from its recipe, images and seed, or None where there shall be none
 KnnMaker = Callable[[Recipe, ImageSet, int], KnnProbe | None]
@@ -228,6 +229,6 @@ def interruptible(folder: Path, stops: StopSignals | None = None) -> Iterator[St
             with StopSignals() as stops:
                 yield stops
     except Stopped as stop:
-        then = f"resume with: patchssl pretrain --resume {folder}" if (folder / FACTS).exists() else "start it again"
+        then = f"resume with: {resume_command(folder)}" if (folder / FACTS).exists() else "start it again"
         raise Interrupted(f"stopped by {stop} before the first update, nothing is lost; {then}",
                           stop.exit_code, stop.number) from None

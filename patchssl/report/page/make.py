@@ -27,6 +27,7 @@ from patchssl.report.tables.vetting import valid_costs, valid_records
 from patchssl.runtime.console import Console
 from patchssl.runtime.errors import DataError, PatchSSLError, UsageError
 from patchssl.runtime.files import write_text
+from patchssl.runtime.text import command
 
 PAGE = "index.html"
 MOST_NAMED = 5  # problems in one sentence
@@ -74,7 +75,8 @@ def make_report(out: Path, *, results: Path, runs: Sequence[Path] = (), data: Se
     trainings = _trainings(folders, problems)
     if not records and not trainings and not costs:
         raise DataError(f"there is nothing to report: {results} holds no result records that can be shown; make one "
-                        f"with: patchssl eval knn MODEL --data DIR --results {results}, or give a run as --runs"
+                        f"with: {command('eval', 'knn', 'MODEL', '--data', 'DIR', '--results', results)}, or give a "
+                        "run as --runs"
                         + "".join(f"; {problem}" for problem in problems[:MOST_NAMED]))
     galleries = _galleries(files, problems)
     pictures = _pictures(galleries[:MOST_GALLERIES], data, console, problems)

@@ -13,6 +13,7 @@ from patchssl.report.tables.paper import read_unavailable, write_paper
 from patchssl.report.tables.scores import metric_place
 from patchssl.report.tables.vetting import valid_costs, valid_records
 from patchssl.runtime.errors import DataError, unknown_choice
+from patchssl.runtime.text import command
 
 MOST_NAMED = 3  # unreadable files in one sentence
 
@@ -29,8 +30,8 @@ def make_tables(results: Path, out: Path, *, paper: bool = False) -> tuple[str, 
     problems += unsound
     if not records and not costs:
         unread = f" that can be read: {'; '.join(problems[:MOST_NAMED])}" if problems else ""
-        raise DataError(f"{results} holds no result records{unread}; make one with: patchssl eval knn MODEL "
-                        f"--data DIR --results {results}")
+        raise DataError(f"{results} holds no result records{unread}; make one with: "
+                        + command("eval", "knn", "MODEL", "--data", "DIR", "--results", results))
     shown = (write_tables(records, out) if records else []) + (write_costs(costs, out) if costs else [])
     text = "\n".join(path.read_text("utf-8") for path in shown if path.suffix == ".md")
     paths = shown + (write_paper(records, out, costs=costs, unavailable=read_unavailable(results)) if paper else [])
