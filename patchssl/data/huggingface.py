@@ -1,16 +1,14 @@
 """Image sets of Hugging Face's `datasets` library: from the hub, saved on the disk, or Parquet files.
 
-`hf:OWNER/NAME[:SPLIT][?config=NAME&image=COLUMN&label=COLUMN]`, or a path and `?image=COLUMN&label=COLUMN`. The image
-column is found by its type and the label column by being a ClassLabel, or by its name, `label`. Rows are read by index
-from Arrow files that are mapped into memory, never from code of the set's own: version 4 of the library, which the
-extra asks for, has no way to run any.
+`hf:OWNER/NAME[:SPLIT][?config=NAME&image=COLUMN&label=COLUMN]`. The image column is found by its type and the label
+column by being a ClassLabel, or by its name, `label`. Rows are read by index from Arrow files that are mapped into
+memory, never from code of the set's own: version 4 of the library, which the extra asks for, has no way to run any.
 What lies on the hub is downloaded once, Parquet files are converted once, both into the library's cache (HF_HOME).
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,26 +93,14 @@ class HubImages(ImageSet):
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which columns of a table are asked for; None: found by their types."""
-
-    image: str | None = None
-    label: str | None = None
-
-    def require_none(self, place: Path) -> None:
-        """UsageError where columns are asked for of images at `place`, which lie in no table."""
-        if self != Columns():
-            raise UsageError(f"?image=COLUMN and ?label=COLUMN choose columns of Parquet files and of what "
-                             f"save_to_disk wrote; {place} is neither")
-
-
-@dataclass(frozen=True)
-class _HubRequest(Columns):
+class _HubRequest:
     """What a name asks for."""
 
-    repo: str = ""
-    split: str | None = None
+    repo: str
+    split: str | None
     config: str | None = None
+    image: str | None = None
+    label: str | None = None
 
 
 def hub_splits(uri: str, allow_truncated: bool) -> Openers:
@@ -143,19 +129,7 @@ def is_saved(root: Path) -> bool:
     return any(all((root / name).is_file() for name in files) for files in names)
 
 
-def split_columns(data: str) -> tuple[str, Columns]:
-    """The path, and the columns that ?image=COLUMN&label=COLUMN behind it chooses; UsageError for another choice."""
-    place, mark, query = data.rpartition("?")
-    if not mark or os.access(data, os.F_OK):
-        return data, Columns()
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    if not options or set(options) - {"image", "label"}:
-        raise UsageError(f"'{data}' is no path, and '?{query}' is no choice of columns; write "
-                         f"{place}?image=COLUMN&label=COLUMN")
-    return place, Columns(**options)
-
-
-def saved_splits(root: Path, allow_truncated: bool, columns: Columns) -> Openers:
+def saved_splits(root: Path, allow_truncated: bool) -> Openers:
     """The splits of what `save_to_disk` wrote."""
     with _in_words(str(root)):
         saved = _library().load_from_disk(str(root))
@@ -163,17 +137,17 @@ def saved_splits(root: Path, allow_truncated: bool, columns: Columns) -> Openers
     above = any(place.name in names for names in SPLIT_FOLDERS.values())
     tables = dict(saved) if isinstance(saved, dict) else {"all": saved}
     return {split: partial(_images, tables[key], place.parent.name if above else place.name, split,
-                           f"saved dataset {root}", columns, allow_truncated)
+                           f"saved dataset {root}", _HubRequest("", None), allow_truncated)
             for split, key in _chosen(list(tables), str(root)).items()}
 
 
-def parquet_splits(files: Sequence[Path], allow_truncated: bool, columns: Columns) -> Openers:
+def parquet_splits(files: Sequence[Path], allow_truncated: bool) -> Openers:
     """The splits of Parquet files, told by their names as in train-00000-of-00002.parquet."""
     by_name = split_files(files) if len(files) > 1 else {"all": list(files)}
-    return {split: partial(open_parquet, paths, split, allow_truncated, columns) for split, paths in by_name.items()}
+    return {split: partial(open_parquet, paths, split, allow_truncated) for split, paths in by_name.items()}
 
 
-def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool, columns: Columns) -> HubImages:
+def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool) -> HubImages:
     """The images of Parquet files, in the files' order."""
     home = files[0].resolve().parent
     where = f"Parquet file {files[0]}" if len(files) == 1 else f"{len(files):,} Parquet files in {files[0].parent}"
@@ -183,7 +157,7 @@ def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool, colum
         name = files[0].stem
     else:
         name = home.parent.name if home.name in ("data", "train", "val") else home.name
-    return _images(table, name, split, where, columns, allow_truncated)
+    return _images(table, name, split, where, _HubRequest("", None), allow_truncated)
 
 
 def _parsed(uri: str) -> _HubRequest:
@@ -192,7 +166,7 @@ def _parsed(uri: str) -> _HubRequest:
     options = dict(parse_qsl(query, keep_blank_values=True))
     if not _REPO.fullmatch(repo) or set(options) - {"config", "image", "label"} or (query and not options):
         raise UsageError(f"'{uri}' is not understood; write {_FORM}, and a folder of that name as ./{uri}")
-    return _HubRequest(repo=repo, split=split or None, **options)
+    return _HubRequest(repo, split or None, **options)
 
 
 def _chosen(names: Sequence[str], where: str) -> dict[str, str]:
@@ -206,7 +180,7 @@ def _chosen(names: Sequence[str], where: str) -> dict[str, str]:
     return chosen or {"all": names[0]}
 
 
-def _images(table: Any, name: str, split: str, source: str, wanted: Columns, allow_truncated: bool) -> HubImages:
+def _images(table: Any, name: str, split: str, source: str, wanted: _HubRequest, allow_truncated: bool) -> HubImages:
     """The images and labels of a datasets.Dataset."""
     if not len(table):
         raise DataError(f"0 images in {source}")
@@ -230,7 +204,7 @@ def _image_column(features: Mapping[str, Any], source: str, wanted: str | None) 
         held = ", ".join(f"{name} ({kind})" for name, kind in features.items())
         count = "several columns" if found else "no column"
         raise DataError(f"{source} has {count} of images{f' called {wanted}' if wanted else ''}: it holds {held}; "
-                        "choose by ?image=COLUMN behind the name or path")
+                        "on the hub, choose by ?image=COLUMN")
     return found[0]
 
 
@@ -241,8 +215,7 @@ def _labels(table: Any, source: str, wanted: str | None) -> tuple[tuple[str, ...
     if wanted is not None and wanted not in features:
         raise DataError(f"{source} has no column {wanted}, only {', '.join(features)}")
     if wanted is None and "label" not in features and len(typed) > 1:
-        raise DataError(f"{source} has several columns of labels, {', '.join(typed)}; choose by ?label=COLUMN "
-                        "behind the name or path")
+        raise DataError(f"{source} has several columns of labels, {', '.join(typed)}; choose by ?label=COLUMN")
     column = wanted or ("label" if "label" in features else next(iter(typed), None))
     if column is None:
         return (), None

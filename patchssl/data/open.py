@@ -20,15 +20,7 @@ from patchssl.data.archives import is_archive_name
 from patchssl.data.arrays import Arrays, ArraySplits, cifar_splits, idx_splits
 from patchssl.data.decode import EXTENSIONS, Listing, is_folder, is_image_name, list_folder, list_images
 from patchssl.data.huggingface import PREFIX as HUB
-from patchssl.data.huggingface import (
-    Columns,
-    hub_splits,
-    is_saved,
-    open_parquet,
-    parquet_splits,
-    saved_splits,
-    split_columns,
-)
+from patchssl.data.huggingface import hub_splits, is_saved, open_parquet, parquet_splits, saved_splits
 from patchssl.data.images import ArrayImages, FileImages, ImageSet, Names, Openers, class_folders
 from patchssl.data.lists import is_list_name, open_list
 from patchssl.data.packed import open_packed, packed_splits
@@ -130,40 +122,31 @@ def _splits(data: str | Path, allow_truncated: bool) -> Openers:
             from timm.data import create_dataset
 
             return timm_splits(data, create_dataset, allow_truncated)
-        place, columns = split_columns(data)
-        if "{" in place and not os.access(place, os.F_OK):
-            files = [Path(name).expanduser() for name in expand_braces(place)]
-            require_files(files, place)
-            return _file_splits(files, allow_truncated, columns)
-        return _path_splits(_existing(place), allow_truncated, columns)
-    return _path_splits(_existing(data), allow_truncated, Columns())
-
-
-def _path_splits(root: Path, allow_truncated: bool, columns: Columns) -> Openers:
-    """The splits of a file or folder; UsageError for a choice of columns where there are none."""
+        if "{" in data and not os.access(data, os.F_OK):
+            files = [Path(name).expanduser() for name in expand_braces(data)]
+            require_files(files, data)
+            return _file_splits(files, allow_truncated)
+    root = _existing(data)
     if splits := cifar_splits(root) or idx_splits(root):
-        columns.require_none(root)
         return {split: partial(_open_arrays, root, splits, split) for split in splits.readers}
     if not root.is_dir():
-        return _file_splits([root], allow_truncated, columns)
+        return _file_splits([root], allow_truncated)
     if is_saved(root):
-        return saved_splits(root, allow_truncated, columns)
+        return saved_splits(root, allow_truncated)
     if folders := _split_folders(root):
-        return {split: partial(_open_folder, folder, split, allow_truncated, columns)
-                for split, folder in folders.items()}
+        return {split: partial(_open_folder, folder, split, allow_truncated) for split, folder in folders.items()}
     if found := _set_files(root):
-        return _file_splits(found, allow_truncated, columns)
-    return {"all": partial(_open_folder, root, "all", allow_truncated, columns)}
+        return _file_splits(found, allow_truncated)
+    return {"all": partial(_open_folder, root, "all", allow_truncated)}
 
 
-def _file_splits(files: Sequence[Path], allow_truncated: bool, columns: Columns) -> Openers:
+def _file_splits(files: Sequence[Path], allow_truncated: bool) -> Openers:
     """The splits of files that hold or name images: lists, archives or Parquet files."""
     kinds = {_kind(path.name) for path in files}
-    if kinds == {"parquet"}:
-        return parquet_splits(files, allow_truncated, columns)
-    columns.require_none(files[0])
     if kinds == {"archive"}:
         return packed_splits(files, allow_truncated)
+    if kinds == {"parquet"}:
+        return parquet_splits(files, allow_truncated)
     if kinds != {"list"}:
         raise DataError(
             f"{files[0]} is a file; images are read from a folder, from an archive (.zip, .tar), from what a list "
@@ -232,15 +215,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: root / name for split, name in found.items()}
 
 
-def _open_folder(root: Path, split: str, allow_truncated: bool, columns: Columns) -> ImageSet:
+def _open_folder(root: Path, split: str, allow_truncated: bool) -> ImageSet:
     """All images below `root`, labeled if they lie in two or more class folders; without any, those in archives."""
     listing = list_images(root)
     if not listing.names and (files := _packed_files(root)):
-        if _kind(files[0].name) == "parquet":
-            return open_parquet(files, split, allow_truncated, columns)
-        columns.require_none(root)
-        return open_packed(files, split, allow_truncated)
-    columns.require_none(root)
+        opener = open_parquet if _kind(files[0].name) == "parquet" else open_packed
+        return opener(files, split, allow_truncated)
     if not listing.names:
         raise DataError(_no_images(root, listing))
     found = class_folders(listing.names)

@@ -145,32 +145,6 @@ def test_labels_that_are_kept_secret(tmp_path):
         open_images(tmp_path / "b")
 
 
-def test_columns_of_files_are_chosen_behind_the_path(tmp_path, monkeypatch):
-    columns = {"left": datasets.Image(), "right": datasets.Image(), "fine": datasets.Value("string"),
-               "coarse": datasets.Value("string")}
-    rows = {"left": [{"bytes": png(i), "path": None} for i in (1, 2)],
-            "right": [{"bytes": png(i), "path": None} for i in (3, 4)], "fine": ["a", "b"], "coarse": ["x", "x"]}
-    pairs = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
-    pairs.to_parquet(tmp_path / "pairs.parquet")
-    pairs.save_to_disk(tmp_path / "saved")
-    for place in ("pairs.parquet", "saved"):
-        images = open_images(f"{tmp_path / place}?image=right&label=fine")
-        assert [int(images.pixels(i)[0, 0, 0]) for i in range(2)] == [3, 4]
-        assert (images.classes, images.labels.tolist()) == (("a", "b"), [0, 1])
-    monkeypatch.chdir(tmp_path)
-    assert absolute_name("pairs.parquet?image=left") == f"{tmp_path}/pairs.parquet?image=left"
-    assert int(open_images("pairs.parquet?image=left").pixels(0)[0, 0, 0]) == 1
-    with pytest.raises(UsageError, match=r"'\?images=left' is no choice of columns; write pairs.parquet\?image=COLUMN"):
-        open_images("pairs.parquet?images=left")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/1.png").write_bytes(png(1))
-    with pytest.raises(UsageError, match=r"choose columns of Parquet files .*/folder is neither"):
-        open_images(f"{tmp_path}/folder?image=left")
-    (tmp_path / "odd?image=left").mkdir()
-    (tmp_path / "odd?image=left/1.png").write_bytes(png(7))
-    assert int(open_images("odd?image=left").pixels(0)[0, 0, 0]) == 7
-
-
 @each(("columns", "message"), [
     ({"text": datasets.Value("string")}, r"has no column of images: it holds text \(Value\('string'\)\)"),
     ({"left": datasets.Image(), "right": datasets.Image()}, "has several columns of images: it holds left"),
