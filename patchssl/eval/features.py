@@ -25,6 +25,7 @@ from patchssl.eval.pooling import compute_outputs, parse_output
 from patchssl.eval.protocols import Protocol
 from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
+from patchssl.models.identity import identify
 from patchssl.runtime.distributed import all_gather_objects, rank, world_size
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
 from patchssl.runtime.loader import BatchLoader
@@ -131,16 +132,14 @@ class _Work(NamedTuple):
     device: torch.device
 
     def facts(self) -> dict[str, Any] | None:
-        """Everything the outputs depend on, for the cache; None for a transform that cannot be described."""
+        """Everything the outputs depend on, for the cache; None for a transform or network that cannot be told."""
         settings = getattr(self.transform, "settings", None)
-        if settings is None:
+        if settings is None or (network := identify(self.backbone)).unknown:
             return None
         order = hashlib.sha256()
         for index in range(len(self.images)):
             order.update(f"{self.images.item_name(index)}\n".encode("utf-8", "surrogateescape"))
-        net = self.backbone
-        return {"weights": net.weights_sha256, "arch": net.arch, "kind": type(net).__name__, "mean": list(net.mean),
-                "std": list(net.std), "dino_positions": getattr(net, "dino_positions", None),
+        return {"network": network.sha256, "libraries": dict(network.libraries), "arch": self.backbone.arch,
                 "transform": settings, "images": self.images.fingerprint, "order": order.hexdigest(),
                 "scales": list(self.scales), "device": self.device.type, "torch": torch.__version__,
                 "dtype": "bfloat16" if self.device.type == "cuda" else "float32", "patchssl": patchssl.__version__}

@@ -1,8 +1,10 @@
 """Result records: one model on one task and dataset, with everything needed to trust and repeat the number.
 
-A record is a small JSON file, `<root>/<model>-<sha8>/<task>-<dataset>@<protocol>.json` (sha8: the first 8 hex
-digits of the sha256 of the weights), never half written. `make_record` makes one from a backbone, a protocol and
-numbers. Reading a folder survives whatever else lies there.
+A record is a small JSON file, `<root>/<model>-<sha8>/<task>-<dataset>@<protocol>.json`, never half written. sha8 are
+the first 8 hex digits of the sha256 of the weights, or of all that tells the network where its code is one's own. What
+only shares its names with a record that lies there, another network, other images or other settings, is written beside
+it under digits of its own. `make_record` makes one from a backbone, a protocol and numbers. Reading a folder survives
+whatever else lies there.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -37,6 +39,33 @@ Word = Annotated[str, Field(min_length=1)]
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class ScoredNetwork(NamedTuple):
+    """What a record says of the network it is of."""
+
+    weights: str  # sha256
+    arch: str
+    sha256: str | None  # of weights, settings and code; None: the record is older than that
+    own_code: bool = False
+    unknown: tuple[str, ...] = ()  # what of its code could not be looked into: nothing was taken from the cache
+
+    def matches(self, other: ScoredNetwork) -> bool:
+        """Whether both are one network, as far as it is known."""
+        if self.sha256 and other.sha256:
+            return self.sha256 == other.sha256
+        return (self.weights, self.arch) == (other.weights, other.arch) and not (self.own_code or other.own_code)
+
+    @property
+    def key(self) -> str:
+        """Hex digits by which it is called: of the weights, where they are the network of a loader."""
+        return self.sha256 if self.own_code and self.sha256 else self.weights
+
+    def as_detail(self) -> dict[str, Any]:
+        """For a record's detail, which versions that do not know it read all the same."""
+        about: dict[str, Any] = {"sha256": self.sha256}
+        about |= {"own_code": True} if self.own_code else {}
+        return about | ({"unknown": [plain_text(words) for words in self.unknown]} if self.unknown else {})
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
@@ -64,19 +93,54 @@ class Result:
     device: str
     duration: Amount  # seconds
 
+    @property
+    def network(self) -> ScoredNetwork:
+        """The network it is of."""
+        said = self.detail.get("network")
+        found = said if isinstance(said, dict) and re.fullmatch("[0-9a-f]{64}", str(said.get("sha256"))) else {}
+        return ScoredNetwork(self.weights_sha256, self.arch, found.get("sha256"), bool(found.get("own_code")))
+
     def path(self, root: Path) -> Path:
-        """Where the record lies below `root`: one file per model, task, dataset and protocol."""
-        folder = f"{safe_name(self.model)}-{self.weights_sha256[:8]}"
+        """Where the record lies below `root` by its names: one file per model, task, dataset and protocol."""
+        folder = f"{safe_name(self.model)}-{self.network.key[:8]}"
         parts = (safe_name(part) for part in (self.task, self.dataset, self.protocol))
         return Path(root) / folder / "{}-{}@{}.json".format(*parts)
 
     def write(self, root: Path) -> Path:
         """Save below `root`, replacing an earlier run of the same cell; at every moment the file is whole."""
-        return write_record(self.as_dict(), self.path(root))
+        return write_record(self.as_dict(), self._free_path(root))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the record's format and schema version."""
         return {"format": f"patchssl {KIND}", "schema": SCHEMA, **asdict(self)}
+
+    def _free_path(self, root: Path) -> Path:
+        """`path`, with digits added to what only has the names of another record that lies there."""
+        path = self.path(root)
+        digits = self.network.sha256 or joined([self.weights_sha256, self.arch])
+        own = path.parent.with_name(f"{path.parent.name}-{digits[:8]}")
+        others = read_result_files(path.parent)[0].values() if path.parent.is_dir() else ()
+        if own.is_dir() or not all(self.network.matches(other.network) for other in others):
+            path = own / path.name
+        digits = joined([self.dataset_fingerprint, self.protocol_fingerprint])
+        beside = path.with_name(f"{path.stem}-{digits[:8]}.json")
+        return beside if beside.exists() or not self._may_replace(path) else path
+
+    def _may_replace(self, path: Path) -> bool:
+        """Whether `path` is free, or holds an earlier run of this cell, perhaps one that knew images by other signs."""
+        try:
+            other = read_result(path)
+        except DataError:
+            return True  # nothing, or nothing that can be used
+        older = other.network.sha256 is None or other.protocol_version != self.protocol_version
+        same = (other.dataset_fingerprint, other.protocol_fingerprint) == (self.dataset_fingerprint,
+                                                                            self.protocol_fingerprint)
+        return same or (older and other.counts == self.counts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images of each kind the numbers are of, as far as the record says it."""
+        return {name: count for name, count in self.detail.items() if name.startswith("num_") and type(count) is int}
 
 
 def read_results(root: Path) -> tuple[list[Result], list[str]]:
@@ -171,15 +235,25 @@ def make_record(backbone: Backbone, plan: Protocol, *, dataset: str, fingerprint
     """
     from patchssl.eval.search import faiss_version  # brings torch, which readers of records need not have
 
+    network = network_of(backbone)
     return Result(
         model=plain_text(backbone.name), method=backbone.method, arch=backbone.arch,
-        weights_sha256=backbone.weights_sha256, pretrain_data=backbone.pretrain_data,
+        weights_sha256=network.weights, pretrain_data=backbone.pretrain_data,
         pretrain_epochs=backbone.pretrain_epochs, seed=backbone.seed,
         task=task or plan.task, dataset=plain_text(dataset), dataset_fingerprint=joined(fingerprints),
         protocol=plan.name, protocol_version=plan.version, protocol_settings=plan.plain_settings(),
-        protocol_fingerprint=plan.fingerprint, metrics=dict(metrics), detail=dict(detail),
+        protocol_fingerprint=plan.fingerprint, metrics=dict(metrics), detail={**detail, "network": network.as_detail()},
         versions={**library_versions(), "faiss": faiss_version()}, device=device, duration=duration,
     )
+
+
+def network_of(backbone: Backbone) -> ScoredNetwork:
+    """What records of `backbone` say of it."""
+    from patchssl.models.identity import identify
+
+    weights = backbone.weights_sha256
+    found = identify(backbone, weights)
+    return ScoredNetwork(weights, backbone.arch, found.sha256, found.own_code, found.unknown)
 
 
 def joined(fingerprints: Iterable[str]) -> str:

@@ -102,9 +102,8 @@ class SuiteSummary:
     def records(self) -> list[Result]:
         """Records of this run, and those of what was done already; what failed has none, whatever lies there of old."""
         kept, _ = read_results(self.results) if self.results.is_dir() else ([], [])
-        known = {(cell.weights, *cell.key()) for cell in self.plan.done}
-        known |= {(record.weights_sha256, *_key(record)) for record in self.found}
-        return [record for record in kept if (record.weights_sha256, *_key(record)) in known]
+        known = {cell.key() for cell in self.plan.done} | {_key(record) for record in self.found}
+        return [record for record in kept if record.network.matches(self.plan.network) and _key(record) in known]
 
     def text(self) -> str:
         """A table of the main numbers, what was skipped, and what failed."""

@@ -17,9 +17,10 @@ from patchssl.data.unreadable import listing_unreadable, require_readable
 from patchssl.eval.cells import Cell, TaskOptions, find_cells
 from patchssl.eval.features import extract_outputs
 from patchssl.eval.pooling import compute_outputs
-from patchssl.eval.records import Result, read_results
+from patchssl.eval.records import Result, ScoredNetwork, network_of, read_results
 from patchssl.eval.tasks import ComputeOptions, find_task
 from patchssl.models.backbone import Backbone
+from patchssl.models.identity import identify
 from patchssl.models.pixels import RawPixels
 from patchssl.runtime.console import LOOK
 from patchssl.runtime.errors import DataError, PatchSSLError
@@ -34,6 +35,7 @@ class SuitePlan:
 
     run: tuple[Cell, ...]
     done: tuple[Cell, ...]
+    network: ScoredNetwork
     left_out: Mapping[str, str] = field(default_factory=dict)  # what -> why
     seconds_per_image: float = 0.0
 
@@ -92,11 +94,12 @@ def plan_suite(backbone: Backbone, data: str, tasks: Sequence[str], results: Pat
         raise DataError(f"{data} holds nothing that {', '.join(tasks)} can be run on ({reasons}); it takes folders "
                         "with train/ and val/, Copydays' blocks, or gnd_NAME.pkl beside jpg/, each alone or side by "
                         "side")
-    known = {} if overwrite or results is None else _finished(results, backbone.weights_sha256)
+    network = network_of(backbone)
+    known = {} if overwrite or results is None else _finished(results, network)
     done = tuple(cell for cell in cells if (key := cell.key()) in known and cell.fingerprint() in known[key])
     run = tuple(cell for cell in cells if cell not in done)
     pace = _seconds_per_image(backbone, compute.where(backbone)) if run else 0.0
-    return SuitePlan(run, done, left_out, pace)
+    return SuitePlan(run, done, network, left_out, pace)
 
 
 def run_suite(backbone: Backbone, plan: SuitePlan, compute: ComputeOptions, *,
@@ -137,7 +140,7 @@ def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], compute: C
              and other.protocol.transform().settings == settings]
     outputs = sorted({output for other in alike for output in other.protocol.settings.get("outputs", ["features"])})
     alone = not find_task(cell.task).classifies or len(alike) < 2
-    if compute.cache is None or alone or isinstance(backbone, RawPixels):
+    if compute.cache is None or alone or isinstance(backbone, RawPixels) or identify(backbone).unknown:
         return False
     pair = open_pair(cell.data)
     if not looked_at:
@@ -160,12 +163,12 @@ def run_cell(backbone: Backbone, cell: Cell, compute: ComputeOptions, *, looked_
     return task.score(backbone, cell.data, cell.asked, compute, **more)
 
 
-def _finished(results: Path, weights: str) -> dict[tuple[str, str, str], set[str]]:
+def _finished(results: Path, network: ScoredNetwork) -> dict[tuple[str, str, str], set[str]]:
     """The datasets, by fingerprint, that every benchmark has records of."""
     records, _ = read_results(results) if results.is_dir() else ([], [])
     found: dict[tuple[str, str, str], set[str]] = {}
     for record in records:
-        if record.weights_sha256 == weights:
+        if record.network.matches(network):
             key = (record.dataset, record.protocol_fingerprint, record.task)
             found.setdefault(key, set()).add(record.dataset_fingerprint)
     return found

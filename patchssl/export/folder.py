@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from patchssl.eval.records import Result, read_results
+from patchssl.eval.records import Result, network_of, read_results
 from patchssl.export.card import CARD_FILE, model_card
 from patchssl.export.dino import DINO, DINO_FILE
 from patchssl.export.onnx import ONNX, ONNX_FILE, ONNX_WEIGHTS
@@ -144,7 +144,8 @@ def _records(source: ExportSource, results: Path | None) -> tuple[list[Result], 
     if results is None or not results.exists():
         return [], []
     found, problems = read_results(results)
-    own = [record for record in found if record.weights_sha256 == source.backbone.weights_sha256]
+    network = network_of(source.backbone)
+    own = [record for record in found if record.network.matches(network)]
     if not own:
         problems = [*problems, f"none of the {len(found)} records in {results} is of these weights"]
     return own, problems

@@ -26,6 +26,7 @@ import torch
 
 from patchssl.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Origin, VitBackbone
 from patchssl.models.checkpoint import FORMAT, load_checkpoint, require_format
+from patchssl.models.identity import identify
 from patchssl.models.names import exists, options_in, parse_location, require_network, sized, whole_number
 from patchssl.models.networks import (
     NetworkSpec,
@@ -50,10 +51,12 @@ from patchssl.models.pretrained import (
 from patchssl.models.recognize import Layout, describe_left_out, official_stem, recognize, recognize_run
 from patchssl.models.weights import BARE, TEACHER, WeightsFile, read_weights, weights_in
 from patchssl.runtime.errors import PatchSSLError, UsageError, unknown_choice
+from patchssl.runtime.text import shortened
 
 log = logging.getLogger(__name__)
 
 _RANDOM_OPTIONS = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "seed")
+_NAMED_REASONS = 3
 _METHODS = ("pwself", "dino", "ibot", "supervised", "other")
 
 
@@ -155,6 +158,9 @@ def _from_python(rest: str) -> Backbone:
         raise UsageError(f"py:{rest} returned a {type(backbone).__name__}; return patchssl.Backbone.from_module("
                          "network, patch_size=..., mean=..., std=...)")
     backbone.notes = (*backbone.notes, f"py:{rest} ran your own code")
+    if unknown := identify(backbone).unknown:
+        backbone.notes = (*backbone.notes, "nothing of it is kept in the cache, as it cannot be told from another "
+                                           f"network: {shortened(unknown, _NAMED_REASONS)}")
     return backbone
 
 

@@ -31,6 +31,7 @@ from patchssl.eval.records import Result, joined, make_record, pack_bits, plain_
 from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.eval.transforms import native_resize
 from patchssl.models.backbone import Backbone
+from patchssl.models.identity import identify
 from patchssl.models.pixels import RawPixels
 from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
@@ -144,11 +145,12 @@ def _run_dino(backbone: Backbone, sets: tuple[ImageSet, ImageSet], labels: tuple
     test = _outputs(backbone, val, plan, progress, compute, later=train)
     training = ProbeTraining(backbone, train, labels[0], len(train.classes), plan.plain_settings(), seed,
                              options["device"], options["batch_size"], options["workers"])
-    facts = {"protocol": plan.fingerprint, "weights": backbone.weights_sha256, "train": train.fingerprint,
+    network = identify(backbone)
+    facts = {"protocol": plan.fingerprint, "network": network.sha256, "train": train.fingerprint,
              "test": val.fingerprint, "seed": seed, "patchssl": patchssl.__version__,
              "labels": hashlib.sha256(b"".join(part.numpy().tobytes() for part in labels)).hexdigest()}
     own = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-    place = folder / f"{safe_name(backbone.name)}-{own}" if folder else None
+    place = folder / f"{safe_name(backbone.name)}-{own}" if folder and not network.unknown else None
     return dino_probe(training, test, labels[1], folder=place, facts=facts, progress=progress)
 
 

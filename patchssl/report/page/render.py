@@ -139,7 +139,7 @@ def _hash(text: str) -> str:
 
 
 def _lead(content: Content) -> str:
-    networks = len({record.weights_sha256 for record in content.records})
+    networks = len({record.network.key for record in content.records})
     datasets = len({record.dataset_fingerprint for record in content.records})
     counts = {"record": len(content.records), "network": networks, "data set": datasets, "run": len(content.runs)}
     there = ", ".join(_count(number, word) for word, number in counts.items() if number)
@@ -194,7 +194,7 @@ def _galleries(content: Content) -> list[dict[str, object]]:
 
 
 def _title(record: Result) -> str:
-    return f"{record.model} ({record.weights_sha256[:8]}): {record.dataset}, protocol {record.protocol}"
+    return f"{record.model} ({record.network.key[:8]}): {record.dataset}, protocol {record.protocol}"
 
 
 def _queries(queries: Iterable[Query], record: Result, pictures: Pictures) -> list[ShownQuery]:

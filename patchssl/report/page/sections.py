@@ -90,7 +90,7 @@ def leading_number(text: str) -> float | None:
 def record_table(records: Sequence[Result]) -> Table:
     """A row for every record and headline metric, or for every metric of a record that has no headline."""
     rows = []
-    for record in sorted(records, key=lambda r: (r.model, r.weights_sha256, r.task, r.dataset, r.protocol)):
+    for record in sorted(records, key=lambda r: (r.model, r.network.key, r.task, r.dataset, r.protocol)):
         headlines = [name for name in table_metrics().get(record.task, ()) if name in record.metrics]
         for metric in headlines or sorted(record.metrics)[:1]:
             value = 100 * record.metrics[metric]
@@ -99,17 +99,17 @@ def record_table(records: Sequence[Result]) -> Table:
                          TableCell(record.dataset), TableCell(record.protocol), TableCell(METHODS.get(record.method,
                                                                                                       record.method)),
                          _seed(record), TableCell(f"{record.duration:,.1f}", record.duration),
-                         TableCell(record.weights_sha256[:8])))
+                         TableCell(record.network.key[:8])))
     columns = ("Model", "%", "Metric", "Task", "Data set", "Protocol", "Method", "Seed", "Seconds", "Weights")
     return Table("All records", columns, tuple(name in ("%", "Seed", "Seconds") for name in columns), tuple(rows))
 
 
 def network_table(records: Sequence[Result]) -> Table:
     """The networks that were scored, by their weights."""
-    by_weights = {(record.weights_sha256, record.model): record for record in records}
+    by_network = {(record.network.weights, record.network.key, record.model): record for record in records}
     rows = tuple((TableCell(record.model), TableCell(METHODS.get(record.method, record.method)), TableCell(record.arch),
                   TableCell(row_of(record).pretraining), _seed(record), TableCell(record.weights_sha256[:_DIGITS]))
-                 for _, record in sorted(by_weights.items(), key=lambda item: (item[1].model, item[0])))
+                 for _, record in sorted(by_network.items(), key=lambda item: (item[1].model, item[0])))
     columns = ("Model", "Method", "Architecture", "Pretraining", "Seed", "sha256 of the weights")
     return Table("Networks", columns, tuple(name == "Seed" for name in columns), rows, stacked=True)
 

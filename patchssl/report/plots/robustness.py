@@ -121,6 +121,5 @@ def _bounds(scores: Sequence[Score]) -> np.ndarray:
 def _label(curve: Curve) -> str:
     row = curve.row
     words = [row.label, *(part for part in (row.arch, row.pretraining) if part not in (NONE, "untrained"))]
-    doubt = "" if all(score.seeds_differ for score in curve.scores()) else ", seeds shared or not stated"
-    count = f"; n = {curve.n}{doubt}" if curve.n > 1 else ""
+    count = f"; n = {curve.n}" if curve.n > 1 else ""
     return shown_name(", ".join(words), most=96) + count

@@ -40,7 +40,7 @@ def _beats_all(leader: Score, others: list[Score]) -> bool:
 
 
 def _beats(leader: Score, values: np.ndarray | None, other: Score, metric: str) -> bool:
-    if not (leader.seeds_differ and other.seeds_differ) or leader.mean <= other.mean:
+    if leader.mean <= other.mean:
         return False
     if leader.n > 1 or other.n > 1:
         sides = ([record.metrics[metric] for record in score.records] for score in (leader, other))

@@ -13,7 +13,7 @@ import pandas as pd
 from patchssl.eval.records import Result
 from patchssl.eval.tasks import table_metrics, table_titles
 from patchssl.report.tables.best import BOLD_NOTE, best_cells
-from patchssl.report.tables.published import PAPER_DATASETS, Published, plain_name, published
+from patchssl.report.tables.published import PAPER_DATASETS, Published, only_named_so, plain_name, published
 from patchssl.report.tables.render import NAMED, shortened, write_frames
 from patchssl.report.tables.scores import (
     METHODS,
@@ -29,7 +29,8 @@ from patchssl.report.tables.scores import (
 METRIC_LABELS = {"top1": "top-1", "top5": "top-5", "map": "mAP", "exact": "exact matches",
                  "within1": "within one patch"}
 NOT_RUN, NOT_PUBLISHED, NOT_AVAILABLE, OTHER_PROTOCOL = "not run", "not published", "not available", "other protocol"
-SEED_MARK, PRETRAINING_MARK = "†", "‡"
+OTHER_IMAGES = "other images"
+PRETRAINING_MARK = "‡"
 TEST_CHOICE = "best test epoch"  # as the protocol's settings say it
 UNTRAINED = {NONE, "untrained"}  # what stands for the pretraining of pixels and random networks
 MOST_LISTED = 4  # kinds of pretraining that a note names
@@ -72,19 +73,22 @@ def _table(scores: Sequence[Score], columns: Sequence[Column], rows: Sequence[Ro
            best: set[tuple[Row, Column]], empty: Mapping[Column, str]) -> pd.DataFrame:
     """Text in the cells."""
     measured = {(score.row, score.column): score for score in scores}
-    printed, sources = published_cells(columns)
+    others = _named_so(scores)
+    printed, sources = published_cells([column for column in columns if column not in others])
     mixed = _mixed_pretraining(columns, [*measured, *((row, column) for row, found in printed.items()
                                                        for column, text in found.items() if text[0].isdigit())])
     body = [_cells(row, columns, lambda place: _cell(measured[place]) if place in measured
                    else empty.get(place[1], NOT_RUN)) for row in rows]
-    body += [_cells(row, columns, lambda place: printed[place[0]].get(place[1], NOT_PUBLISHED)) for row in printed]
+    body += [_cells(row, columns, lambda place: OTHER_IMAGES if place[1] in others else
+                    printed[place[0]].get(place[1], NOT_PUBLISHED)) for row in printed]
     headers = [f"{title} {PRETRAINING_MARK}" if column in mixed else title
                for title, column in zip(_headers(columns), columns, strict=True)]
     frame = pd.DataFrame(body, columns=["Method", "Architecture", "Pretraining", *headers], dtype=object)
     frame.attrs["bold"] = [(i, j) for i, row in enumerate(rows) for j, column in enumerate(columns, NAMED)
                            if (row, column) in best]
     frame.attrs["notes"] = [*_interval_notes(scores), *_bold_notes(scores), *_pretraining_notes(mixed),
-                            *_selection_notes(results, columns), *_fingerprint_notes(results, columns), *sources]
+                            *_selection_notes(results, columns), *_fingerprint_notes(results, columns),
+                            *_other_images_notes(others), *sources]
     return frame
 
 
@@ -95,9 +99,10 @@ def _numbers(scores: Sequence[Score], columns: Sequence[Column], best: set[tuple
         bounds = [None if bound is None else round(100 * bound, 4) for bound in (score.low, score.high)]
         words = ["" if word == NONE else word for word in score.row[1:]]
         records.append([*words, *score.column, round(100 * score.mean, 4), *bounds, score.interval, score.n,
-                        score.seeds_differ, (score.row, score.column) in best, "measured"])
+                        True, (score.row, score.column) in best, "measured"])
+    others = _named_so(scores)
     for column in columns:
-        for number in _comparable(column):
+        for number in _comparable(column) if column not in others else ():
             records.append([f"{number.method} (published)", number.arch, number.pretraining, *column,
                             round(100 * number.value, 4), None, None, "", "", "", False, number.source])
     names = ["method", "arch", "pretraining", *Column._fields,
@@ -131,6 +136,16 @@ def published_cells(columns: Sequence[Column]) -> tuple[dict[Row, dict[Column, s
         notes.append("Published linear accuracies are the best of a sweep over learning rates, for every model.")
     return dict(sorted(cells.items())), [*notes, *(f"[{i}] {source}" for i, source in enumerate(sources, 1))
                                          ] if cells else []
+
+
+def _named_so(scores: Sequence[Score]) -> set[Column]:
+    """The columns whose images only have the name of a published set, by their number."""
+    return {score.column for score in scores if any(map(only_named_so, score.records))}
+
+
+def _other_images_notes(others: set[Column]) -> list[str]:
+    return [f"{name}: these are not as many images as the set of that name has, or the records do not say how many; "
+            "nothing that is published for it stands beside them." for name in sorted({c.dataset for c in others})]
 
 
 def _comparable(column: Column) -> list[Published]:
@@ -190,8 +205,7 @@ def _metric_label(column: Column) -> str:
 
 def _cell(score: Score) -> str:
     if score.interval == "seeds" and score.high is not None:
-        mark = "" if score.seeds_differ else f" {SEED_MARK}"
-        return f"{100 * score.mean:.1f} ± {100 * (score.high - score.mean):.1f} (n = {score.n}){mark}"
+        return f"{100 * score.mean:.1f} ± {100 * (score.high - score.mean):.1f} (n = {score.n})"
     if score.interval == "draws" and score.high is not None:
         return f"{100 * score.mean:.1f} ± {100 * (score.high - score.mean):.1f} ({score.draws} draws)"
     if score.low is not None and score.high is not None:
@@ -214,9 +228,9 @@ def _interval_notes(scores: Sequence[Score]) -> list[str]:
                      "or images of a single network.")
     if any(score.row.label == METHODS["position"] for score in scores):
         notes.append(REFERENCE_NOTE)
-    if not all(score.seeds_differ for score in scores):
-        notes.append(f"{SEED_MARK} records that share a seed or state none were averaged: "
-                     "they may differ in more than the seed.")
+    if any(score.alone for score in scores):
+        notes.append("Networks of one method, architecture and pretraining that state no seed, or the same one, are "
+                     "not averaged, each has a row by its name: they may differ in more than the seed.")
     return notes
 
 

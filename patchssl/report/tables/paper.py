@@ -10,7 +10,7 @@ import pandas as pd
 from patchssl.eval.records import Result
 from patchssl.report.tables.build import NOT_RUN, make_frames
 from patchssl.report.tables.cost import CostRecord, cost_frames
-from patchssl.report.tables.published import plain_name
+from patchssl.report.tables.published import only_named_so, plain_name
 from patchssl.report.tables.render import write_frames
 from patchssl.report.tables.scores import METHODS, NONE, Column, Row, Score, collect_scores
 from patchssl.runtime.errors import DataError
@@ -50,10 +50,13 @@ def paper_frames(results: Sequence[Result],
     """Title -> table with rows PW-Self, DINO, iBOT as measured and as published, and the numbers behind all of them.
 
     A column that no record fills stands there all the same, under the protocol the published numbers have; it says so
-    where `unavailable` has the reason why its dataset could not be had.
+    where `unavailable` has the reason why its dataset could not be had. Records on images that only have the name of
+    one of these sets are left out.
     """
     unavailable = unavailable or {}
-    of_paper = [result for result in results if result.method in PAPER_METHODS]
+    of_methods = [result for result in results if result.method in PAPER_METHODS]
+    of_paper = [result for result in of_methods if not only_named_so(result)]
+    others = sorted({result.dataset for result in of_methods if only_named_so(result)})
     scores = [score for task in sorted({key[0] for keys in PAPER.values() for key in keys})
               for score in collect_scores(of_paper, task)]
     frames, numbers = {}, []
@@ -68,6 +71,9 @@ def paper_frames(results: Sequence[Result],
         frame.attrs["notes"][:0] = ([f"{NOT_RUN}: there is no such record among those read."]
                                     if len(empty) < len(columns) else []) + (
                                         [f"{NO_DATA}, as {UNAVAILABLE} says: {'; '.join(reasons)}."] if empty else [])
+        if others:
+            frame.attrs["notes"].append(f"Records on other images that are called {', '.join(others)} are left out, by "
+                                        "how many they are.")
         frames[title] = frame
         numbers.append(table)
     return frames, pd.concat([table.astype(object) for table in numbers], ignore_index=True)

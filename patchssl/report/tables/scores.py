@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ _FEW_SHOT = re.compile(r"fewshot([1-9][0-9]{0,8})/top1@[0-9]+")
 
 
 class Row(NamedTuple):
-    """What was scored; records that differ in their weights alone share a row."""
+    """What was scored; networks that are known to differ in their seed alone share a row."""
 
     order: int
     label: str
@@ -75,7 +75,7 @@ class Score:
     high: float | None = None
     # "seeds": Student's t over records; of one record "images": Wilson over test images, "queries": t, and "draws"
     interval: str = ""
-    seeds_differ: bool = True  # False where records share a seed or do not state it
+    alone: bool = False  # in a row of its own, though others of its method are not known to differ but in the seed
     draws: int = 0  # of the training images, in one few-shot record
     records: tuple[Result, ...] = field(default=(), repr=False, compare=False)  # one per weights, by ascending value
 
@@ -92,11 +92,61 @@ def scores_of(results: Iterable[Result], task: str, wanted: Callable[[str], bool
     """Scores of all records of `task` under every metric that is `wanted`, whether tables show it or not."""
     cells: dict[tuple[Row, Column], list[Result]] = defaultdict(list)
     found = sorted((result for result in results if result.task == task), key=_sort_key)
+    apart, network = _rows_apart(found), _networks(found)
     for result in [*found, *_references(found)]:
+        row = apart.get((row_of(result), network(result)), row_of(result))
         for metric in result.metrics:
-            if wanted(metric):
-                cells[row_of(result), column_of(result, metric)].append(result)
-    return [_score(row, column, records) for (row, column), records in cells.items()]
+            if wanted(metric) and not _is_sure(result, metric):
+                cells[row, column_of(result, metric)].append(result)
+    alone = {*apart.values()}
+    return [replace(_score(row, column, records), alone=row in alone) for (row, column), records in cells.items()]
+
+
+def _rows_apart(results: Sequence[Result]) -> dict[tuple[Row, str], Row]:
+    """Rows of their own for networks that would share a cell, and state no seed or that of another.
+
+    What they differ in is not known: a mean over them would be that of nothing, and its interval would be wrong.
+    """
+    known = _networks(results)
+    cells: dict[tuple[Row, Column], dict[str, Result]] = defaultdict(dict)
+    for result in results:
+        if result.method not in NO_NETWORK:
+            cells[row_of(result), column_of(result, "")].setdefault(known(result), result)
+    found = {}
+    for (row, _), networks in cells.items():
+        seeds = Counter(result.seed for result in networks.values())
+        unsure = {key: result for key, result in networks.items() if result.seed is None or seeds[result.seed] > 1}
+        if len(networks) > 1:
+            for key, name in _names(unsure).items():
+                found[row, key] = row._replace(label=name if row.label in name else f"{row.label}, {name}")
+    return found
+
+
+def _names(networks: Mapping[str, Result]) -> dict[str, str]:
+    """What tells `networks` apart: their model's name, with digits of the weights or more of them where needed."""
+    ways: list[Callable[[str, Result], str]] = [
+        lambda _, result: result.model, lambda _, result: f"{result.model} {result.network.key[:8]}",
+        lambda key, result: f"{result.model} {key[:8]}", lambda key, result: f"{result.model} {key}"]
+    told = ({key: way(key, result) for key, result in networks.items()} for way in ways)
+    return next(names for names in told if len({*names.values()}) == len(names))
+
+
+def _networks(results: Iterable[Result]) -> Callable[[Result], str]:
+    """What tells the network of each record; an older one, which knows the weights alone, is of one that has them."""
+    known = {result.network.weights: result.network.sha256 for result in results if result.network.sha256}
+
+    def network(result: Result) -> str:
+        own = result.network
+        return own.sha256 or known.get(own.weights) or own.weights
+
+    return network
+
+
+def _is_sure(result: Result, metric: str) -> bool:
+    """Is `metric` a top-5 among five classes or fewer, as older records have it: right whatever was scored?"""
+    classes = result.detail.get("class_accuracy")
+    return (metric.startswith("top5") and result.network.sha256 is None and isinstance(classes, dict)
+            and len(classes) <= 5 and result.metrics[metric] == 1)
 
 
 def _references(results: Sequence[Result]) -> list[Result]:
@@ -183,17 +233,15 @@ def _pretraining(result: Result) -> str:
 
 
 def _score(row: Row, column: Column, records: Sequence[Result]) -> Score:
-    """One cell; the same weights scored twice, perhaps under two names, count once."""
-    distinct = list({record.weights_sha256: record for record in reversed(records)}.values())
+    """One cell; a network scored twice, perhaps under two names, counts once."""
+    distinct = _one_of_each(records)
     distinct.sort(key=lambda record: (record.metrics[column.metric], record.weights_sha256))
     score = partial(Score, row, column, n=len(distinct), records=tuple(distinct))
     values = [record.metrics[column.metric] for record in distinct]
     mean = math.fsum(values) / len(values)
     if len(values) > 1:
-        seeds = [r.seed for r in distinct]
-        known = None not in seeds and len(set(seeds)) == len(seeds)
         low, high = t_interval(values)
-        return score(mean=mean, low=low, high=high, interval="seeds", seeds_differ=known)
+        return score(mean=mean, low=low, high=high, interval="seeds")
     if (spread := _draws(distinct[0], column.metric)) is not None:
         deviation, draws = spread
         return score(mean=mean, low=mean - deviation, high=mean + deviation, interval="draws", draws=draws)
@@ -206,6 +254,14 @@ def _score(row: Row, column: Column, records: Sequence[Result]) -> Score:
         low, high = t_interval(queries[~np.isnan(queries)].tolist())
         return score(mean=mean, low=max(low, 0.0), high=min(high, 1.0), interval="queries")
     return score(mean=mean)
+
+
+def _one_of_each(records: Sequence[Result]) -> list[Result]:
+    """One record per network, of those of one the newest in kind, then the first."""
+    network = _networks(records)
+    best_last = sorted(records[::-1], key=lambda record: record.network.sha256 is not None)
+    return [*{record.method if record.method in NO_NETWORK else network(record): record
+              for record in best_last}.values()]
 
 
 def num_test_images(result: Result) -> int | None:

@@ -4,6 +4,7 @@ import random
 
 import pandas as pd
 import pytest
+from cases import each
 
 from patchssl.eval.linear.task import linear_protocol
 from patchssl.eval.records import Result
@@ -117,10 +118,17 @@ def test_other_images_under_the_same_name_get_their_own_column_and_a_footnote():
     assert any("2 different sets of images" in note for note in table.attrs["notes"])
 
 
-def test_shared_seeds_carry_a_mark_and_a_footnote():
-    table = comparison_table([BASE, record(weights_sha256="b" * 64)])
-    assert table[TOP1].tolist()[0].endswith("(n = 2) †")
-    assert any(note.startswith("†") for note in table.attrs["notes"])
+@pytest.mark.parametrize("seed", [0, None])
+def test_networks_that_share_a_seed_or_state_none_have_a_row_each_and_a_footnote(seed):
+    """Two unrelated checkpoint.pth of DINO are no two seeds of one thing."""
+    both = [record(model="checkpoint", method="dino", seed=seed, weights_sha256=digit * 64) for digit in "bc"]
+    table = comparison_table(both)
+    assert table.Method.tolist()[:2] == ["DINO, checkpoint bbbbbbbb", "DINO, checkpoint cccccccc"]
+    assert table[TOP1].tolist()[:2] == ["30.0 [27.7, 32.4]"] * 2
+    assert any("not averaged" in note for note in table.attrs["notes"])
+    assert set(score_table(both).n) == {1}
+    apart = comparison_table([dataclasses.replace(both[0], model="one"), dataclasses.replace(both[1], seed=7)])
+    assert apart.Method.tolist()[:2] == (["DINO", "DINO, one"] if seed is None else ["DINO"])[:len(apart)]
 
 
 def test_few_shots_have_columns_by_their_number_and_say_what_the_spread_is(tmp_path):
@@ -153,7 +161,7 @@ def test_a_choice_made_by_the_test_images_is_labelled():
     assert settings["selection"] in labelled[0]
 
 
-def imagenet(protocol: str = "dino") -> Result:
+def imagenet(protocol: str = "dino", detail: dict[str, int] | None = None) -> Result:
     return record(
         method="dino",
         model="timm:vit_small_patch16_224.dino",
@@ -163,6 +171,7 @@ def imagenet(protocol: str = "dino") -> Result:
         pretrain_epochs=800.0,
         metrics={"top1@20": 0.7447},
         seed=None,
+        detail=detail or {"num_train": 1_281_167, "num_test": 50_000},
     )
 
 
@@ -181,6 +190,17 @@ def test_published_rows_stand_apart_with_their_sources():
     assert "2104.14294" in source
     assert row[TOP1].tolist() == ["not published"]
     assert table[column][table.Method == "PW-Self (published)"].tolist() == ["not available"]
+
+
+@each("detail", [{"num_test": 14}, {"num_train": 1_281_167}, {"num_train": 1_281_167, "num_test": 49_997}])
+def test_nothing_published_stands_beside_images_that_only_have_the_name(detail):
+    table = comparison_table([imagenet(detail=detail)])
+    assert not any("published" in method for method in table.Method)
+    assert any(note.startswith("imagenet1k: these are not as many images") for note in table.attrs["notes"])
+    assert set(score_table([imagenet(detail=detail)]).source) == {"measured"}
+    both = comparison_table([imagenet(detail=detail), dataclasses.replace(imagenet(), dataset_fingerprint="e" * 64)])
+    published = both[both.Method == "DINO (published)"].iloc[:, 3:]
+    assert {"other images"} in [set(published[name]) for name in published.columns]
 
 
 def test_published_numbers_are_not_set_beside_another_protocol():

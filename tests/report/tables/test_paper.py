@@ -12,7 +12,7 @@ from patchssl.runtime.errors import DataError
 BASE = Result(model="m", method="pwself", arch="vit_small", weights_sha256="a" * 64, pretrain_data="cifar10",
               pretrain_epochs=100.0, task="knn", dataset="cifar10", dataset_fingerprint="d" * 64, protocol="dino",
               protocol_version=1, protocol_settings={}, protocol_fingerprint="1" * 16, metrics={"top1@20": 0.5},
-              versions={}, device="cpu", duration=1.0)
+              detail={"num_train": 50_000, "num_test": 10_000}, versions={}, device="cpu", duration=1.0)
 
 
 def record(**changes: object) -> Result:
@@ -38,7 +38,7 @@ def test_a_measured_number_goes_into_its_column_and_the_rest_is_not_run():
     table = frames["Classification of frozen features"]
     row = table[table.Method == "PW-Self"].iloc[0]
     assert row[["Architecture", "Pretraining"]].tolist() == ["vit_small", "cifar10, 100 epochs"]
-    assert row.iloc[3:].tolist() == ["50.0", "60.0", "not run", "not run", "not run", "not run"]
+    assert row.iloc[3:].tolist() == ["50.0 [49.0, 51.0]", "60.0 [59.0, 61.0]", *["not run"] * 4]
     assert numbers[numbers.source == "measured"].percent.tolist() == [50.0, 60.0]
 
 
@@ -49,11 +49,28 @@ def test_other_protocols_other_methods_and_other_sets_stay_out():
 
 
 def test_other_images_of_one_name_get_a_column_each():
-    lists = [record(dataset="imagenet100", dataset_fingerprint=digit * 64, weights_sha256=digit * 64) for digit in "ab"]
+    lists = [record(dataset="imagenet100", detail={"num_train": count, "num_test": 5000},
+                    dataset_fingerprint=digit * 64, weights_sha256=digit * 64)
+             for digit, count in (("a", 126_689), ("b", 130_000))]
     frames, _ = paper_frames(lists)
     table = frames["Classification of frozen features"]
     assert sum(name.startswith("imagenet100, 20-NN top-1, % (dino) #") for name in table.columns) == 2
     assert any("2 different sets of images" in note for note in table.attrs["notes"])
+
+
+def test_images_that_only_have_the_name_of_a_set_fill_no_column():
+    """Fourteen images in a folder called roxford5k are no Oxford."""
+    toy = record(task="roxford5k", dataset="roxford5k", metrics={"medium/map": 0.9, "hard/map": 0.8},
+                 detail={"official": False, "num_queries": 4, "num_database": 14, "num_distractors": 0})
+    frames, numbers = paper_frames([toy])
+    table = frames["Retrieval on revisited Oxford and Paris"]
+    assert set(table.iloc[:3, 3:].to_numpy().ravel()) == {"not run"}
+    assert table[table.Method == "DINO (published)"].iloc[:, 3].str.contains("[", regex=False).any()
+    assert any("roxford5k are left out" in note for note in table.attrs["notes"])
+    assert "measured" not in set(numbers.source)
+    sound = dataclasses.replace(toy, detail={**toy.detail, "official": True, "num_queries": 70, "num_database": 4993})
+    frames, _ = paper_frames([sound])
+    assert "90.0" in frames["Retrieval on revisited Oxford and Paris"].to_numpy().ravel()
 
 
 def test_published_numbers_are_the_files_under_the_protocol_they_were_printed_for():

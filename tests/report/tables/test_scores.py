@@ -75,7 +75,7 @@ def test_t_interval_needs_two_values():
 
 def test_seeds_are_averaged_with_a_t_interval():
     (score,) = collect_scores(seeds(0.2, 0.3, 0.4), "knn")
-    assert (score.n, score.interval, score.seeds_differ) == (3, "seeds", True)
+    assert (score.n, score.interval, score.alone) == (3, "seeds", False)
     assert score.mean == pytest.approx(0.3)
     assert (score.low, score.high) == pytest.approx(t_interval([0.2, 0.3, 0.4]))
 
@@ -112,10 +112,33 @@ def test_the_same_weights_scored_twice_count_once():
 
 
 @pytest.mark.parametrize("seed", [0, None])
-def test_records_that_do_not_differ_in_their_seed_are_flagged(seed):
+def test_records_that_do_not_differ_in_their_seed_are_not_averaged(seed):
     shared = [record(seed=seed, weights_sha256=digit * 64) for digit in "ab"]
-    (score,) = collect_scores(shared, "knn")
-    assert (score.n, score.seeds_differ) == (2, False)
+    found = collect_scores(shared, "knn")
+    assert [(score.n, score.interval, score.alone) for score in found] == [(1, "images", True)] * 2
+    known = [record(seed=number, weights_sha256=digit * 64) for number, digit in ((3, "c"), (4, "d"))]
+    assert sorted(score.n for score in collect_scores([*shared, *known], "knn")) == [1, 1, 2]
+    twice = [shared[0], dataclasses.replace(shared[0], model="again")]
+    assert [score.n for score in collect_scores(twice, "knn")] == [1]
+
+
+def test_networks_of_the_same_weights_are_several_and_older_records_of_one_count_once():
+    def of(sha: str | None, **changes: object) -> Result:
+        about = {} if sha is None else {"network": {"sha256": sha * 64}}
+        return record(detail={**BASE.detail, **about}, **changes)
+
+    two = collect_scores([of("e", model="x?heads=3"), of("f", model="x?heads=6")], "knn")
+    assert [score.n for score in two] == [1, 1]
+    (one,) = collect_scores([of(None), of("e")], "knn")
+    assert one.n == 1 and one.records[0].network.sha256 == "e" * 64
+
+
+@each("classes, value, detail, shown", [
+    (5, 1.0, {}, False), (6, 1.0, {}, True), (5, 0.9, {}, True), (5, 1.0, {"network": {"sha256": "e" * 64}}, True)])
+def test_top5_of_an_older_record_with_five_classes_is_not_shown(classes, value, detail, shown):
+    accuracy = {str(number): 0.3 for number in range(classes)}
+    old = record(metrics={"top1@20": 0.3, "top5@20": value}, detail={"class_accuracy": accuracy, **detail})
+    assert ("top5@20" in {score.column.metric for score in collect_scores([old], "knn")}) == shown
 
 
 @each(
