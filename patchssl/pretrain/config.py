@@ -100,7 +100,7 @@ class RunConfig(ConfigPart):
     deterministic: bool = False  # on a GPU: the same bits again, slower
     log_seconds: PositiveFloat = 5.0
     checkpoint_minutes: PositiveFloat = 10.0
-    knn_every_epochs: NonNegativeInt = 0  # k-NN on a split held out of train; 0: never
+    knn_every_epochs: NonNegativeInt = 0  # k-NN of training images by others, all seen in training; 0: never
     tensorboard: bool = False  # write the log rows as TensorBoard's event files too, in the run folder
 
 

@@ -90,7 +90,7 @@ def _results_in(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     facts = [("updates", f"{last['step']:,.0f}")] if "step" in last else []
     facts += [("training time", f"{last['seconds']:,.0f} s")] if "seconds" in last else []
     facts += [("last loss", f"{last['loss']:.3f} nats")] if "loss" in last else []
-    facts += [("last k-NN", f"{knn[-1]:.1%}")] if knn else []
+    facts += [("last k-NN, on training images", f"{knn[-1]:.1%}")] if knn else []
     facts += [("speed", f"{last['images_per_second']:,.0f} images/s")] if "images_per_second" in last else []
     facts += [("unreadable images", f"{last['unreadable_images']:,.0f}")] if last.get("unreadable_images") else []
     return facts

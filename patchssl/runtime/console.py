@@ -82,7 +82,7 @@ class Console:
 def _numbers(row: dict[str, Any]) -> list[str]:
     shown = [f"loss {row['loss']:.3f}", f"{row['images_per_second']:.0f} images/s"]
     if "knn_top1" in row:
-        shown.append(f"k-NN {row['knn_top1']:.1%}")
+        shown.append(f"k-NN {row['knn_top1']:.1%} (on training images)")
     return shown
 
 

@@ -45,8 +45,8 @@ def resume_with_probe(folder: Path, overrides: tuple[str, ...] = (), *, allow_ch
 def make_probe(recipe: Recipe, images: ImageSet, seed: int) -> KnnProbe | None:
     """20-NN top-1 of a backbone on some of a run's `images`; None where the recipe wants none, or they have no labels.
 
-    A seeded choice of at most 1,000 labeled training images is classified by at most 5,000 others; the test split
-    is not looked at.
+    A seeded choice of at most 1,000 labeled training images is classified by at most 5,000 others. The run trains on
+    both: what it shows is whether training moves on, not a held-out score. The test split is not looked at.
     """
     if not recipe.run.knn_every_epochs or images.labels is None:
         return None

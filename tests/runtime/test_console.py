@@ -37,7 +37,7 @@ def test_lines_come_every_ten_seconds_with_the_time_left(clock, capsys):
     assert "".join(out for out, _ in shown) == ""
     lines = "".join(err for _, err in shown).splitlines()
     # an update each second: after the 11th, 89 of them are left
-    assert lines[0] == "training 11 of 100, 1:29 left loss 1.235 322 images/s k-NN 25.6%"
+    assert lines[0] == "training 11 of 100, 1:29 left loss 1.235 322 images/s k-NN 25.6% (on training images)"
     assert [line.split()[1] for line in lines] == ["11", "21", "31", "41", "51", "61", "71", "81", "91", "100"]
     assert "left" not in lines[-1]
 

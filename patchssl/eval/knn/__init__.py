@@ -19,13 +19,15 @@ from patchssl.runtime.errors import DataError, UsageError
 
 _VOTES_AT_A_TIME = 2**22  # 32 MiB of float64
 
+FIVE = 5  # classes that a top-5 looks at
+
 Labels = Tensor | np.ndarray | Sequence[int]
 
 
 @dataclass(frozen=True)
 class KnnScores:
-    """What one search says: `metrics` holds top1@k and top5@k for every k, `correct` and `class_accuracy` are for
-    the headline k.
+    """What one search says: `metrics` holds top1@k for every k, and top5@k where there are more than five classes,
+    `correct` and `class_accuracy` are for the headline k.
     """
 
     metrics: dict[str, float]
@@ -43,18 +45,18 @@ def knn_accuracy(
     num_neighbors: int,
     temperature: float = 0.07,
 ) -> dict[str, float]:
-    """Weighted k-NN accuracy, {"top1", "top5"} as fractions.
+    """Weighted k-NN accuracy, {"top1", "top5"} as fractions; of fewer than six classes "top1" alone.
 
     Features (N, D) and (Q, D) are L2-normalized here; labels are integers, (N,) and (Q,). Fewer than
-    `num_neighbors` training images: all of them vote. "top5": the right class is among the first
-    min(5, neighbors, classes). Classes with equal votes, also those without any, follow in ascending order:
+    `num_neighbors` training images: all of them vote. "top5": the right class is among the first min(5, neighbors).
+    Classes with equal votes, also those without any, follow in ascending order:
     DINO's function with a stable sort. With few classes among the neighbors, where DINO's own sort orders the
     classes without votes as it happens, its top-5 differs by such lucky hits.
     """
     scores = knn_scores(
         train_features, train_labels, test_features, test_labels, ks=(num_neighbors,), temperature=temperature
     )
-    return {name: scores.metrics[f"{name}@{num_neighbors}"] for name in ("top1", "top5")}
+    return {name.partition("@")[0]: share for name, share in scores.metrics.items()}
 
 
 def knn_scores(
@@ -89,7 +91,8 @@ def knn_scores(
     metrics = {}
     for k, rank in ranks.items():
         metrics[f"top1@{k}"] = float((rank < 1).double().mean())
-        metrics[f"top5@{k}"] = float((rank < min(5, k, len(database), len(known))).double().mean())
+        if len(known) > FIVE:  # else the right class is always among five
+            metrics[f"top5@{k}"] = float((rank < min(FIVE, k, len(database))).double().mean())
     correct = (ranks[headline] < 1).numpy()
     asked_for = asked.numpy()
     accuracy = {int(label): float(correct[asked_for == label].mean()) for label in np.unique(asked_for)}

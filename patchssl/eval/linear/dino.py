@@ -21,7 +21,7 @@ from torchvision import transforms
 
 from patchssl.data.images import ImageSet
 from patchssl.data.unreadable import raise_unreadable
-from patchssl.eval.linear.scores import ProbeOutcome, true_ranks
+from patchssl.eval.linear.scores import ProbeOutcome, headline_ranks, true_ranks
 from patchssl.eval.pooling import compute_outputs
 from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
@@ -79,7 +79,7 @@ def dino_probe(training: ProbeTraining, test: Mapping[str, Tensor], test_labels:
     return ProbeOutcome(best, {
         "selection": {"by": training.settings["selection"], "best_epoch": _best_epoch(probe) + 1,
                       "epochs": training.settings["epochs"]},
-        "last_epoch": {"top1": _share(last, test_labels, 1), "top5": _share(last, test_labels, 5)},
+        "last_epoch": {name: _share(last, test_labels, k) for name, k in headline_ranks(last).items()},
         "top1_by_epoch": probe.top1_by_epoch})
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from patchssl.data.images import ImageSet, labels_of_both
+from patchssl.eval.knn import FIVE
 from patchssl.eval.metrics import wilson_interval
 from patchssl.runtime.errors import DataError, NotFiniteError
 from patchssl.runtime.text import shortened
@@ -30,7 +31,7 @@ class ProbeOutcome(NamedTuple):
 
 
 class LinearScores(NamedTuple):
-    """`metrics` holds top1 and top5, `intervals` their 95 % intervals."""
+    """`metrics` holds top1, and top5 where there are more than five classes; `intervals` their 95 % intervals."""
 
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
@@ -52,18 +53,25 @@ def require_classes(train: ImageSet, val: ImageSet) -> tuple[Tensor, Tensor]:
 def score_logits(logits: Tensor, labels: Tensor) -> LinearScores:
     """Accuracy of `logits` (Q, C) for `labels` (Q,).
 
-    Classes of equal logits follow in ascending order, as in k-NN; with fewer than five classes, "top5" means all of
-    them. The intervals are Wilson's, for independent images; what was chosen by these very images they do not cover.
+    Classes of equal logits follow in ascending order, as in k-NN. With five classes or fewer, not counting those
+    without training images, the right one is always among five: there is no "top5". The intervals are Wilson's, for independent images; what was chosen by these very images they do not cover.
     """
     ranks = true_ranks(logits, labels)
     correct, asked = (ranks < 1).numpy(), labels.numpy()
-    hits = {"top1": int(correct.sum()), "top5": int((ranks < min(5, logits.shape[1])).sum())}
+    hits = {name: int((ranks < k).sum()) for name, k in headline_ranks(logits).items()}
     return LinearScores(
         metrics={name: count / len(labels) for name, count in hits.items()},
         intervals={name: wilson_interval(count, len(labels)) for name, count in hits.items()},
         correct=correct,
         class_accuracy={int(label): float(correct[asked == label].mean()) for label in np.unique(asked)},
     )
+
+
+def headline_ranks(logits: Tensor) -> dict[str, int]:
+    """How many first classes the metrics of `logits` (Q, C) look at, by their names: top1, and top5 where it says more.
+    """
+    possible = int((logits > -math.inf).any(dim=0).sum())
+    return {"top1": 1, "top5": FIVE} if possible > FIVE else {"top1": 1}
 
 
 def true_ranks(logits: Tensor, labels: Tensor) -> Tensor:

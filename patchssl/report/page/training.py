@@ -26,7 +26,7 @@ class Panel(NamedTuple):
 
 PANELS = (
     Panel("Loss", _NATS, {"loss": "total", "class_loss": "class tokens", "patch_loss": "patches"}, floor=None),
-    Panel("k-NN on held-out training images", "top-1, %", {"knn_top1": "20-NN"}, 100.0),
+    Panel("k-NN of training images by others, which it trains on", "top-1, %", {"knn_top1": "20-NN"}, 100.0),
     Panel("Entropy of the targets", _NATS, {"teacher_entropy": "class tokens", "patch_entropy": "patches",
                                             "marginal_entropy": "mean over images"}),
     Panel("How far the student is from the teacher", f"KL, {_NATS}", {"class_kl": "class tokens",

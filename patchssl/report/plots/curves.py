@@ -87,7 +87,7 @@ def _draw_knn(axes: Axes, runs: Runs, references: Mapping[str, float]) -> None:
     styles = zip(("--", ":", "-."), colors, strict=True)
     for (name, share), (style, color) in zip(references.items(), styles, strict=False):
         axes.axhline(100 * share, color=color, linestyle=style, linewidth=1.2, label=shown_name(name))
-    axes.set(title="k-NN during training", ylabel="top-1 accuracy (%)")
+    axes.set(title="k-NN of training images", ylabel="top-1 accuracy (%)")
     axes.legend()
 
 

@@ -259,9 +259,9 @@ def _score(row: Row, column: Column, records: Sequence[Result]) -> Score:
 def _one_of_each(records: Sequence[Result]) -> list[Result]:
     """One record per network, of those of one the newest in kind, then the first."""
     network = _networks(records)
-    best_last = sorted(records[::-1], key=lambda record: record.network.sha256 is not None)
+    older, newer = ([r for r in records if bool(r.network.sha256) == new] for new in (False, True))
     return [*{record.method if record.method in NO_NETWORK else network(record): record
-              for record in best_last}.values()]
+              for record in (*reversed(older), *reversed(newer))}.values()]
 
 
 def num_test_images(result: Result) -> int | None:

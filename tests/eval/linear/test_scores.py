@@ -44,10 +44,13 @@ def test_the_interval_is_wilsons():
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
 
 
-@each(("num_classes", "expected"), [(2, 1.0), (4, 1.0), (5, 1.0), (6, 0.0)])
-def test_top5_of_fewer_than_five_classes_means_all_of_them(num_classes, expected):
+@each(("num_classes", "expected"), [(2, {}), (4, {}), (5, {}), (6, {"top5": 0.0})])
+def test_of_five_classes_or_fewer_there_is_no_top5(num_classes, expected):
     logits = -torch.eye(num_classes)[torch.zeros(3, dtype=torch.int64)]  # the true class, 0, comes last
-    assert score_logits(logits, torch.zeros(3, dtype=torch.int64)).metrics == {"top1": 0.0, "top5": expected}
+    without_images = torch.full((3, 4), -torch.inf)
+    for shown in (logits, torch.cat([logits, without_images], dim=1)):
+        scores = score_logits(shown, torch.zeros(3, dtype=torch.int64))
+        assert scores.metrics == {"top1": 0.0, **expected} and scores.intervals.keys() == scores.metrics.keys()
 
 
 def test_classes_of_equal_logits_follow_in_ascending_order_so_that_a_constant_earns_chance():
