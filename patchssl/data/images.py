@@ -167,6 +167,10 @@ class Names(Sequence[str]):
 def labels_of_both(train: ImageSet, val: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """Labels (N,) and (Q,) int64 that mean the same in both sets; DataError where there are none, or two meanings."""
     labels = train.require_labels(), val.require_labels()
+    for found, images in zip(labels, (train, val), strict=True):
+        if found.dtype.kind not in "iu" or found.shape != (len(images),):
+            raise DataError(f"the labels of {images.source} are {found.dtype} of shape {found.shape}; {len(images)} "
+                            "integers are needed, which are places in its `classes`")
     if train.classes != val.classes:
         raise DataError(f"the {len(train.classes)} classes of {train.source} are not the {len(val.classes)} of "
                         f"{val.source}, so their labels mean different things; open both with patchssl.data.open_pair")

@@ -17,6 +17,7 @@ Told = Callable[[int], None]  # is told how many vectors or queries more are don
 Nearest = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # queries, a block -> similarities and rows of the block
 _BLOCK_BYTES = 2**26  # of a database, at a time
 _CHECKED_AT_A_TIME = 2048
+_LEAST_NORM = 1e-12  # F.normalize divides by no less
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,11 @@ def nearest_by_blocks(database: Database, queries: Tensor, k: int, nearest: Near
 
 def as_features(features: Features, what: str) -> Tensor:
     """`features` as (N, D) float32, contiguous; DataError, naming them `what`, where empty or not finite."""
-    tensor = torch.as_tensor(features).detach().to(torch.float32).contiguous()
+    try:  # numpy knows what torch does not: negative strides, other orders of bytes
+        plain = features if isinstance(features, Tensor) else np.ascontiguousarray(features, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the {what} features are no numbers: {error}") from None
+    tensor = torch.as_tensor(plain).detach().to(torch.float32).contiguous()
     if tensor.ndim != 2 or not tensor.numel():
         shape = tuple(tensor.shape)
         raise DataError(f"the {what} features have the shape {shape}; (images, dimensions) is needed")
@@ -87,3 +92,16 @@ def as_features(features: Features, what: str) -> Tensor:
         bad = (~finite).nonzero().flatten().tolist()
         raise DataError(f"{len(bad)} of the {len(tensor)} {what} features hold NaN or infinity, first in row {bad[0]}")
     return tensor
+
+
+def require_norms(features: Tensor, what: str) -> None:
+    """DataError, naming `features` (N, D) float32 `what`, where they cannot be brought to the length 1."""
+    norms = torch.linalg.vector_norm(features, dim=1)
+    bad = ~torch.isfinite(norms)
+    small = (norms < _LEAST_NORM).nonzero().flatten()
+    bad[small] = (features[small] != 0).any(dim=1)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise DataError(f"{int(bad.sum()):,} of the {len(features):,} {what} cannot be normalized, first in row {row}, "
+                        f"whose largest number is {float(features[row].abs().max()):.1e}: their length is beyond "
+                        "float32; multiply all features by one constant, which changes no cosine")

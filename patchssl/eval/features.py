@@ -21,6 +21,7 @@ import patchssl
 from patchssl.data.images import ImageSet
 from patchssl.data.unreadable import raise_unreadable
 from patchssl.eval.cache import Block, CachedBlocks, FeatureCache
+from patchssl.eval.database import require_norms
 from patchssl.eval.pooling import compute_outputs, parse_output
 from patchssl.eval.protocols import Protocol
 from patchssl.eval.transforms import normalize_images
@@ -290,5 +291,6 @@ def _require_finite(features: Tensor, work: _Work, part: range) -> None:
         named = ", ".join(work.images.item_name(part[at]) for at in bad[:5]) + (", ..." if len(bad) > 5 else "")
         raise PatchSSLError(
             f"the features that {work.backbone.name} gives for {len(bad):,} of {len(part):,} images hold NaN or "
-            f"infinity ({named}): its weights are damaged or its training diverged"
+            f"infinity ({named}): its weights are damaged, its training diverged, or they overflow in half precision"
         )
+    require_norms(features, f"features that {work.backbone.name} gives")

@@ -288,7 +288,7 @@ def _tally(backbone: Backbone, views: _Views, device: torch.device) -> np.ndarra
                 *count_hits(nearest_tokens(plain[:, query], plain[:, target]), right, side),
                 *count_hits(place, right, side), *expected_hits(right, side)]
         sums += torch.stack([(right >= 0).sum(-1), *hits], dim=1)
-    sums[~torch.isfinite(tokens).flatten(1).all(dim=1), 1:3] = torch.nan
+    sums[~torch.isfinite(torch.linalg.vector_norm(tokens, dim=-1)).flatten(1).all(dim=1), 1:3] = torch.nan
     return sums.cpu().numpy()
 
 
@@ -309,7 +309,8 @@ def _shares(backbone: Backbone, images: ImageSet, table: np.ndarray) -> dict[str
     if bad:
         named = ", ".join(images.item_name(at) for at in bad[:5]) + (", ..." if len(bad) > 5 else "")
         raise PatchSSLError(f"the tokens that {backbone.name} gives for {len(bad):,} of {len(images):,} images hold "
-                            f"NaN or infinity ({named}): its weights are damaged or its training diverged")
+                            f"NaN or infinity, or are too large to be normalized ({named}): its weights are damaged, "
+                            "its training diverged, or they overflow in half precision")
     counts = np.where(table[:, 0] > 0, table[:, 0], np.nan)
     return {name: table[:, 1 + at] / counts for at, name in enumerate(_COLUMNS)}
 

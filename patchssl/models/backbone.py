@@ -5,16 +5,14 @@ Images inside a `Backbone` are normalized tensors. `patchssl.models.load.load_ba
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchssl.models.networks import state_sha256, timm_positions
+from patchssl.models.networks import dino_positions, state_sha256, timm_positions
 from patchssl.runtime.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -58,7 +56,8 @@ class Backbone(nn.Module):
                     patch_size: int, image_size: int = 224, name: str = "module") -> Backbone:
         """One's own network: `tokens` (default: calling `module`) maps (B, 3, H, W) to (B, 1 + N, D).
 
-        UsageError for a `mean` or `std` that is not three numbers, or a size that holds no patch.
+        Class token first, then one token for each whole patch, as `own_tokens` understands or refuses it whenever it
+        is called. UsageError for a `mean` or `std` that is not three numbers, or a size that holds no patch.
         """
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UsageError(f"mean {mean} and std {std}: three numbers each, for red, green and blue, std above 0")
@@ -85,8 +84,9 @@ class Backbone(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, 1 + N, D) after the final norm; a remainder of the patch size is cut off."""
-        tokens_of: Callable[[Tensor], Tensor] = self.module if self._tokens_of is None else self._tokens_of
-        return tokens_of(whole_patches(images, self.patch_size))
+        tokens_of: Callable[[Tensor], Any] = self.module if self._tokens_of is None else self._tokens_of
+        whole = whole_patches(images, self.patch_size)
+        return own_tokens(tokens_of(whole), whole, self)
 
     def patch_tokens(self, images: Tensor) -> Tensor:
         """(B, N, D): the tokens without the class token; a feature map's places for a network without one."""
@@ -235,6 +235,69 @@ class ConvolutionalBackbone(Backbone):
         return self.module(images)
 
 
+def own_tokens(found: Any, images: Tensor, backbone: Backbone) -> Tensor:
+    """What one's own function gave for `images` (B, 3, H, W) as tokens (B, 1 + N, D), N being the number of patches.
+
+    Of an output of transformers its `last_hidden_state`, of DINOv2's table its normalized tokens; registers after the
+    class token are dropped where the module says how many it has. UsageError for all else: what it is, what is needed.
+    """
+    tokens = getattr(found, "last_hidden_state", found)
+    if isinstance(found, Mapping):
+        tokens = found.get("last_hidden_state")
+        if {"x_norm_clstoken", "x_norm_patchtokens"} <= found.keys():
+            tokens = torch.cat([found["x_norm_clstoken"][:, None], found["x_norm_patchtokens"]], dim=1)
+    rows, columns = (side // backbone.patch_size for side in images.shape[-2:])
+    needed = 1 + rows * columns
+    if isinstance(tokens, Tensor) and tokens.ndim == 3 and tokens.is_floating_point() and len(tokens) == len(images):
+        extra = _num_registers(backbone.module)
+        if extra and tokens.shape[1] == needed + extra:
+            return torch.cat([tokens[:, :1], tokens[:, 1 + extra:]], dim=1)
+        if tokens.shape[1] == needed and tokens.shape[2]:
+            return tokens
+    height, width = images.shape[-2:]
+    raise UsageError(f"the tokens of {backbone.name} are {_in_words(found)}; ({len(images)}, {needed}, channels) of "
+                     f"floating point are needed for {len(images)} images of {height} x {width} pixels: the class "
+                     f"token, then one for each of the {rows} x {columns} patches of {backbone.patch_size} pixels"
+                     f"{_advice(tokens, needed)}")
+
+
+def _num_registers(module: nn.Module) -> int:
+    """Tokens between the class token and the patches, if `module` or its configuration says so."""
+    for source in (module, getattr(module, "config", None)):
+        if isinstance(prefix := getattr(source, "num_prefix_tokens", None), int):  # timm's, with the class token
+            return max(0, prefix - 1)
+        for name in ("num_register_tokens", "num_registers"):
+            if isinstance(number := getattr(source, name, None), int):
+                return number
+    return 0
+
+
+def _in_words(found: Any) -> str:
+    if isinstance(found, Tensor):
+        return f"of the shape {tuple(found.shape)}, {str(found.dtype).removeprefix('torch.')}"
+    several = enumerate(found) if isinstance(found, tuple | list) else ()
+    inside = found.items() if isinstance(found, Mapping) else several
+    parts = [f"{name}: {tuple(part.shape)}" if isinstance(part, Tensor) else f"{name}: a {type(part).__name__}"
+             for name, part in inside]
+    return f"a {type(found).__name__}" + (f" with {', '.join(parts[:4])}" if parts else "")
+
+
+def _advice(tokens: Any, needed: int) -> str:
+    """What to do about tokens of the wrong shape."""
+    if isinstance(tokens, tuple | list):
+        return "; choose the part that holds them, such as tokens=lambda images: network(images)[0]"
+    if not isinstance(tokens, Tensor):
+        return "; give a function that returns them as tokens="
+    if tokens.ndim == 2:
+        return f"; a network of one vector per image may repeat it: vectors[:, None].expand(-1, {needed}, -1)"
+    if tokens.ndim == 4:
+        return ("; of a feature map make patches = map.flatten(2).transpose(1, 2), and put a class token before them: "
+                "torch.cat([patches.mean(1, keepdim=True), patches], 1)")
+    if tokens.ndim == 3 and tokens.shape[1] == needed - 1:
+        return "; put a class token before the patches: torch.cat([patches.mean(1, keepdim=True), patches], 1)"
+    return "; are patch_size and image size the network's, and registers and the like dropped?"
+
+
 def _require_blocks(arch: str, depth: int, last: int) -> None:
     if not 1 <= last <= depth:
         raise UsageError(f"{arch} has {depth} blocks, class tokens of the last {last} were asked for")
@@ -247,21 +310,6 @@ def whole_patches(images: Tensor, patch_size: int) -> Tensor:
         raise UsageError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels hold no whole patch of "
                          f"{patch_size} x {patch_size} pixels; resize them first")
     return images[..., :height, :width]
-
-
-def dino_positions(embedding: Tensor, rows: int, columns: int, *, square: bool = True) -> Tensor:
-    """Position embeddings (1, 1 + n * n, D) resized to (1, 1 + rows * columns, D) as DINO does.
-
-    Bicubic, without antialiasing, by the scale factor (rows + 0.1) / n (facebookresearch/dino, vision_transformer.py).
-    An image that is not `square` in pixels has them resized even where its grid is the trained one, as there.
-    """
-    n = math.isqrt(embedding.shape[1] - 1)
-    if rows == columns == n and square:
-        return embedding
-    grid = embedding[:, 1:].reshape(1, n, n, -1).permute(0, 3, 1, 2)
-    factors = ((rows + 0.1) / n, (columns + 0.1) / n)
-    resized = F.interpolate(grid, scale_factor=factors, mode="bicubic")
-    return torch.cat([embedding[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 def _class_attention(block: Any, x: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchssl.runtime.errors import CheckpointError, UsageError, unknown_choice
@@ -155,6 +157,21 @@ def timm_positions(vit: Any, rows: int, columns: int) -> Tensor:
     prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
     resized: Tensor = resample_abs_pos_embed(vit.pos_embed, new_size=[rows, columns], num_prefix_tokens=prefix)
     return resized
+
+
+def dino_positions(embedding: Tensor, rows: int, columns: int, *, square: bool = True) -> Tensor:
+    """Position embeddings (1, 1 + n * n, D) resized to (1, 1 + rows * columns, D) as DINO does.
+
+    Bicubic, without antialiasing, by the scale factor (rows + 0.1) / n (facebookresearch/dino, vision_transformer.py).
+    An image that is not `square` in pixels has them resized even where its grid is the trained one, as there.
+    """
+    n = math.isqrt(embedding.shape[1] - 1)
+    if rows == columns == n and square:
+        return embedding
+    grid = embedding[:, 1:].reshape(1, n, n, -1).permute(0, 3, 1, 2)
+    factors = ((rows + 0.1) / n, (columns + 0.1) / n)
+    resized = F.interpolate(grid, scale_factor=factors, mode="bicubic")
+    return torch.cat([embedding[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 class Misfit(NamedTuple):

@@ -41,11 +41,12 @@ RED, GREEN, BLUE, YELLOW, GRAY = (200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 16
 
 
 class MeanColor(nn.Module):
-    """Tokens (B, 1 + 4, 3): the mean color of the image, then those of its quarters."""
+    """The mean color of the image, then for each patch of 4 pixels that of the quarter of the image it lies in."""
 
     def forward(self, images):
-        quarters = nn.functional.adaptive_avg_pool2d(images, 2).flatten(2).transpose(1, 2)
-        return torch.cat([images.mean(dim=(2, 3)).unsqueeze(1), quarters], dim=1)
+        quarters = nn.functional.adaptive_avg_pool2d(images, 2)
+        patches = nn.functional.interpolate(quarters, size=[side // 4 for side in images.shape[-2:]])
+        return torch.cat([images.mean(dim=(2, 3)).unsqueeze(1), patches.flatten(2).transpose(1, 2)], dim=1)
 
 
 def mean_color(module=None, size=16):

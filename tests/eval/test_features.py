@@ -1,15 +1,20 @@
 import hashlib
+import importlib
+import sys
 
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 from torch import nn
 
 from patchssl.data.images import ArrayImages
 from patchssl.data.open import open_images
+from patchssl.eval.cache import FeatureCache
 from patchssl.eval.features import extract_features
 from patchssl.eval.protocols import knn_protocol
+from patchssl.eval.records import network_of
 from patchssl.eval.transforms import crop_image, normalize_images
 from patchssl.models.backbone import Backbone
 from patchssl.models.load import load_backbone
@@ -44,7 +49,7 @@ class MeanColor(nn.Module):
 
 def mean_color(**options):
     mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
-    return Backbone.from_module(MeanColor(), mean=mean, std=std, patch_size=4, image_size=16, **options)
+    return Backbone.from_module(MeanColor(), mean=mean, std=std, patch_size=16, image_size=16, **options)
 
 
 def write_jpegs(folder, count):
@@ -129,9 +134,61 @@ def test_features_that_are_not_finite_name_their_images(images):
 
     array = images.array.copy()
     array[[2, 7]] = 255
-    backbone = Backbone.from_module(Broken(), mean=(0, 0, 0), std=(1, 1, 1), patch_size=4, name="mine")
+    backbone = Backbone.from_module(Broken(), mean=(0, 0, 0), std=(1, 1, 1), patch_size=16, name="mine")
     with pytest.raises(PatchSSLError, match=r"mine gives for 2 of 11 images .*val/00002, val/00007"):
         extract_features(backbone, images_of(array), knn_protocol("native", 16))
+
+
+@each("scale, largest", [(1e25, "1.0e[+]25"), (1e-20, "1.0e-20")])
+def test_features_whose_length_float32_cannot_hold_are_refused(images, scale, largest):
+    """Normalized they would all be 0, and every image as near as any other."""
+    class Far(MeanColor):
+        def forward(self, images):
+            return scale * (0 * super().forward(images) + 1)
+
+    backbone = Backbone.from_module(Far(), patch_size=16, name="far")
+    with pytest.raises(DataError, match=f"11 of the 11 features that far gives cannot be normalized.*{largest}"):
+        extract_features(backbone, images, knn_protocol("native", 16))
+
+
+TOKENS = """
+import torch
+from torch import nn
+from patchssl import Backbone
+
+SCALE = 1.0
+
+def tokens(images):
+    patches = nn.functional.avg_pool2d(images, 16).flatten(2).transpose(1, 2)
+    return SCALE * torch.cat([patches, patches], dim=1)
+
+def make():
+    return Backbone.from_module(nn.Identity(), tokens=tokens, patch_size=16, image_size=16)
+"""
+
+
+def test_features_of_other_code_over_the_same_weights_are_not_taken_from_the_cache(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    cache, found = FeatureCache(tmp_path / "cache"), []
+    for text in (TOKENS, TOKENS.replace("SCALE *", "-SCALE *"), TOKENS.replace("1.0", "3.0"), TOKENS):
+        (tmp_path / "tokens_of_test.py").write_text(text)
+        sys.modules.pop("tokens_of_test", None)
+        importlib.invalidate_caches()
+        backbone = load_backbone("py:tokens_of_test:make")
+        found.append(extract_features(backbone, images, knn_protocol("native", 16), cache=cache))
+    sys.modules.pop("tokens_of_test")
+    assert torch.equal(found[1], -found[0]) and torch.equal(found[2], 3 * found[0]) and torch.equal(found[3], found[0])
+    assert len(cache.entries()) == 3
+
+
+def test_features_of_a_network_that_cannot_be_told_are_not_kept(images, tmp_path):
+    cache = FeatureCache(tmp_path)
+    backbone = Backbone.from_module(torch.jit.trace(MeanColor(), torch.zeros(1, 3, 16, 16)), patch_size=16,
+                                    image_size=16)
+    extract_features(backbone, images, knn_protocol("native", 16), cache=cache)
+    assert not cache.entries()
+    assert network_of(backbone).unknown == ("the network.module: compiled TorchScript",)
 
 
 def test_what_is_no_vector_per_image_is_refused(images):
@@ -160,7 +217,7 @@ def test_a_pass_leaves_the_networks_mode_and_the_global_generator_as_they_were(i
             self.seen = (*self.seen, self.training)
             return super().forward(images)
 
-    backbone = Backbone.from_module(Modes(), patch_size=4).train()
+    backbone = Backbone.from_module(Modes(), patch_size=16).train()
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

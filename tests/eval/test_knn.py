@@ -192,6 +192,27 @@ def test_neighbors_that_were_not_found_have_no_vote(monkeypatch):
     assert knn_scores(train, train_labels, test, test_labels, ks=(60,)).metrics == {"top1@60": 0}
 
 
+def test_arrays_of_any_strides_and_order_of_bytes_are_understood():
+    train, train_labels, test, test_labels = clusters(100, 50, 4)
+    expected = knn_accuracy(train, train_labels, test, test_labels, num_neighbors=5)
+    turned = train[::-1].copy()[::-1], train_labels[::-1].copy()[::-1], test.astype(">f8"), test_labels.astype(">i4")
+    assert turned[0].strides[0] < 0 and turned[1].strides[0] < 0
+    assert knn_accuracy(*turned, num_neighbors=5) == expected
+
+
+@each("labels", [["cat", "dog"], np.array(["cat", "dog"]), np.array([b"cat", b"dog"]), [None, None]])
+def test_labels_that_are_words_are_refused_in_words(labels):
+    with pytest.raises(DataError, match=r"the training labels are words or objects, \[.*2 integers are needed"):
+        knn_accuracy(np.eye(2), labels, np.eye(2), [0, 1], num_neighbors=1)
+
+
+@each("scale", [1e30, 1e-30])
+def test_features_that_cannot_be_normalized_are_refused(scale):
+    with pytest.raises(DataError, match="2 of the 2 training features cannot be normalized, first in row 0"):
+        knn_accuracy(scale * np.eye(2), [0, 1], np.eye(2), [0, 1], num_neighbors=1)
+    assert knn_accuracy(np.eye(2), [0, 1], 0 * np.eye(2), [0, 1], num_neighbors=1)["top1"] >= 0  # a dead network's
+
+
 def test_wrong_input_is_refused_in_words():
     train, train_labels, test, test_labels = clusters(20, 10, 3)
     with pytest.raises(DataError, match=r"training labels are .* \(19,\); 20 integers"):

@@ -106,6 +106,48 @@ def test_another_run_of_the_same_cell_replaces_the_first_and_leaves_nothing_else
     assert len(list(tmp_path.rglob("*.*"))) == 1
 
 
+def known(sha="e", **changes):
+    """A record that knows its network, as all do now."""
+    about = {"network": {"sha256": sha * 64, **changes.pop("network", {})}}
+    return make(**{**changes, "detail": {**FACTS["detail"], **changes.get("detail", {}), **about}})
+
+
+@each("other", [
+    known(dataset_fingerprint="cd" * 32),  # two sets called textures
+    known(protocol_fingerprint="34" * 8),  # other settings under one name
+    known(sha="f"),  # the same weights with other heads
+    known(sha="f", network={"own_code": True}),
+])
+def test_what_only_shares_its_names_is_written_beside(other, tmp_path):
+    first = known(duration=1.0)
+    paths = [first.write(tmp_path), other.write(tmp_path)]
+    assert len({*paths}) == 2
+    again = [known(duration=2.0).write(tmp_path), other.write(tmp_path)]
+    assert again == paths  # whichever comes first
+    assert sorted(record.duration for record in read_results(tmp_path)[0]) == [1.25, 2.0]
+    paths[0].unlink()
+    assert other.write(tmp_path) == paths[1]
+
+
+def test_the_weights_name_a_loaders_network_and_all_of_it_ones_own(tmp_path):
+    assert known().write(tmp_path).parent.name == "my-run-01234567"
+    assert known(network={"own_code": True}).write(tmp_path).parent.name == "my-run-eeeeeeee"
+
+
+@each("changes, replaced", [({}, True), ({"detail": {"num_test": 4}}, False)])
+def test_a_record_from_before_images_were_known_by_content_is_replaced_where_as_many_images_fit(
+        changes, replaced, tmp_path):
+    old = make().write(tmp_path)
+    new = known(dataset_fingerprint="cd" * 32, **changes).write(tmp_path)
+    assert (new == old) == replaced and len(read_results(tmp_path)[0]) == 2 - replaced
+
+
+@each("said", [None, 3, {}, {"sha256": 5}, {"sha256": "e" * 63}, {"sha256": "../" * 20}])
+def test_what_a_record_says_of_its_network_is_read_with_distrust(said):
+    network = make(detail={"network": said}).network
+    assert (network.sha256, network.own_code, network.key) == (None, False, FACTS["weights_sha256"])
+
+
 def test_a_write_that_fails_keeps_the_old_record_and_leaves_no_partial_file(tmp_path, monkeypatch):
     path = make(duration=1.0).write(tmp_path)
     monkeypatch.setattr(os, "fsync", full_disk)

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -304,11 +305,11 @@ def test_ones_own_module_with_wrong_numbers(options, words):
 def test_a_module_without_weights_is_on_the_cpu():
     class Nothing(nn.Module):
         def forward(self, x):
-            return x.flatten(2).transpose(1, 2)
+            return torch.cat([x.mean((2, 3))[:, None], x.flatten(2).transpose(1, 2)], dim=1)
 
     backbone = Backbone.from_module(Nothing(), patch_size=1, image_size=1)
     assert backbone.device == torch.device("cpu")
-    assert backbone.patch_tokens(images(2, 2)).shape == (2, 3, 3)
+    assert backbone.patch_tokens(images(2, 2)).shape == (2, 4, 3)
     assert backbone.weights_sha256 == state_sha256({})
 
 
@@ -325,6 +326,79 @@ def test_what_ones_own_module_cannot_give_is_said():
         backbone.class_tokens(images(4, 4), last=4)
     with pytest.raises(UsageError, match="attention cannot be read"):
         backbone.class_attention(images(4, 4))
+
+
+class Output(dict):
+    """As transformers' ModelOutput: a table whose entries are attributes too."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class Gives(nn.Module):
+    """Gives what `of` makes of the right tokens (B, 1 + N, 3) for patches of 2 pixels."""
+
+    def __init__(self, of, **about):
+        super().__init__()
+        self.of = of
+        for name, value in about.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.of(OwnNetwork()(x))
+
+
+def with_registers(tokens, count=4):
+    return torch.cat([tokens[:, :1], torch.full_like(tokens[:, :1], 9).expand(-1, count, -1), tokens[:, 1:]], dim=1)
+
+
+@each("of, about", [
+    (lambda t: t, {}), (lambda t: t.half(), {}),
+    (lambda t: Output(last_hidden_state=t, pooler_output=t[:, 0]), {}),
+    (lambda t: {"last_hidden_state": t}, {}),
+    (lambda t: {"x_norm_clstoken": t[:, 0], "x_norm_patchtokens": t[:, 1:], "x_norm_regtokens": t[:, :0]}, {}),
+    (with_registers, {"num_register_tokens": 4}), (with_registers, {"num_prefix_tokens": 5}),
+    (lambda t: Output(last_hidden_state=with_registers(t)), {"config": SimpleNamespace(num_register_tokens=4)}),
+    (lambda t: t, {"num_register_tokens": 4}),  # dropped already
+])
+def test_what_ones_own_module_gives_is_understood(of, about):
+    x = images(4, 7)
+    expected = OwnNetwork()(x[..., :6])
+    backbone = Backbone.from_module(Gives(of, **about), patch_size=2)
+    torch.testing.assert_close(backbone.tokens(x).float(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(backbone.features(x).float(), expected[:, 0], rtol=1e-3, atol=1e-3)
+
+
+@each("of, words", [
+    (lambda t: t[:, 0], r"of the shape \(2, 3\), float32; \(2, 7, channels\).*2 images of 4 x 6 pixels.*2 x 3 patches of "
+                        r"2 pixels.*may repeat it: vectors\[:, None\]\.expand\(-1, 7, -1\)"),
+    (lambda t: t[:, 1:], r"of the shape \(2, 6, 3\).*put a class token before the patches"),
+    (lambda t: t[:, :1], r"of the shape \(2, 1, 3\)"), (lambda t: t[:1], r"of the shape \(1, 7, 3\)"),
+    (lambda t: t[..., :0], r"of the shape \(2, 7, 0\)"),
+    (with_registers, r"of the shape \(2, 11, 3\).*registers and the like dropped"),
+    (lambda t: t.transpose(1, 2)[:, :, 1:].unflatten(2, (2, 3)), r"of the shape \(2, 3, 2, 3\).*flatten\(2\)"),
+    (lambda t: t.long(), "int64; .*of floating point"),
+    (lambda t: (t, t[:, 0]), r"a tuple with 0: \(2, 7, 3\), 1: \(2, 3\);.*choose the part.*network\(images\)\[0\]"),
+    (lambda t: {"logits": t[:, 0]}, r"a dict with logits: \(2, 3\)"), (lambda t: None, "a NoneType;"),
+    (lambda t: t.detach().numpy(), "a ndarray;"),
+])
+def test_what_ones_own_module_gives_is_refused_by_its_shape(of, words):
+    backbone = Backbone.from_module(Gives(of), patch_size=2)
+    for ask in (backbone.features, backbone.tokens, backbone.patch_tokens, backbone.encode, backbone.class_tokens):
+        with pytest.raises(UsageError, match=words):
+            ask(images(4, 6))
+
+
+def test_the_advice_for_one_vector_per_image_works():
+    backbone = Backbone.from_module(Gives(lambda t: t[:, 0][:, None].expand(-1, 7, -1)), patch_size=2)
+    torch.testing.assert_close(backbone.features(images(4, 6)), OwnNetwork()(images(4, 6))[:, 0])
+
+
+def test_tokens_that_fit_one_size_only_are_refused_at_another():
+    backbone = Backbone.from_module(Gives(lambda t: t[:, :7]), patch_size=2)
+    backbone.tokens(images(4, 6))
+    with pytest.raises(UsageError, match=r"\(2, 7, 3\).*\(2, 10, channels\).*6 x 6 pixels"):
+        backbone.tokens(images(6, 6))
 
 
 def test_the_public_names():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.eval.database import Features, as_features
+from patchssl.eval.database import Features, as_features, require_norms
 from patchssl.eval.search import Neighbors, find_neighbors
 from patchssl.runtime.errors import DataError, UsageError
 
@@ -81,6 +81,8 @@ def knn_scores(
     if not temperature > 0:
         raise UsageError(f"a temperature of {temperature} gives no vote; it must be above 0")
     database, queries = as_features(train_features, "training"), as_features(test_features, "test")
+    for part, what in ((database, "training features"), (queries, "test features")):
+        require_norms(part, what)
     known, labels = _as_labels(train_labels, len(database), "training").unique(return_inverse=True)
     asked = _as_labels(test_labels, len(queries), "test")
     targets = torch.where(torch.isin(asked, known), torch.searchsorted(known, asked), -1)
@@ -100,7 +102,11 @@ def knn_scores(
 
 
 def _as_labels(labels: Labels, count: int, what: str) -> Tensor:
-    tensor = torch.as_tensor(labels).cpu()
+    found = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)
+    if found.dtype.kind in "USO":
+        raise DataError(f"the {what} labels are words or objects, {found.ravel()[:1].tolist()} first; {count} integers "
+                        "are needed, one per image and the same for a class in both sets: number the classes")
+    tensor = torch.from_numpy(found.astype(found.dtype.newbyteorder("="), order="C"))  # whatever its strides
     if tensor.shape != (count,) or tensor.is_floating_point() or tensor.is_complex():
         raise DataError(
             f"the {what} labels are {tensor.dtype} of shape {tuple(tensor.shape)}; {count} integers are "

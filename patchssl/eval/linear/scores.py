@@ -54,7 +54,8 @@ def score_logits(logits: Tensor, labels: Tensor) -> LinearScores:
     """Accuracy of `logits` (Q, C) for `labels` (Q,).
 
     Classes of equal logits follow in ascending order, as in k-NN. With five classes or fewer, not counting those
-    without training images, the right one is always among five: there is no "top5". The intervals are Wilson's, for independent images; what was chosen by these very images they do not cover.
+    without training images, the right one is always among five: there is no "top5". The intervals are Wilson's, for
+    independent images; what was chosen by these very images they do not cover.
     """
     ranks = true_ranks(logits, labels)
     correct, asked = (ranks < 1).numpy(), labels.numpy()
