@@ -167,7 +167,7 @@ def _finished(results: Path, network: ScoredNetwork) -> dict[tuple[str, str, str
     """The datasets, by fingerprint, that every benchmark has records of."""
     records, _ = read_results(results) if results.is_dir() else ([], [])
     found: dict[tuple[str, str, str], set[str]] = {}
-    for record in records:
+    for record in records if not network.unknown else ():  # else the record may be of another one
         if record.network.matches(network):
             key = (record.dataset, record.protocol_fingerprint, record.task)
             found.setdefault(key, set()).add(record.dataset_fingerprint)

@@ -312,7 +312,7 @@ def test_what_cannot_be_scored_is_said():
     images = noise(3)
     with pytest.raises(PatchSSLError, match=r"3 of 3 images hold NaN .*all/00000"):
         evaluate_patches(backbone(lambda images: torch.full((len(images), 64, 2), torch.nan)), images)
-    with pytest.raises(PatchSSLError, match="3 of 3 images hold .*too large to be normalized"):
+    with pytest.raises(PatchSSLError, match=r"3 of 3 images hold .*too large to be normalized"):
         evaluate_patches(backbone(lambda images: torch.full((len(images), 64, 2), 1e25)), images)
     with pytest.raises(UsageError, match="then one for each of the 8 x 8 patches of 4 pixels"):
         evaluate_patches(backbone(lambda images: torch.ones(len(images), 9, 2)), images)

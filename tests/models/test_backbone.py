@@ -370,8 +370,8 @@ def test_what_ones_own_module_gives_is_understood(of, about):
 
 
 @each("of, words", [
-    (lambda t: t[:, 0], r"of the shape \(2, 3\), float32; \(2, 7, channels\).*2 images of 4 x 6 pixels.*2 x 3 patches of "
-                        r"2 pixels.*may repeat it: vectors\[:, None\]\.expand\(-1, 7, -1\)"),
+    (lambda t: t[:, 0], r"of the shape \(2, 3\), float32; \(2, 7, channels\).*2 images of 4 x 6 pixels.*2 x 3 patches "
+                        r"of 2 pixels.*may repeat it: vectors\[:, None\]\.expand\(-1, 7, -1\)"),
     (lambda t: t[:, 1:], r"of the shape \(2, 6, 3\).*put a class token before the patches"),
     (lambda t: t[:, :1], r"of the shape \(2, 1, 3\)"), (lambda t: t[:1], r"of the shape \(1, 7, 3\)"),
     (lambda t: t[..., :0], r"of the shape \(2, 7, 0\)"),

@@ -126,7 +126,8 @@ def _names(networks: Mapping[str, Result]) -> dict[str, str]:
     """What tells `networks` apart: their model's name, with digits of the weights or more of them where needed."""
     ways: list[Callable[[str, Result], str]] = [
         lambda _, result: result.model, lambda _, result: f"{result.model} {result.network.key[:8]}",
-        lambda key, result: f"{result.model} {key[:8]}", lambda key, result: f"{result.model} {key}"]
+        lambda key, result: f"{result.model} {result.network.key[:8]}-{key[:8]}",
+        lambda key, result: f"{result.model} {key}"]
     told = ({key: way(key, result) for key, result in networks.items()} for way in ways)
     return next(names for names in told if len({*names.values()}) == len(names))
 
