@@ -3,6 +3,9 @@
 No figure outlives its function.
 """
 
+from patchssl.report.plots import library  # noqa: F401  # the first: without it the others may not be imported
+
+# isort: split
 from patchssl.report.plots.attention import plot_attention
 from patchssl.report.plots.canvas import Pixels, check_figure_path
 from patchssl.report.plots.curves import plot_curves

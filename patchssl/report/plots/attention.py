@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from patchssl.report.plots.canvas import STYLE, Pixels, bare, grid_extent, new_figure, padding_note, save
+from patchssl.report.plots.library import figure_style
 
 MIN_SPAN = 1.0  # of an attention map's color scale, in units of uniform attention
 DIMMED = (1.0, 1.0, 1.0, 0.78)  # over patches outside the mass
@@ -35,7 +35,7 @@ def plot_attention(rows: Sequence[tuple[Pixels, np.ndarray]], path: Path | str, 
     columns, ratios = 2 + heads.pop(), [image.shape[0] / image.shape[1] for image, _ in rows]
     cell = min(1.5, 11 / columns)
     names = ["image", "mean of heads", *(f"head {i + 1}" for i in range(columns - 2))]
-    with matplotlib.rc_context({**STYLE, **CLOSE}):
+    with figure_style({**STYLE, **CLOSE}):
         figure = new_figure(cell * columns + 0.7, 2 * cell * sum(ratios) + 0.45 * len(rows) + 0.35)
         grid = figure.subplots(2 * len(rows), columns, squeeze=False,
                                height_ratios=[ratio for ratio in ratios for _ in range(2)])

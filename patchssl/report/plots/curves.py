@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -23,6 +22,7 @@ from patchssl.report.plots.canvas import (
     save,
     shown_name,
 )
+from patchssl.report.plots.library import figure_style
 from patchssl.runtime.errors import UsageError
 from patchssl.runtime.progress import LogRows
 
@@ -54,7 +54,7 @@ def plot_curves(log: LogRows, path: Path | str, *, references: Mapping[str, floa
     columns = 2 if len(panels) > 1 else 1
     ends = (row["epoch"] for rows in runs.values() for row in rows if "epoch" in row)
     rows, end = math.ceil(len(panels) / columns), 1.02 * max(ends, default=1)
-    with matplotlib.rc_context(STYLE):
+    with figure_style(STYLE):
         figure = new_figure(3.6 * columns, 2.5 * rows)
         for i, draw in enumerate(panels):
             axes = figure.add_subplot(rows, columns, i + 1)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from patchssl.report.plots.canvas import BLUE, GRAY, STYLE, new_figure, save, shown_name
+from patchssl.report.plots.library import figure_style
 from patchssl.runtime.errors import UsageError
 
 
@@ -43,7 +43,7 @@ def plot_differences(panels: Sequence[GapPanel], reference: str, path: Path | st
     variants = list(dict.fromkeys(gap.variant for panel in panels for gap in panel.gaps))
     if not variants:
         raise UsageError("there is nothing to draw: no variant has a seed in common with the reference")
-    with matplotlib.rc_context(STYLE):
+    with figure_style(STYLE):
         figure = new_figure(1.3 + 1.75 * len(panels), 1.1 + 0.34 * len(variants))
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
             _draw_panel(axes, panel, variants)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +14,7 @@ from PIL import Image
 
 from patchssl.report.plots.attention import COLORS, DIMMED, largest_mass
 from patchssl.report.plots.canvas import STYLE, Pixels, shown_name
+from patchssl.report.plots.library import figure_style
 
 SCALE = 1 / 4, 16.0  # of all videos, in units of uniform attention, logarithmic: frames and networks can be compared
 DPI = 100
@@ -38,7 +38,7 @@ def make_sheet(image_shape: tuple[int, ...], title: str, mass: float) -> FrameSh
     step = max(width, 240) + GAP
     rows, columns = (-(-length // 2) * 2 for length in (TOP + height + BOTTOM, 3 * step + GAP))
     lefts = [GAP + at * step + (step - GAP - width) // 2 for at in range(3)]
-    with matplotlib.rc_context(STYLE):
+    with figure_style(STYLE):
         figure = Figure(figsize=(columns / DPI, rows / DPI), dpi=DPI, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         figure.text(GAP / columns, 1 - 6 / rows, title and shown_name(title, most=100), va="top")

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from patchssl.report.plots.canvas import BLUE, ORANGE, STYLE, Pixels, bare, new_figure, save
+from patchssl.report.plots.library import figure_style
 from patchssl.views.geometry import View, patches_per_side
 
 # corners of the square that gives a patch its color: top left, top right, bottom left, bottom right
@@ -44,7 +44,7 @@ def plot_matches(view_a: Pixels, view_b: Pixels, ids_a: Sequence[int] | np.ndarr
     panels = 3 if overlap else 2
     numbers = {int(patch): number for number, patch in enumerate(np.unique(first), 1)}
     numbered, palette = len(numbers) <= MAX_NUMBERED, place_colors(first, sides[0])
-    with matplotlib.rc_context(STYLE):
+    with figure_style(STYLE):
         figure = new_figure(3.2 * panels, 3.8)
         axes = list(figure.subplots(1, panels, width_ratios=[1.25, 1, 1] if overlap else None))
         if overlap:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 from patchssl.report.plots.canvas import STYLE, Pixels, bare, grid_extent, new_figure, padding_note, save, shown_name
+from patchssl.report.plots.library import figure_style
 
 PER_BAND = 6  # images side by side
 _PER_LINE = 24  # characters of a name beside a row
@@ -30,7 +30,7 @@ def plot_components(images: Sequence[tuple[Pixels, np.ndarray]], path: Path | st
     lines = 1 + len(networks)
     ratio = max(image.shape[0] / image.shape[1] for image, _ in images)
     cell = min(2.4, 12 / columns)
-    with matplotlib.rc_context(STYLE):
+    with figure_style(STYLE):
         figure = new_figure(max(3.6, cell * columns), lines * cell * min(ratio, 3) * bands + 0.25 + 0.2 * len(networks))
         grid = figure.subplots(lines * bands, columns, squeeze=False)
         for axes in grid.flat:

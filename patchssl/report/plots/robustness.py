@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from patchssl.report.plots.canvas import LINES, STYLE, new_figure, save, shown_name
+from patchssl.report.plots.library import figure_style
 from patchssl.report.tables.robustness import Curve, Robustness, intervals_in, titles_of
 from patchssl.report.tables.scores import NONE, Row, Score
 from patchssl.runtime.errors import UsageError
@@ -36,7 +36,7 @@ def plot_robustness(settings: Sequence[Robustness], path: Path | str) -> Path:
     chosen = [_strongest(setting.curves) for setting in settings]
     rows = sorted({curve.row for curves in chosen for curve in curves})
     looks = dict(zip(rows, _looks(len(rows)), strict=True))
-    with matplotlib.rc_context(STYLE):
+    with figure_style(STYLE):
         shown = {curve.row: curve for curves in chosen for curve in curves}
         labels = [_label(shown[row]) for row in rows]
         columns = 2 if len(rows) > 1 and max(map(len, labels)) <= WIDEST_OF_TWO else 1

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -16,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch
 
 from patchssl.report.plots.canvas import BLUE, GREEN, RED, STYLE, Pixels, bare, new_figure, padding_note, save
+from patchssl.report.plots.library import figure_style
 from patchssl.report.plots.matches import Overlap, draw_crops, place_colors
 from patchssl.runtime.errors import UsageError, unknown_choice
 
@@ -53,7 +53,7 @@ def plot_token_matches(pairs: Sequence[MatchedPair], path: Path | str, *, names:
                          "or place")
     ratio = max(image.shape[0] / image.shape[1] for pair in pairs for image in pair.images)
     cell = 2.7 / max(1.0, ratio / 1.5)
-    with matplotlib.rc_context(STYLE):
+    with figure_style(STYLE):
         figure = new_figure((3.2 if source else 0.4) + 2.6 * cell, (cell * ratio + 0.75) * len(pairs) + 0.3)
         right: FigureBase = figure
         if source:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 from matplotlib.axes import Axes
 
 from patchssl.report.plots.canvas import STYLE, Pixels, new_figure, save
+from patchssl.report.plots.library import figure_style
 
 LINE = 20  # letters of a line of words in a cell
 
@@ -27,7 +27,7 @@ def plot_views(sheets: Sequence[Sheet], path: Path | str, title: str = "") -> Pa
     columns = max(len(sheet.images) for sheet in sheets)
     cell = min(1.45, 12 / columns)
     lines = sum(max(caption.count("\n") + bool(caption) for caption in sheet.captions) for sheet in sheets)
-    with matplotlib.rc_context(STYLE):
+    with figure_style(STYLE):
         figure = new_figure(cell * columns, (cell + 0.08) * len(sheets) + 0.14 * lines + (0.3 if title else 0))
         grid = figure.subplots(len(sheets), columns, squeeze=False)
         for sheet, line in zip(sheets, grid, strict=True):
