@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from patchssl.data.decode import is_hidden
 from patchssl.data.images import Names
 from patchssl.runtime.errors import DataError, UnreadableImage
 from patchssl.runtime.files import index_folder, replacing
@@ -132,7 +133,7 @@ def _scan(archive: Path) -> Members:
             if member.size > MOST_BYTES:
                 raise DataError(f"'{member.name}' claims {member.size:,} bytes, more than the {MOST_BYTES:,} that "
                                 "an image may have")
-            if not any(part.startswith(".") for part in member.name.split("/")):
+            if not any(map(is_hidden, member.name.split("/"))):
                 names.append(member.name)
                 labels.append(member.label)
                 rows.append((0, *member[1:-1]))

@@ -31,6 +31,8 @@ EXTENSIONS = frozenset(
 )
 # named, so that a file that only pretends to be a picture cannot reach an interpreter such as PostScript's
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+                     "Thumbs.db", "desktop.ini"})
 START, END = 16, 12  # bytes of a file that are looked at
 _ENDS = (
     (b"\xff\xd8\xff", b"\xff\xd9"),  # JPEG: the marker EOI
@@ -60,7 +62,7 @@ class Listing(NamedTuple):
 def list_images(root: Path) -> Listing:
     """All image files below `root`, at any depth, known by their extensions in any case.
 
-    Names that begin with a dot are skipped. Links are followed, except into a folder that holds the link
+    Names that begin with a dot are skipped, and what systems leave (`is_hidden`). Links are followed, except into a folder that holds the link
     itself. A link that leads nowhere is listed if it is called like an image: reading it says what is wrong.
     DataError when a folder cannot be entered: a part of a dataset must not be missing unnoticed.
     """
@@ -102,11 +104,20 @@ def extension_of(name: str) -> str:
     return dot + extension.lower() if dot else "no extension"
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: hidden, or left by a system and not by a person.
+
+    >>> is_hidden(".DS_Store"), is_hidden("__MACOSX"), is_hidden("cat")
+    (True, True, False)
+    """
+    return name.startswith(".") or name in _SYSTEM
+
+
 def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
     """What a folder holds, without hidden names; DataError when it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            return [entry for entry in entries if not is_hidden(entry.name)]
     except OSError as error:
         raise DataError(f"the folder {folder} cannot be listed: {error.strerror}") from error
 

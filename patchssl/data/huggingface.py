@@ -31,13 +31,12 @@ from patchssl.data.images import (
     translated,
     written_labels,
 )
-from patchssl.data.splits import SPLIT_FOLDERS, split_files
+from patchssl.data.splits import expand_braces, is_split_word, named_splits, split_files, unused_note
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
 
 PREFIX = "hf:"
 _FORM = "hf:OWNER/NAME[:SPLIT][?config=NAME&image=COLUMN&label=COLUMN]"
 _REPO = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_VAL_SPLITS = ("val", "valid", "validation", "test")
 _BATCH = 1000  # rows whose sizes are looked at together
 
 
@@ -108,19 +107,17 @@ def hub_splits(uri: str, allow_truncated: bool) -> Openers:
     wanted = _parsed(uri)
     datasets = _library()
     with _in_words(uri):
-        names = [wanted.split] if wanted.split else datasets.get_dataset_split_names(wanted.repo, wanted.config)
+        names = (expand_braces(wanted.split) if wanted.split else
+                 datasets.get_dataset_split_names(wanted.repo, wanted.config))
+    chosen, note = _chosen(names, uri, f"choose as in {PREFIX}{wanted.repo}:{{train,test}}")
 
     def opened(name: str, split: str) -> ImageSet:
         with _in_words(uri):
             table = datasets.load_dataset(wanted.repo, wanted.config, split=name)
         return _images(table, wanted.repo.rpartition("/")[2], split, f"{name} of {PREFIX}{wanted.repo}", wanted,
-                       allow_truncated)
+                       allow_truncated, note)
 
-    if wanted.split:
-        known = {"train": "train", **dict.fromkeys(_VAL_SPLITS, "val")}
-        split = known.get(wanted.split, "all")
-        return {split: partial(opened, wanted.split, split)}
-    return {split: partial(opened, name, split) for split, name in _chosen(names, uri).items()}
+    return {split: partial(opened, name, split) for split, name in chosen.items()}
 
 
 def is_saved(root: Path) -> bool:
@@ -129,26 +126,28 @@ def is_saved(root: Path) -> bool:
     return any(all((root / name).is_file() for name in files) for files in names)
 
 
-def saved_splits(root: Path, allow_truncated: bool) -> Openers:
-    """The splits of what `save_to_disk` wrote."""
+def saved_splits(root: Path, allow_truncated: bool, query: str = "") -> Openers:
+    """The splits of what `save_to_disk` wrote; `query` names its columns, as in image=COLUMN&label=COLUMN."""
+    wanted = _HubRequest("", None, **_columns(query, str(root)))
     with _in_words(str(root)):
         saved = _library().load_from_disk(str(root))
     place = root.resolve()
-    above = any(place.name in names for names in SPLIT_FOLDERS.values())
     tables = dict(saved) if isinstance(saved, dict) else {"all": saved}
-    return {split: partial(_images, tables[key], place.parent.name if above else place.name, split,
-                           f"saved dataset {root}", _HubRequest("", None), allow_truncated)
-            for split, key in _chosen(list(tables), str(root)).items()}
+    chosen, note = _chosen(list(tables), str(root), f"choose as in {root}/{{train,test}}")
+    return {split: partial(_images, tables[key], place.parent.name if is_split_word(place.name) else place.name, split,
+                           f"saved dataset {root}", wanted, allow_truncated, note)
+            for split, key in chosen.items()}
 
 
-def parquet_splits(files: Sequence[Path], allow_truncated: bool) -> Openers:
-    """The splits of Parquet files, told by their names as in train-00000-of-00002.parquet."""
+def parquet_splits(files: Sequence[Path], allow_truncated: bool, query: str = "") -> Openers:
+    """The splits of Parquet files, told by their names as in train-00000-of-00002.parquet; `query` as above."""
     by_name = split_files(files) if len(files) > 1 else {"all": list(files)}
-    return {split: partial(open_parquet, paths, split, allow_truncated) for split, paths in by_name.items()}
+    return {split: partial(open_parquet, paths, split, allow_truncated, query) for split, paths in by_name.items()}
 
 
-def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool) -> HubImages:
+def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool, query: str = "") -> HubImages:
     """The images of Parquet files, in the files' order."""
+    wanted = _HubRequest("", None, **_columns(query, str(files[0])))
     home = files[0].resolve().parent
     where = f"Parquet file {files[0]}" if len(files) == 1 else f"{len(files):,} Parquet files in {files[0].parent}"
     with _in_words(where):
@@ -156,8 +155,16 @@ def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool) -> Hu
     if split == "all" and len(files) == 1:
         name = files[0].stem
     else:
-        name = home.parent.name if home.name in ("data", "train", "val") else home.name
-    return _images(table, name, split, where, _HubRequest("", None), allow_truncated)
+        name = home.parent.name if home.name == "data" or is_split_word(home.name) else home.name
+    return _images(table, name, split, where, wanted, allow_truncated)
+
+
+def _columns(query: str, where: str) -> dict[str, str]:
+    """Columns that are named behind the "?" of a path."""
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if set(options) - {"image", "label"} or (query and not options):
+        raise UsageError(f"'?{query}' behind {where} is not understood; write ?image=COLUMN&label=COLUMN")
+    return options
 
 
 def _parsed(uri: str) -> _HubRequest:
@@ -169,18 +176,17 @@ def _parsed(uri: str) -> _HubRequest:
     return _HubRequest(repo, split or None, **options)
 
 
-def _chosen(names: Sequence[str], where: str) -> dict[str, str]:
-    """The names of train and val among those of a set's splits; a single other one is "all"."""
-    found = {"train": "train" if "train" in names else None,
-             "val": next((name for name in _VAL_SPLITS if name in names), None)}
-    chosen = {split: name for split, name in found.items() if name}
-    if not chosen and len(names) != 1:
+def _chosen(names: Sequence[str], where: str, how: str) -> tuple[dict[str, str], str]:
+    """The names of train and val among those of a set's splits, a single other one is "all"; and a note."""
+    found = named_splits(names, where)
+    if not found and len(names) != 1:
         raise DataError(f"{where} has no split called train, val, validation or test, only {', '.join(names)}; choose "
                         "one as hf:OWNER/NAME:SPLIT, or the folder of one")
-    return chosen or {"all": names[0]}
+    return found or {"all": names[0]}, unused_note(found, names, how)
 
 
-def _images(table: Any, name: str, split: str, source: str, wanted: _HubRequest, allow_truncated: bool) -> HubImages:
+def _images(table: Any, name: str, split: str, source: str, wanted: _HubRequest, allow_truncated: bool,
+            note: str = "") -> HubImages:
     """The images and labels of a datasets.Dataset."""
     if not len(table):
         raise DataError(f"0 images in {source}")
@@ -188,7 +194,7 @@ def _images(table: Any, name: str, split: str, source: str, wanted: _HubRequest,
     classes, labels = _labels(table, source, wanted.label)
     images = table.select_columns([column]).cast_column(column, _library().Image(decode=False))
     return HubImages(name=name, split=split, source=source, classes=classes, labels=labels, table=images,
-                     column=column, ids=np.arange(len(table)), allow_truncated=allow_truncated)
+                     column=column, ids=np.arange(len(table)), allow_truncated=allow_truncated, note=note)
 
 
 def _image_column(features: Mapping[str, Any], source: str, wanted: str | None) -> str:
@@ -204,7 +210,7 @@ def _image_column(features: Mapping[str, Any], source: str, wanted: str | None) 
         held = ", ".join(f"{name} ({kind})" for name, kind in features.items())
         count = "several columns" if found else "no column"
         raise DataError(f"{source} has {count} of images{f' called {wanted}' if wanted else ''}: it holds {held}; "
-                        "on the hub, choose by ?image=COLUMN")
+                        "choose by ?image=COLUMN behind the name or path, in quotes for a shell")
     return found[0]
 
 
@@ -215,7 +221,8 @@ def _labels(table: Any, source: str, wanted: str | None) -> tuple[tuple[str, ...
     if wanted is not None and wanted not in features:
         raise DataError(f"{source} has no column {wanted}, only {', '.join(features)}")
     if wanted is None and "label" not in features and len(typed) > 1:
-        raise DataError(f"{source} has several columns of labels, {', '.join(typed)}; choose by ?label=COLUMN")
+        raise DataError(f"{source} has several columns of labels, {', '.join(typed)}; choose by ?label=COLUMN "
+                        "behind the name or path, in quotes for a shell")
     column = wanted or ("label" if "label" in features else next(iter(typed), None))
     if column is None:
         return (), None

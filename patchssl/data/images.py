@@ -36,6 +36,7 @@ class ImageSet(ABC):
     source: str  # in words, with the place
     classes: tuple[str, ...] = ()
     labels: np.ndarray | None = None
+    note: str = ""  # in words, what lies beside and is no part of it
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -80,7 +81,8 @@ class ImageSet(ABC):
         """One line: what it is, where it lies, how many images and classes."""
         kind = "" if self.split == "all" else f"{self.split} "
         labels = f"in {len(self.classes):,} classes" if self.classes else "without labels"
-        return f"{self.source}: {len(self):,} {kind}image{'s' * (len(self) != 1)} {labels}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.source}: {len(self):,} {kind}image{'s' * (len(self) != 1)} {labels}{note}"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.describe()}>"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from patchssl.data.images import FileImages, Names, class_folders, labeled_fingerprint, translated, written_labels
-from patchssl.data.splits import SPLIT_FOLDERS, require_files
+from patchssl.data.splits import apart_from_strays, is_split_word, require_files
 from patchssl.runtime.errors import DataError
 
 _EXTENSIONS = frozenset({".txt", ".lst", ".list", ".tsv"})
@@ -64,17 +64,18 @@ def open_list(path: Path, split: str, allow_truncated: bool) -> FileImages:
     for line, name in zip(lines, map(os.path.normpath, names), strict=True):
         if (first := known.setdefault(name, line.number)) != line.number:
             raise DataError(f"{path}, line {line.number}: {line.path} is in line {first} already")
-    labeled = lines[0].label is not None
+    labeled, note = lines[0].label is not None, ""
     if labeled:
         found = written_labels([line.label or "" for line in lines], f"the list {path}")
     else:
+        names, note = apart_from_strays(names)
         folders = class_folders(names)
         found = folders if folders is not None and len(folders[0]) > 1 else ((), None)  # type: ignore[assignment]
     kind = ListedImages if labeled else FileImages
     own = path.absolute()
-    of_a_pair = split != "all" or any(own.stem in stems for stems in SPLIT_FOLDERS.values())
+    of_a_pair = split != "all" or is_split_word(own.stem)
     return kind(name=own.parent.name if of_a_pair else own.stem, split=split, source=f"list {path}", classes=found[0],
-                labels=found[1], root=root, names=Names(names), allow_truncated=allow_truncated)
+                labels=found[1], root=root, names=Names(names), allow_truncated=allow_truncated, note=note)
 
 
 def _read(path: Path) -> list[_ListEntry]:

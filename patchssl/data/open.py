@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,13 +27,16 @@ from patchssl.data.lists import is_list_name, open_list
 from patchssl.data.packed import open_packed, packed_splits
 from patchssl.data.splits import (
     HOLDOUT,
-    SPLIT_FOLDERS,
+    apart_from_strays,
     choose_splits,
     expand_braces,
     holdout_splits,
+    is_split_word,
+    named_splits,
     parse_holdout,
     require_files,
     split_files,
+    unused_note,
 )
 from patchssl.data.torchvision import PREFIX as TIMM
 from patchssl.data.torchvision import lasting_uri, timm_splits
@@ -124,29 +128,55 @@ def _splits(data: str | Path, allow_truncated: bool) -> Openers:
             return timm_splits(data, create_dataset, allow_truncated)
         if "{" in data and not os.access(data, os.F_OK):
             files = [Path(name).expanduser() for name in expand_braces(data)]
+            if all(path.is_dir() for path in files):
+                return _chosen_folders(files, data, allow_truncated)
             require_files(files, data)
             return _file_splits(files, allow_truncated)
-    root = _existing(data)
+    if isinstance(data, str) and "?" in data and not os.access(data, os.F_OK):
+        place, _, query = data.rpartition("?")
+    else:
+        place, query = data, ""
+    root = _existing(place)
     if splits := cifar_splits(root) or idx_splits(root):
         return {split: partial(_open_arrays, root, splits, split) for split in splits.readers}
     if not root.is_dir():
-        return _file_splits([root], allow_truncated)
+        return _file_splits([root], allow_truncated, query)
     if is_saved(root):
-        return saved_splits(root, allow_truncated)
-    if folders := _split_folders(root):
-        return {split: partial(_open_folder, folder, split, allow_truncated) for split, folder in folders.items()}
+        return saved_splits(root, allow_truncated, query)
+    folders, note = _split_folders(root)
+    if folders and not query:
+        return {split: partial(_open_folder, folder, split, allow_truncated, note)
+                for split, folder in folders.items()}
     if found := _set_files(root):
-        return _file_splits(found, allow_truncated)
+        return _file_splits(found, allow_truncated, query)
+    if query:
+        raise DataError(f"{place} is no table, so '?{query}' chooses nothing in it")
     return {"all": partial(_open_folder, root, "all", allow_truncated)}
 
 
-def _file_splits(files: Sequence[Path], allow_truncated: bool) -> Openers:
+def _chosen_folders(folders: Sequence[Path], pattern: str, allow_truncated: bool) -> Openers:
+    """Train and val of folders that are named one by one, as in DIR/{train,test}."""
+    chosen = named_splits([folder.name for folder in folders], pattern)
+    if len(chosen) != len(folders):
+        raise DataError(f"{pattern} names {len(folders)} folders; name two, one called train and one val or test")
+
+    def opened(folder: Path, split: str) -> ImageSet:
+        openers = _splits(folder, allow_truncated)
+        if "all" not in openers:
+            raise DataError(f"{folder} is named as {split} and holds {' and '.join(openers)} images")
+        return replace(openers["all"](), split=split)
+
+    return {split: partial(opened, next(folder for folder in folders if folder.name == name), split)
+            for split, name in chosen.items()}
+
+
+def _file_splits(files: Sequence[Path], allow_truncated: bool, query: str = "") -> Openers:
     """The splits of files that hold or name images: lists, archives or Parquet files."""
     kinds = {_kind(path.name) for path in files}
     if kinds == {"archive"}:
         return packed_splits(files, allow_truncated)
     if kinds == {"parquet"}:
-        return parquet_splits(files, allow_truncated)
+        return parquet_splits(files, allow_truncated, query)
     if kinds != {"list"}:
         raise DataError(
             f"{files[0]} is a file; images are read from a folder, from an archive (.zip, .tar), from what a list "
@@ -173,9 +203,8 @@ def _set_files(root: Path) -> list[Path]:
     """The files in `root` that are the set: lists called train and val, or archives where no images lie beside."""
     entries = list_folder(root)
     lists = {path.stem: path for path in sorted(Path(entry.path) for entry in entries if is_list_name(entry.name))}
-    val = next((lists[name] for name in ("val", "valid", "validation", "test") if name in lists), None)
-    if "train" in lists and val is not None:
-        return [lists["train"], val]
+    if len(named := named_splits(lists, str(root))) == 2:
+        return [lists[stem] for stem in named.values()]
     folders = [entry for entry in entries if is_folder(entry)]
     if any(is_image_name(entry.name) for entry in entries):
         return []
@@ -203,40 +232,42 @@ def _existing(data: str | Path) -> Path:
     raise DataError(f"{data} does not exist, and is not the name of a set: {', '.join(NAMED_SETS)}")
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """train/ and val/ (or what val is called) below `root`; nothing if `root` holds classes or images."""
+def _split_folders(root: Path) -> tuple[dict[str, Path], str]:
+    """train/ and val/ (or what val is called) below `root`, nothing if it holds classes or images; and a note."""
     entries = list_folder(root)
-    found = choose_splits(
-        str(root),
-        [entry.name for entry in entries if is_folder(entry)],
-        any(is_image_name(entry.name) for entry in entries),
-        lambda name: any(is_folder(entry) for entry in list_folder(root / name)),
-    )
-    return {split: root / name for split, name in found.items()}
+    folders = [entry.name for entry in entries if is_folder(entry)]
+    beside = sum(is_image_name(entry.name) for entry in entries)
+    found = choose_splits(str(root), folders, beside > 0,
+                          lambda name: any(is_folder(entry) for entry in list_folder(root / name)))
+    other = next((name for name in sorted(folders) if is_split_word(name) and name not in found.values()), "")
+    notes = [unused_note(found, folders, f"choose as in {root}/{{{found.get('train')},{other}}}"),
+             f"left out {beside:,} image{'s' * (beside != 1)} beside them" if found and beside else ""]
+    return {split: root / name for split, name in found.items()}, "; ".join(filter(None, notes))
 
 
-def _open_folder(root: Path, split: str, allow_truncated: bool) -> ImageSet:
+def _open_folder(root: Path, split: str, allow_truncated: bool, note: str = "") -> ImageSet:
     """All images below `root`, labeled if they lie in two or more class folders; without any, those in archives."""
     listing = list_images(root)
     if not listing.names and (files := _packed_files(root)):
         opener = open_parquet if _kind(files[0].name) == "parquet" else open_packed
-        return opener(files, split, allow_truncated)
+        return replace(opener(files, split, allow_truncated), note=note)
     if not listing.names:
         raise DataError(_no_images(root, listing))
-    found = class_folders(listing.names)
+    names, strays = apart_from_strays(listing.names)
+    found = class_folders(names)
     classes, labels = found if found is not None and len(found[0]) > 1 else ((), None)
     place = root.resolve()
-    above = any(place.name in names for names in SPLIT_FOLDERS.values())
     return FileImages(
-        name=place.parent.name if above else place.name,
+        name=place.parent.name if is_split_word(place.name) else place.name,
         split=split,
         source=f"folder {root}",
         classes=classes,
         labels=labels,
         root=root,
-        names=Names(listing.names),
+        names=Names(names),
         allow_truncated=allow_truncated,
         others=listing.others,
+        note="; ".join(filter(None, (note, strays))),
     )
 
 

@@ -38,7 +38,7 @@ from patchssl.data.images import (
     translated,
     written_labels,
 )
-from patchssl.data.splits import SPLIT_FOLDERS, choose_splits, split_files
+from patchssl.data.splits import apart_from_strays, choose_splits, is_split_word, split_files, unused_note
 from patchssl.runtime.errors import DataError, UnreadableImage
 from patchssl.runtime.text import counted, shortened
 
@@ -130,17 +130,18 @@ def packed_splits(archives: Sequence[Path], allow_truncated: bool) -> Openers:
     if "all" not in by_name:
         return {split: partial(open_packed, paths, split, allow_truncated) for split, paths in by_name.items()}
     contents = _read(archives)
-    folders = _split_folders(contents)
-    return {split: partial(_images, contents, folder, split, allow_truncated) for split, folder in folders.items()}
+    folders, note = _split_folders(contents)
+    return {split: partial(_images, contents, folder, split, allow_truncated, note)
+            for split, folder in folders.items()}
 
 
 def open_packed(archives: Sequence[Path], split: str, allow_truncated: bool) -> PackedImages:
     """All images of `archives` as one split."""
     contents = _read(archives)
-    folders = _split_folders(contents)
+    folders, note = _split_folders(contents)
     if len(folders) > 1:
         raise DataError(f"{_described(contents)} is named as {split} and holds {' and '.join(folders)} images")
-    return replace(_images(contents, next(iter(folders.values())), split, allow_truncated),
+    return replace(_images(contents, next(iter(folders.values())), split, allow_truncated, note),
                    name=_home_name(contents.archives))
 
 
@@ -168,26 +169,34 @@ def _read(archives: Sequence[Path]) -> _Contents:
     return _Contents(tuple(archives), [names[i] for i in chosen], places[chosen], words, sharded, others)
 
 
-def _split_folders(contents: _Contents) -> dict[str, str]:
-    """The folder of each split in archives, "" or with a "/" at its end; "all" where nothing is split."""
+def _split_folders(contents: _Contents) -> tuple[dict[str, str], str]:
+    """The folder of each split in archives, "" or with a "/" at its end, "all" where nothing is split; and a note."""
     if contents.are_shards:
-        return {"all": ""}
+        return {"all": ""}, ""
     prefix, names = "", contents.names
     while True:
         tops = {name.partition("/")[0] for name in names if "/" in name}
         has_images = any("/" not in name for name in names)
         deep = {name.partition("/")[0] for name in names if name.count("/") > 1}
         if found := choose_splits(_described(contents), tops, has_images, deep.__contains__):
-            return {split: f"{prefix}{folder}/" for split, folder in found.items()}
+            beside = sum("/" not in name for name in names)
+            notes = [unused_note(found, tops, "unpack it to choose another"),
+                     f"left out {beside:,} image{'s' * (beside != 1)} beside them" if beside else ""]
+            return {split: f"{prefix}{folder}/" for split, folder in found.items()}, "; ".join(filter(None, notes))
         only = next(iter(tops), "") + "/"
         if has_images or len(tops) != 1 or not all(name.count("/") > 1 for name in names):
-            return {"all": prefix}
+            return {"all": prefix}, ""
         prefix, names = prefix + only, [name.removeprefix(only) for name in names]
 
 
-def _images(contents: _Contents, folder: str, split: str, allow_truncated: bool) -> PackedImages:
+def _images(contents: _Contents, folder: str, split: str, allow_truncated: bool, note: str) -> PackedImages:
     chosen = [index for index, name in enumerate(contents.names) if name.startswith(folder)]
-    names = [contents.names[index].removeprefix(folder) for index in chosen]
+    names, strays = [contents.names[index].removeprefix(folder) for index in chosen], ""
+    if not contents.are_shards:
+        kept, strays = apart_from_strays(names)
+        if len(kept) < len(names):
+            chosen = [index for index, name in zip(chosen, names, strict=True) if "/" in name]
+            names = kept
     classes: tuple[str, ...] = ()
     labels = None
     source = _described(contents)
@@ -197,7 +206,8 @@ def _images(contents: _Contents, folder: str, split: str, allow_truncated: bool)
         classes, labels = found
     return PackedImages(name=_name(contents.archives), split=split, source=source, classes=classes, labels=labels,
                         archives=contents.archives, names=Names(names), places=contents.places[chosen],
-                        by_folder=not contents.are_shards, allow_truncated=allow_truncated, others=contents.others)
+                        by_folder=not contents.are_shards, allow_truncated=allow_truncated, others=contents.others,
+                        note="; ".join(filter(None, (note, strays))))
 
 
 def _described(contents: _Contents) -> str:
@@ -214,17 +224,13 @@ def _home(archives: Sequence[Path]) -> Path:
 def _name(archives: Sequence[Path]) -> str:
     """What the set is called: as its only archive, unless that is called train or val, else as its folder."""
     only = archives[0].name.partition(".")[0] if len(archives) == 1 else "train"
-    return _home_name(archives) if _is_split(only) else only
+    return _home_name(archives) if is_split_word(only) else only
 
 
 def _home_name(archives: Sequence[Path]) -> str:
     """The name of the folder that holds the archives, or of the one above if it is called train or val."""
     home = _home(archives).resolve()
-    return home.parent.name if _is_split(home.name) else home.name
-
-
-def _is_split(name: str) -> bool:
-    return any(name in names for names in SPLIT_FOLDERS.values())
+    return home.parent.name if is_split_word(home.name) else home.name
 
 
 class Samples(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which folders, files and members of archives are train and which are val, told by what they are called.
+"""Which folders, files and members of archives are train, val or classes, told by what they are called.
 
 `holdout:SHARE:DATA` splits once more: the train images of DATA without a fixed share of them, and that share in the
 place of val. It is for a search: what is chosen on the share that was held out has never looked at DATA's own val
@@ -19,16 +19,50 @@ from patchssl.data.images import ImageSet
 from patchssl.runtime.errors import DataError, UsageError
 from patchssl.runtime.text import shortened
 
-SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "test")}
-_LIKE_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-_WORDS: Mapping[str, tuple[str, ...]] = {  # what stands for a split in the name of a file
-    "train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {  # in any case, the first that is there; test is val where no val is
+    "train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 _RANGE = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})")
 _MOST_BRACES = 20
 _MOST_FILES = 100_000
 _MOST_LISTED = 20
 HOLDOUT = "holdout:"
 _SEED = 2310
+
+
+def is_split_word(name: str) -> bool:
+    """Whether `name` stands for a split.
+
+    >>> is_split_word("Validation"), is_split_word("train2017")
+    (True, False)
+    """
+    return any(name.lower() in words for words in SPLIT_WORDS.values())
+
+
+def named_splits(names: Iterable[str], where: str) -> dict[str, str]:
+    """Which of `names` are train and val, of those that lie side by side in `where`, by SPLIT_WORDS.
+
+    DataError for two that differ in upper and lower case only.
+
+    >>> named_splits(["test", "Train", "validation"], "x")
+    {'train': 'Train', 'val': 'validation'}
+    """
+    by_word: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_word.setdefault(name.lower(), []).append(name)
+    found = {}
+    for split, words in (("train", SPLIT_WORDS["train"]), ("val", (*SPLIT_WORDS["val"], *SPLIT_WORDS["test"]))):
+        if word := next((word for word in words if word in by_word), None):
+            if len(by_word[word]) > 1:
+                alike = " and ".join(by_word[word])
+                raise DataError(f"{where} holds {alike}, of which either may be meant; rename one")
+            found[split] = by_word[word][0]
+    return found
+
+
+def unused_note(found: Mapping[str, str], names: Iterable[str], how: str) -> str:
+    """What is said of further splits among `names`, "" where there are none; `how` to choose another."""
+    unused = sorted(name for name in names if is_split_word(name) and name not in found.values())
+    return f"{', '.join(unused)} beside {' and '.join(found.values())} not used: {how}" if found and unused else ""
 
 
 def choose_splits(where: str, folders: Iterable[str], has_images: bool,
@@ -38,16 +72,36 @@ def choose_splits(where: str, folders: Iterable[str], has_images: bool,
     `has_images`: whether images lie beside them. Empty where the folders are classes, or hold images of one kind.
     """
     present = set(folders)
-    named = {split: [name for name in names if name in present] for split, names in SPLIT_FOLDERS.items()}
-    found = {split: names[0] for split, names in named.items() if names}
+    found = named_splits(present, where)
     if len(found) == 2:
         return found
-    if len(alike := sorted(name for name in present if name.lower() in _LIKE_SPLITS)) > 1:
+    if len(alike := sorted(filter(is_split_word, present))) > 1:
         raise DataError(f"{where} holds {'/, '.join(alike)}/; call what to train on train/ and the rest val/")
     # a lone train/ among others may be a class, the vehicle: as a split it has folders of its own
     if "train" in found and holds_folders(found["train"]):
         return found
     return found if len(present) == 1 and not has_images else {}
+
+
+def apart_from_strays(names: Sequence[str]) -> tuple[list[str], str]:
+    """`names` without the few that lie right in the root beside folders of classes, and what to say about those.
+
+    Few: one in ten, or a single one where folders hold several images. More of them are kept: then the folders are no
+    classes, as of a tree of photographs, which is said, too.
+
+    >>> apart_from_strays(["a/1.png", "a/2.png", "b/1.png", "b/2.png", "x.png"])
+    (['a/1.png', 'a/2.png', 'b/1.png', 'b/2.png'], 'left out 1 image beside the 2 class folders: x.png')
+    """
+    strays = [name for name in names if "/" not in name]
+    folders = {name.partition("/")[0] for name in names if "/" in name} if strays else set()
+    if len(folders) < 2:
+        return list(names), ""
+    count = f"{len(strays):,} image{'s' * (len(strays) != 1)}"
+    if 10 * len(strays) <= len(names) or (len(strays) == 1 and len(names) - 1 > len(folders)):
+        kept = [name for name in names if "/" in name]
+        return kept, f"left out {count} beside the {len(folders):,} class folders: {shortened(strays, 5)}"
+    return list(names), (f"the {len(folders):,} folders are not taken for classes, as {count} "
+                         f"lie{'s' * (len(strays) == 1)} beside them: {shortened(strays, 5)}")
 
 
 def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -59,7 +113,7 @@ def split_files(files: Sequence[Path]) -> dict[str, list[Path]]:
     by_word: dict[str, list[Path]] = {}
     for path in files:
         words = set(re.findall("[a-z]+", os.fspath(path.relative_to(home)).lower()))
-        split = next((split for split, names in _WORDS.items() if words.intersection(names)), "")
+        split = next((split for split, names in SPLIT_WORDS.items() if words.intersection(names)), "")
         by_word.setdefault(split, []).append(path)
     without = by_word.pop("", [])
     if not by_word:

@@ -257,3 +257,41 @@ def test_a_file_that_is_gone_is_unreadable(tmp_path):
     pq.write_table(pa.table({"image": rows}), tmp_path / "set.parquet")
     with pytest.raises(UnreadableImage, match=r"gone\.png cannot be read as an image: No such file"):
         open_images(tmp_path / "set.parquet").pixels(0)
+
+
+def test_a_saved_test_split_beside_validation_can_be_chosen(tmp_path):
+    datasets.DatasetDict(train=table(9), validation=table(4), test=table(6)).save_to_disk(tmp_path / "pets")
+    val = open_images(tmp_path / "pets", "val")
+    assert (len(val), val.describe().partition("; ")[2]) == (
+        4, f"test beside train and validation not used: choose as in {tmp_path}/pets/{{train,test}}")
+    train, other = open_pair(f"{tmp_path}/pets/{{train,test}}")
+    assert (len(train), len(other), other.split, other.name) == (9, 6, "val", "pets")
+
+
+def test_splits_of_the_hub_chosen_by_braces(monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset",
+                        lambda repo, config, split: asked.append(split) or table({"train": 9, "test": 6}[split]))
+    train, other = open_pair("hf:me/pets:{train,test}")
+    assert (asked, len(train), len(other), other.split) == (["train", "test"], 9, 6, "val")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_columns_of_local_tables_are_chosen_behind_the_path(saved, tmp_path):
+    rows = table(5)
+    shots = rows.cast_column("img", datasets.Image(decode=False))[:]["img"]
+    both = rows.add_column("depth", shots, feature=rows.features["img"])
+    both = both.add_column("kind", [f"k{i % 2}" for i in range(5)])
+    place = tmp_path / ("saved" if saved else "x.parquet")
+    if saved:
+        both.save_to_disk(place)
+    else:
+        both.to_parquet(place)
+    with pytest.raises(DataError, match=r"several columns of images.*choose by \?image=COLUMN behind the name or path"):
+        open_images(place)
+    images = open_images(f"{place}?image=depth&label=kind")
+    assert (images.column, images.classes, images.labels.tolist()) == ("depth", ("k0", "k1"), [0, 1, 0, 1, 0])
+    with pytest.raises(UsageError, match=r"'\?column=depth' behind .* is not understood"):
+        open_images(f"{place}?column=depth")
+    with pytest.raises(DataError, match="has no column nothing, only"):
+        open_images(f"{place}?image=depth&label=nothing")

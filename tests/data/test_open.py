@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import each
+from packing import pack, png, unpack
 from PIL import Image
 
 from patchssl.data.open import absolute_name, open_images, open_pair, split_names
@@ -121,11 +122,95 @@ def test_a_lone_train_folder(tmp_path):
     assert (split_names(tmp_path / "d"), len(open_images(tmp_path / "d"))) == (("all",), 3)
 
 
-@each("names", [("Train", "Val"), ("training", "validation"), ("train", "Test")])
-def test_folders_that_look_like_splits_are_not_mixed_into_classes(names, tmp_path):
-    write_images(tmp_path, [f"{names[0]}/a/1.png", f"{names[1]}/a/1.png"])
-    with pytest.raises(DataError, match=f"holds {min(names)}/, {max(names)}/; call what to train on train/"):
+@each("names", [("train", "val"), ("train", "valid"), ("Train", "Val"), ("training", "validation"), ("train", "Test"),
+                ("TRAIN", "dev"), ("train", "testing")])
+def test_words_of_splits(names, tmp_path):
+    """The same table for folders, an archive, lists and what the hub's library saved."""
+    files = {f"{name}/{cls}/{i}.png": png(9) for name, count in zip(names, (3, 2), strict=True) for cls in "ab"
+             for i in range(count)}
+    unpack(tmp_path / "folder", files)
+    pack(tmp_path / "a.zip", files)
+    unpack(tmp_path / "lists", files)
+    for name in names:
+        lines = [f"{path}\t{path.split('/')[1]}\n" for path in files if path.startswith(f"{name}/")]
+        (tmp_path / f"lists/{name}.txt").write_text("".join(lines))
+    (tmp_path / "lists" / names[0]).rename(tmp_path / "lists/images")  # a folder of that name would come before lists
+    for list_file in (tmp_path / "lists").glob("*.txt"):
+        list_file.write_text(list_file.read_text().replace(f"{names[0]}/", "images/"))
+    for data in ("folder", "a.zip", "lists"):
+        train, val = open_pair(tmp_path / data)
+        assert (len(train), len(val), train.classes, val.classes) == (6, 4, ("a", "b"), ("a", "b")), data
+        assert "not used" not in val.describe()
+    assert open_images(tmp_path / "folder" / names[1]).name == "folder"
+
+
+@each("more", [("test",), ("test", "testing"), ("dev",)])
+def test_validation_comes_before_test_and_the_other_can_be_chosen(more, tmp_path):
+    root = tmp_path / "set"
+    names = [f"{split}/{cls}/{i}.png" for split, count in (("train", 4), ("validation", 3), (more[0], 2))
+             for cls in "ab" for i in range(count)]
+    write_images(root, [*names, *(f"{name}/a/1.png" for name in more[1:])])
+    val = open_images(root, "val")
+    unused = ", ".join(more)
+    assert len(val) == 6
+    assert val.describe() == (f"folder {root}/validation: 6 val images in 2 classes; {unused} beside train and "
+                              f"validation not used: choose as in {root}/{{train,{more[0]}}}")
+    train, other = open_pair(f"{root}/{{train,{more[0]}}}")  # what the sentence says
+    assert (len(train), len(other), other.split, other.name) == (8, 4, "val", "set")
+    assert train.fingerprint == open_images(root, "train").fingerprint
+    assert absolute_name(f"{root}/{{train,test}}") == f"{root}/{{train,test}}"
+
+
+def test_folders_chosen_by_braces_that_are_no_pair(tmp_path):
+    write_images(tmp_path, ["train/1.png", "test/1.png", "val/1.png", "nest/train/train/a/1.png", "nest/test/1.png"])
+    with pytest.raises(DataError, match="names 3 folders; name two"):
+        open_images(f"{tmp_path}/{{train,test,val}}")
+    with pytest.raises(DataError, match="is named as train and holds train images"):
+        open_images(f"{tmp_path}/nest/{{train,test}}")
+
+
+def test_two_folders_that_differ_in_case(tmp_path):
+    write_images(tmp_path, ["train/a/1.png", "Train/a/1.png", "val/a/1.png"])
+    with pytest.raises(DataError, match="holds Train and train, of which either may be meant; rename one"):
         open_images(tmp_path)
+
+
+def test_two_names_of_val_without_train(tmp_path):
+    write_images(tmp_path, ["val/a/1.png", "Test/a/1.png"])
+    with pytest.raises(DataError, match="holds Test/, val/; call what to train on train/"):
+        open_images(tmp_path)
+
+
+def test_a_stray_image_beside_class_folders(tmp_path):
+    names = ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]
+    plain = open_images(write_images(tmp_path / "plain", names))
+    strayed = open_images(write_images(tmp_path / "stray", [*names, "preview.JPG"]))
+    assert (strayed.classes, strayed.labels.tolist()) == (("cat", "dog"), [0, 0, 1, 1])
+    assert strayed.fingerprint == plain.fingerprint
+    assert strayed.describe().endswith("4 images in 2 classes; left out 1 image beside the 2 class folders: "
+                                       "preview.JPG")
+    archive = pack(tmp_path / "stray.zip", {name: (tmp_path / "stray" / name).read_bytes()
+                                            for name in [*names, "preview.JPG"]})
+    assert open_images(archive).labels.tolist() == [0, 0, 1, 1]
+    assert open_images(archive).fingerprint == plain.fingerprint
+    (tmp_path / "stray/list.txt").write_text("\n".join([*names, "preview.JPG"]))
+    assert open_images(tmp_path / "stray/list.txt").labels.tolist() == [0, 0, 1, 1]
+
+
+def test_strays_in_splits(tmp_path):
+    files = [f"{split}/{cls}/{i}.png" for split in ("train", "val") for cls in "ab" for i in range(2)]
+    write_images(tmp_path, [*files, "train/x.png", "logo.png", "val/.DS_Store.png", "val/__MACOSX/a.png",
+                            "val/a/@eaDir/1.png"])
+    for images in open_pair(tmp_path):
+        assert (len(images), images.labels.tolist()) == (4, [0, 0, 1, 1])
+        assert "left out 1 image beside them" in images.describe()
+    assert "left out 1 image beside the 2 class folders: x.png" in open_images(tmp_path).describe()
+
+
+def test_many_images_beside_folders_are_kept_and_said(tmp_path):
+    images = open_images(write_images(tmp_path, ["a/1.png", "a/2.png", "b/1.png", "x.png", "y.png"]))
+    assert (len(images), images.labels) == (5, None)
+    assert "the 2 folders are not taken for classes, as 2 images lie beside them: x.png, y.png" in images.describe()
 
 
 def test_a_split_that_is_missing(tmp_path):

@@ -104,8 +104,8 @@ def test_archives_without_images(tmp_path):
 
 
 def test_archives_that_look_split_and_are_not(tmp_path):
-    with pytest.raises(DataError, match=r"archive .*x\.zip holds Train/, Val/; call what to train on train/"):
-        open_images(pack(tmp_path / "x.zip", {"Train/a/1.png": png(1), "Val/a/1.png": png(2)}))
+    with pytest.raises(DataError, match=r"archive .*x\.zip holds Test/, val/; call what to train on train/"):
+        open_images(pack(tmp_path / "x.zip", {"Test/a/1.png": png(1), "val/a/1.png": png(2)}))
     pack(tmp_path / "set/train.zip", SPLIT)
     pack(tmp_path / "set/val.zip", FLAT)
     with pytest.raises(DataError, match=r"train\.zip is named as train and holds train and val images"):

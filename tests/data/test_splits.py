@@ -54,8 +54,9 @@ def test_choose_splits_of_folders_known_by_name_alone():
     both = {"train": "train", "val": "test"}
     assert choose_splits("x", ["train", "test", "more"], True, lambda name: False) == both
     assert choose_splits("x", ["train", "car"], False, lambda name: False) == {}
-    with pytest.raises(DataError, match="x holds Train/, val/"):
-        choose_splits("x", ["Train", "val"], False, lambda name: True)
+    assert choose_splits("x", ["Train", "dev", "test"], False, lambda name: True) == {"train": "Train", "val": "dev"}
+    with pytest.raises(DataError, match="x holds training/, train/|x holds train/, training/"):
+        choose_splits("x", ["training", "train"], False, lambda name: False)
 
 
 def test_missing_files_are_listed_up_to_a_limit(tmp_path):
