@@ -35,7 +35,6 @@ HOMES = {
     "submitit": {"workflows/slurm.py"},
     "tensorboard": {"pretrain/run/log.py"},
     "av": {"report/figures/videofile.py"},
-    "filelock": {"study/folder.py"},
 }
 
 

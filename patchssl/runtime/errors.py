@@ -5,6 +5,7 @@
     +-- NotFiniteError     3  the loss is not finite
     +-- DataError          4  images or datasets that cannot be used
     |   +-- UnreadableImage    one image that cannot be decoded
+    +-- FolderInUse        1  another process writes where this one was to
     +-- CheckpointError    1  weights that are missing, damaged or of another network
     +-- Interrupted      130  Ctrl-C (75 on another signal); what was done is saved
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class PatchSSLError(Exception):
@@ -56,6 +58,14 @@ class UnreadableImage(DataError):
 
 class CheckpointError(PatchSSLError):
     """A checkpoint or weights file that is missing, damaged or does not fit."""
+
+
+class FolderInUse(PatchSSLError):
+    """Another process, the `owner` in words, writes to `folder`; `remedy` says what to do."""
+
+    def __init__(self, folder: Path, owner: str, remedy: str) -> None:
+        super().__init__(f"{folder} is in use by {owner}; {remedy}")
+        self.folder, self.owner = folder, owner
 
 
 class Interrupted(PatchSSLError):

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from patchssl.data.open import absolute_name
@@ -26,8 +25,9 @@ from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.recipe import with_patchwise
 from patchssl.pretrain.run.log import LOG, read_rows
 from patchssl.pretrain.run.resume import FACTS, changes_between, read_run, sentence, weighty_among
-from patchssl.runtime.errors import DataError, UsageError, unknown_choice
+from patchssl.runtime.errors import DataError, FolderInUse, UsageError, unknown_choice
 from patchssl.runtime.files import write_text
+from patchssl.runtime.lock import locked
 from patchssl.study.config import UNTRAINED, Study
 
 
@@ -169,18 +169,13 @@ class StudyFolder:
     @contextmanager
     def claimed(self, name: str, *, wait: bool = False) -> Iterator[bool]:
         """Have `name` for this process alone; False, unless told to wait, where another process has it."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{name}.lock")
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.root / "locks", file=f"{name}.lock", wait=wait))
+            except FolderInUse:
+                yield False
+                return
             yield True
-        finally:
-            lock.release()
 
     def _outcome(self, run: StudyRun) -> Path:
         return self.root / "cells" / f"{run.name}.json"

@@ -446,9 +446,9 @@ def test_a_run_that_another_process_has_is_left_to_it(tmp_path, colors):
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, colors):
     folder = study_folder(load_study(save(tmp_path / "tiny.yaml")), tmp_path / "out", str(colors))
     (folder.root / "locks").mkdir(parents=True)
-    code = ("import sys, time\nfrom filelock import FileLock\n"
-            "with FileLock(sys.argv[1]):\n    print(True, flush=True)\n    time.sleep(600)\n")
-    process = subprocess.Popen([sys.executable, "-c", code, folder.root / "locks" / "dino-0.lock"], text=True,
+    code = ("import sys, time\nfrom pathlib import Path\nfrom patchssl.runtime.lock import locked\n"
+            "with locked(Path(sys.argv[1]), file='dino-0.lock'):\n    print(True, flush=True)\n    time.sleep(600)\n")
+    process = subprocess.Popen([sys.executable, "-c", code, folder.root / "locks"], text=True,
                                stdout=subprocess.PIPE)
     assert process.stdout.readline() == "True\n"
     with folder.claimed("dino-0") as mine:

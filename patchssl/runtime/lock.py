@@ -1,0 +1,157 @@
+"""Folders that one process writes at a time: a lock that the system drops when its process ends, however it ends.
+
+The lock is the system's (flock) on a small file that names its owner. It is closed in processes forked from the
+owner, so that none of them keeps it, and removed at the end. Where a file system has no such locks, or takes no file,
+work goes on without one: the first is said once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from patchssl.runtime.errors import FolderInUse, printable
+
+LOCK_FILE = ".patchssl.lock"
+_LONGEST = 2000  # bytes of what an owner says of itself
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+log = logging.getLogger(__name__)
+_held: set[int] = set()  # file descriptors of this process's locks
+_warned: set[str] = set()
+
+
+@dataclass(frozen=True)
+class LockOwner:
+    """Who holds a lock, as it wrote of itself."""
+
+    host: str
+    pid: int
+    command: str
+    since: str
+
+    def text(self) -> str:
+        """For a sentence."""
+        where = "" if self.host == socket.gethostname() else f" on {self.host}"
+        return printable(f"process {self.pid}{where}, begun {self.since}: {self.command[:200]}")
+
+
+@contextmanager
+def locked(folder: Path, remedy: str = "choose another --out, or stop that process first", *,
+           file: str = LOCK_FILE, wait: bool = False) -> Iterator[None]:
+    """`folder`, made where it is missing, for this process alone; `file` in it is the lock.
+
+    FolderInUse, that names the owner and the `remedy`, where another process has it; with `wait`, when it is free.
+    """
+    path, is_new = folder / file, not folder.exists()
+    descriptor = _acquire(path, remedy, wait)
+    if descriptor is not None:
+        _held.add(descriptor)
+    try:
+        yield
+    finally:
+        if descriptor is not None and descriptor in _held:  # not in a forked process
+            _held.discard(descriptor)
+            _release(descriptor, path)
+            if is_new:
+                with suppress(OSError):  # something was written
+                    folder.rmdir()
+
+
+def _release(descriptor: int, path: Path) -> None:
+    """Remove the file while it is locked: who has opened it by then sees that it is gone."""
+    try:
+        with suppress(OSError):
+            if _is_same(descriptor, path):
+                path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(path: Path, remedy: str, wait: bool) -> int | None:
+    """The locked file, None where there can be none."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:  # removed by who made it, in between
+            continue
+        except OSError:  # a folder that takes no file: what is written to it says why
+            return None
+        if not _lock(descriptor, path, remedy, wait):
+            os.close(descriptor)
+            return None
+        if _is_same(descriptor, path):
+            _write_owner(descriptor)
+            return descriptor
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, remedy: str, wait: bool) -> bool:
+    """True when it is ours, False where the file system has no locks; the file is closed before an error."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return True
+    except BlockingIOError:
+        owner = _read_owner(descriptor)
+        os.close(descriptor)
+        raise FolderInUse(path.parent, owner.text() if owner else "another process", remedy) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(descriptor)
+            raise
+        if str(path.parent) not in _warned:
+            _warned.add(str(path.parent))
+            log.warning("%s lies on a file system without locks (%s): see to it that no other process writes there",
+                        path.parent, error.strerror)
+        return False
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Whether the locked file is still the one at `path`: its last owner removed it at its end."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _write_owner(descriptor: int) -> None:
+    owner = LockOwner(socket.gethostname(), os.getpid(), shlex.join(sys.argv)[:_LONGEST // 4],
+                      datetime.now().astimezone().isoformat(" ", "seconds"))
+    with suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(owner)).encode(), 0)
+
+
+def _read_owner(descriptor: int) -> LockOwner | None:
+    """None where it says nothing, or nothing whole."""
+    try:
+        found = json.loads(os.pread(descriptor, _LONGEST, 0))
+        return LockOwner(str(found["host"])[:255], int(found["pid"]), str(found["command"]), str(found["since"])[:40])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _let_go_in_child() -> None:
+    """A forked process keeps no lock: closing its copy leaves the owner's."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
