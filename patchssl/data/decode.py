@@ -62,8 +62,9 @@ class Listing(NamedTuple):
 def list_images(root: Path) -> Listing:
     """All image files below `root`, at any depth, known by their extensions in any case.
 
-    Names that begin with a dot are skipped, and what systems leave (`is_hidden`). Links are followed, except into a folder that holds the link
-    itself. A link that leads nowhere is listed if it is called like an image: reading it says what is wrong.
+    Names that begin with a dot are skipped, and what systems leave (`is_hidden`). Links are followed, except into a
+    folder that holds the link itself. A link that leads nowhere is listed if it is called like an image: reading it
+    says what is wrong.
     DataError when a folder cannot be entered: a part of a dataset must not be missing unnoticed.
     """
     names: list[str] = []

@@ -1,8 +1,8 @@
 """Folders that one process writes at a time: a lock that the system drops when its process ends, however it ends.
 
-The lock is the system's (flock) on a small file that names its owner. It is closed in processes forked from the
-owner, so that none of them keeps it, and removed at the end. Where a file system has no such locks, or takes no file,
-work goes on without one: the first is said once.
+The lock is the system's (flock) on a small file that names its owner, removed at the end. Processes forked from the
+owner share it: those of one that was killed may keep it for the seconds that they need to notice. Where a file system
+has no such locks, or takes no file, work goes on without one: the first is said.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -25,11 +26,10 @@ from patchssl.runtime.errors import FolderInUse, printable
 
 LOCK_FILE = ".patchssl.lock"
 _LONGEST = 2000  # bytes of what an owner says of itself
+_ORPHANS_SECONDS = 15  # that processes of a killed owner may need to end
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 log = logging.getLogger(__name__)
-_held: set[int] = set()  # file descriptors of this process's locks
-_warned: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,10 @@ def locked(folder: Path, remedy: str = "choose another --out, or stop that proce
     """
     path, is_new = folder / file, not folder.exists()
     descriptor = _acquire(path, remedy, wait)
-    if descriptor is not None:
-        _held.add(descriptor)
     try:
         yield
     finally:
-        if descriptor is not None and descriptor in _held:  # not in a forked process
-            _held.discard(descriptor)
+        if descriptor is not None:
             _release(descriptor, path)
             if is_new:
                 with suppress(OSError):  # something was written
@@ -100,9 +97,16 @@ def _acquire(path: Path, remedy: str, wait: bool) -> int | None:
 
 def _lock(descriptor: int, path: Path, remedy: str, wait: bool) -> bool:
     """True when it is ours, False where the file system has no locks; the file is closed before an error."""
+    began = time.monotonic()
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        return True
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                return True
+            except BlockingIOError:
+                if time.monotonic() > began + _ORPHANS_SECONDS or not _is_gone(_read_owner(descriptor)):
+                    raise
+            time.sleep(0.2)
     except BlockingIOError:
         owner = _read_owner(descriptor)
         os.close(descriptor)
@@ -111,14 +115,18 @@ def _lock(descriptor: int, path: Path, remedy: str, wait: bool) -> bool:
         if error.errno not in _NO_LOCKS:
             os.close(descriptor)
             raise
-        if str(path.parent) not in _warned:
-            _warned.add(str(path.parent))
-            log.warning("%s lies on a file system without locks (%s): see to it that no other process writes there",
-                        path.parent, error.strerror)
+        log.warning("%s lies on a file system without locks (%s): see to it that no other process writes there",
+                    path.parent, error.strerror)
         return False
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _is_gone(owner: LockOwner | None) -> bool:
+    """Whether the owner was a process of this machine that is no more."""
+    return owner is not None and owner.host == socket.gethostname() and not Path(f"/proc/{owner.pid}").exists() and (
+        Path("/proc/self").exists())
 
 
 def _is_same(descriptor: int, path: Path) -> bool:
@@ -144,14 +152,3 @@ def _read_owner(descriptor: int) -> LockOwner | None:
         return LockOwner(str(found["host"])[:255], int(found["pid"]), str(found["command"]), str(found["since"])[:40])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def _let_go_in_child() -> None:
-    """A forked process keeps no lock: closing its copy leaves the owner's."""
-    for descriptor in _held:
-        with suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)

@@ -9,7 +9,7 @@ from packing import pack, png, write_shards
 from torch.utils.data import DataLoader, Dataset
 
 from patchssl.data.open import open_images, open_pair, split_names
-from patchssl.data.packed import are_samples, split_key
+from patchssl.data.samples import are_samples, split_key
 from patchssl.pretrain.dataset import EpochSampler
 from patchssl.runtime.errors import DataError
 

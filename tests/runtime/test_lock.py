@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -37,16 +38,19 @@ def test_the_second_is_told_who_the_first_is_and_what_to_do(tmp_path):
         assert str(os.getpid()) in (tmp_path / "run" / LOCK_FILE).read_text()
 
 
-def test_a_forked_child_does_not_keep_the_lock_of_a_killed_process(tmp_path):
+def test_what_a_killed_process_forked_may_keep_its_lock_for_a_while_and_no_longer(tmp_path, monkeypatch):
+    """Readers of images end some seconds after the process that started them was killed."""
     process, child = holder(tmp_path, "fork")
+    assert child != process.pid
     process.kill()
     process.wait()
-    try:
-        assert child != process.pid
-        with locked(tmp_path):
-            pass
-    finally:
-        os.kill(child, signal.SIGKILL)
+    monkeypatch.setattr(lock, "_ORPHANS_SECONDS", 0.5)
+    with pytest.raises(FolderInUse, match=f"process {process.pid}"), locked(tmp_path):
+        pass
+    monkeypatch.setattr(lock, "_ORPHANS_SECONDS", 60)
+    threading.Timer(1, os.kill, (child, signal.SIGKILL)).start()
+    with locked(tmp_path):
+        assert str(os.getpid()) in (tmp_path / LOCK_FILE).read_text()
 
 
 def test_nothing_is_left_of_it(tmp_path):
@@ -63,15 +67,13 @@ def test_one_process_does_not_hold_a_folder_twice(tmp_path):
         pass
 
 
-def test_without_locks_a_warning_is_said_once(tmp_path, monkeypatch, caplog):
+def test_without_locks_a_warning_is_said(tmp_path, monkeypatch, caplog):
     def flock(descriptor, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setattr(lock, "_warned", set())
-    for _ in range(2):
-        with locked(tmp_path):
-            pass
+    with locked(tmp_path):
+        pass
     assert [record.message for record in caplog.records] == [
         f"{tmp_path} lies on a file system without locks (No locks available): see to it that no other process "
         "writes there"]
