@@ -24,7 +24,8 @@ HOMES = {
     "torch.distributed": {"runtime/distributed.py"},
     "faiss": {"eval/faiss.py"},
     "matplotlib": {f"report/plots/{name}.py" for name in (
-        "canvas", "attention", "pca", "curves", "differences", "matches", "robustness", "tokens", "frames", "views")},
+        "canvas", "attention", "pca", "curves", "differences", "library", "matches", "robustness", "tokens", "frames",
+        "views")},
     "jinja2": {"report/page/render.py"},
     "timm": {"models/networks.py", "data/open.py", "export/timm.py"},
     "onnx": {"export/onnx.py"},
