@@ -3,7 +3,9 @@
 What Pillow decides and we keep: alpha and palette transparency are dropped, not composited; CMYK is converted
 without a color profile; of several frames or pages the first one is read; color with 16 bits a channel keeps
 its high byte. What is decided here: EXIF orientation is applied, 16-bit gray is scaled (not clipped) to 8
-bits, and what has no agreed range (32-bit integers, floating point) is refused.
+bits, and what has no agreed range (32-bit integers, floating point) is refused. Data of fewer bits in 16-bit files is
+not guessed at image by image, which would be no fixed scale: `depth` says what to do. AVIF, JPEG 2000, HEIC and
+JPEG XL are read where Pillow or a plugin of it does.
 
 A look at the first and last bytes (`quick_check_file`) costs no decoding and says nothing about the pixels. What does
 not look whole is decoded before anything is said about it: files with something behind their end are fine, and so are
@@ -12,6 +14,7 @@ formats that have no end to look at.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,18 +24,43 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
+from patchssl.data.depth import note_brightest
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage
+from patchssl.runtime.text import counted
 
-EXTENSIONS = frozenset(
+_USUAL = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
+_OPTIONAL: Mapping[str, tuple[str, tuple[str, ...]]] = {  # format: what reads it, and how its files are called
+    "AVIF": ("Pillow 11.3 or newer", (".avif", ".avifs")),
+    "JPEG2000": ("a Pillow with OpenJPEG", (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c")),
+    "HEIF": ("pip install pillow-heif", (".heic", ".heif", ".hif")),
+    "JXL": ("pip install pillow-jxl-plugin", (".jxl",)),
+}
+
+
+def _readable_formats() -> tuple[str, ...]:
+    """Those of `_OPTIONAL` that this installation reads."""
+    found = [name for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
+             if feature in features.get_supported()]
+    for name, plugin, register in (("HEIF", "pillow_heif", "register_heif_opener"), ("JXL", "pillow_jxl", "")):
+        try:
+            module = importlib.import_module(plugin)
+            if register:
+                getattr(module, register)()
+        except Exception:  # not there, or not made for this Pillow
+            continue
+        found.append(name)
+    return tuple(found)
+
+
 # named, so that a file that only pretends to be a picture cannot reach an interpreter such as PostScript's
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-_SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
-                     "Thumbs.db", "desktop.ini"})
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *_readable_formats())
+EXTENSIONS = _USUAL.union(*(extensions for name, (_, extensions) in _OPTIONAL.items() if name in _FORMATS))
+_SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 START, END = 16, 12  # bytes of a file that are looked at
 _ENDS = (
     (b"\xff\xd8\xff", b"\xff\xd9"),  # JPEG: the marker EOI
@@ -114,6 +142,17 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM
 
 
+def left_out(others: Mapping[str, int]) -> str:
+    """How many files by extension are no images, and what would read those that are.
+
+    >>> left_out({".txt": 1})
+    '1 file with other extensions (.txt 1)'
+    """
+    needs = [f"{extension} needs {reader}" for _, (reader, extensions) in sorted(_OPTIONAL.items())
+             for extension in extensions if extension in others and extension not in EXTENSIONS]
+    return "; ".join([counted(others), *needs])
+
+
 def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
     """What a folder holds, without hidden names; DataError when it cannot be listed."""
     try:
@@ -145,7 +184,8 @@ def decode_bytes(data: bytes, name: str, *, allow_truncated: bool = False, uprig
     try:
         with strict_pillow(), Image.open(BytesIO(data), formats=_FORMATS) as image:
             _load(image, allow_truncated)
-            return _upright(_rgb(image), _orientation(image) if upright else 1)
+            deep = data[24:25] == b"\x10" if image.format == "PNG" else _bits_per_sample(image) == (16, 16, 16)
+            return _upright(_rgb(image, deep), _orientation(image) if upright else 1)
     except (PatchSSLError, MemoryError):
         raise  # an interruption or an exhausted machine says nothing about the image
     except UnidentifiedImageError as error:
@@ -191,19 +231,28 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of a loaded image of any mode; ValueError for a mode without an agreed range."""
+def _rgb(image: Image.Image, deep: bool) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 of a loaded image of any mode; ValueError for a mode without an agreed range.
+
+    `deep`: it is color with 16 bits a channel.
+    """
     # Pillow holds gray PGM with 16 bits (older versions PNG too) in its 32-bit mode
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         white = 4095 if _bits_per_sample(image) == (12,) else 65535
-        gray = (np.asarray(image).astype(np.uint32) * 255 + white // 2) // white
+        values = np.asarray(image).astype(np.uint32)
+        if white == 65535:
+            note_brightest(int(values.max()))
+        gray = (values * 255 + white // 2) // white
         return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         kind = {"I": "32-bit integers", "F": "floating-point numbers"}[image.mode]
         raise ValueError(f"its pixels are {kind}, which have no agreed range; save it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about every such file
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if deep:
+        note_brightest(int(pixels.max()) * 257)
+    return pixels
 
 
 def _bits_per_sample(image: Image.Image) -> tuple[int, ...] | None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from patchssl.data.decode import decode_image, quick_check_file
+from patchssl.data.decode import decode_image, left_out, quick_check_file
 from patchssl.runtime.errors import DataError
-from patchssl.runtime.text import counted, shortened
+from patchssl.runtime.text import shortened
 
 _NEGATIVE = re.compile(r"-\d+")
 _MOST_CLASSES = 1_000_000
@@ -232,7 +232,7 @@ class FileImages(ImageSet):
         return replace(self, classes=classes, labels=translated(self, *found, classes))
 
     def describe(self) -> str:
-        skipped = f"; skipped {counted(self.others)}" if self.others else ""
+        skipped = f"; skipped {left_out(self.others)}" if self.others else ""
         return super().describe() + skipped
 
 

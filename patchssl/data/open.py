@@ -19,7 +19,8 @@ import numpy as np
 
 from patchssl.data.archives import is_archive_name
 from patchssl.data.arrays import Arrays, ArraySplits, cifar_splits, idx_splits
-from patchssl.data.decode import EXTENSIONS, Listing, is_folder, is_image_name, list_folder, list_images
+from patchssl.data.decode import EXTENSIONS, Listing, is_folder, is_image_name, left_out, list_folder, list_images
+from patchssl.data.depth import with_depth_note
 from patchssl.data.huggingface import PREFIX as HUB
 from patchssl.data.huggingface import hub_splits, is_saved, open_parquet, parquet_splits, saved_splits
 from patchssl.data.images import ArrayImages, FileImages, ImageSet, Names, Openers, class_folders
@@ -41,7 +42,6 @@ from patchssl.data.splits import (
 from patchssl.data.torchvision import PREFIX as TIMM
 from patchssl.data.torchvision import lasting_uri, timm_splits
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
-from patchssl.runtime.text import counted
 
 __all__ = [
     "NAMED_SETS",
@@ -101,7 +101,7 @@ def absolute_name(data: str | Path) -> str:
 
 def _opened(openers: Openers, data: str | Path, split: Split | None) -> ImageSet:
     if split is None:
-        return next(iter(openers.values()))()
+        return with_depth_note(next(iter(openers.values()))())
     if split not in openers:
         there = (
             "it is not split: that would be a train/ and a val/ folder, side by side"
@@ -109,7 +109,7 @@ def _opened(openers: Openers, data: str | Path, split: Split | None) -> ImageSet
             else f"it has only {', '.join(openers)}"
         )
         raise DataError(f"{data} has no {split} images: {there}")
-    return openers[split]()
+    return with_depth_note(openers[split]())
 
 
 def _splits(data: str | Path, allow_truncated: bool) -> Openers:
@@ -272,7 +272,7 @@ def _open_folder(root: Path, split: str, allow_truncated: bool, note: str = "") 
 
 
 def _no_images(root: Path, listing: Listing) -> str:
-    held = f"it holds {counted(listing.others)}" if listing.others else "it holds no files at all"
+    held = f"it holds {left_out(listing.others)}" if listing.others else "it holds no files at all"
     return f"0 images in {root}; {held}. Images are: {', '.join(sorted(EXTENSIONS))}"
 
 

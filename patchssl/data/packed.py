@@ -24,7 +24,16 @@ from typing import NamedTuple
 import numpy as np
 
 from patchssl.data.archives import index_archive, read_member
-from patchssl.data.decode import END, EXTENSIONS, START, decode_bytes, extension_of, is_image_name, quick_check
+from patchssl.data.decode import (
+    END,
+    EXTENSIONS,
+    START,
+    decode_bytes,
+    extension_of,
+    is_image_name,
+    left_out,
+    quick_check,
+)
 from patchssl.data.images import (
     ImageSet,
     Names,
@@ -40,7 +49,6 @@ from patchssl.data.images import (
 from patchssl.data.samples import are_samples, find_samples
 from patchssl.data.splits import apart_from_strays, choose_splits, is_split_word, split_files, unused_note
 from patchssl.runtime.errors import DataError, UnreadableImage
-from patchssl.runtime.text import counted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -102,7 +110,7 @@ class PackedImages(ImageSet):
         return replace(self, classes=classes, labels=translated(self, names, labels, classes))
 
     def describe(self) -> str:
-        return super().describe() + (f"; skipped {counted(self.others)}" if self.others else "")
+        return super().describe() + (f"; skipped {left_out(self.others)}" if self.others else "")
 
 
 class _Contents(NamedTuple):
@@ -159,7 +167,7 @@ def _read(archives: Sequence[Path]) -> _Contents:
         chosen = np.array(sorted(kept, key=names.__getitem__), dtype=np.int64)
         words, others = None, Counter(extension_of(name) for name in names if not is_image_name(name))
     if not len(chosen):
-        held = f"holds {counted(others)}" if others else "holds no files at all"
+        held = f"holds {left_out(others)}" if others else "holds no files at all"
         raise DataError(f"0 images in {where}; it {held}. Images are: {', '.join(sorted(EXTENSIONS))}")
     return _Contents(tuple(archives), [names[i] for i in chosen], places[chosen], words, sharded, others)
 

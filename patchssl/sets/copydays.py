@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from patchssl.data.decode import Listing, list_images
+from patchssl.data.decode import Listing, left_out, list_images
 from patchssl.data.images import FileImages, Names
 from patchssl.runtime.errors import DataError, UsageError
-from patchssl.runtime.text import counted, shortened
+from patchssl.runtime.text import shortened
 
 JPEG_QUALITIES = (3, 5, 8, 10, 15, 20, 30, 50, 75)
 CROP_PERCENTS = (10, 15, 20, 30, 40, 50, 60, 70, 80)  # of the area, cut away
@@ -85,7 +85,7 @@ class CopydaysSet:
         copies = sum(len(block.images) for block in self.blocks[1:])
         extra = "".join(f", {len(images):,} in {name}" for name, images in self._parts().items()
                         if name in ("distractors", "whitening"))
-        skipped = f"; skipped {counted(self.others)}" if self.others else ""
+        skipped = f"; skipped {left_out(self.others)}" if self.others else ""
         kind = "Copydays" if self.official else "a set in Copydays' layout"
         return f"{kind} in {self.root}: {len(self.originals):,} originals, {copies:,} copies{extra}{skipped}"
 

@@ -13,10 +13,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from patchssl.data.decode import decode_image, list_images, strict_pillow
+from patchssl.data.decode import decode_image, left_out, list_images, strict_pillow
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
 from patchssl.runtime.progress import Steps
-from patchssl.runtime.text import counted
 
 LEAST_SIDE = 64  # pixels of the short side: below, a quarter of it shows nothing
 QUALITY = 92  # of the JPEG files that are written
@@ -40,7 +39,7 @@ def find_photographs(folder: Path) -> PhotoFolder:
         raise DataError(f"there is no folder {folder}: give one that holds photographs")
     listing = list_images(folder)
     if not listing.names:
-        seen = f" ({counted(listing.others)})" if listing.others else ""
+        seen = f" ({left_out(listing.others)})" if listing.others else ""
         raise DataError(f"{folder} holds no photograph{seen}")
     return PhotoFolder(folder, listing.names)
 

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from patchssl.data.decode import EXTENSIONS
 from patchssl.data.images import ArrayImages, FileImages, Names
 from patchssl.data.open import open_images
 from patchssl.runtime.errors import DataError, UnreadableImage
+
+NEEDS = "; .heic needs pip install pillow-heif" * (".heic" not in EXTENSIONS)
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (5, 7)) -> np.ndarray:
@@ -207,5 +210,5 @@ def test_files_say_what_was_left_out(tmp_path):
     images = open_images(tmp_path / "set")
     assert isinstance(images, FileImages)
     assert images.describe() == (
-        f"folder {tmp_path}/set: 1 image without labels; skipped 1 file with other extensions (.heic 1)"
+        f"folder {tmp_path}/set: 1 image without labels; skipped 1 file with other extensions (.heic 1)" + NEEDS
     )

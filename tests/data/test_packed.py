@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from packing import pack, png, unpack
 
+from patchssl.data.decode import EXTENSIONS
 from patchssl.data.open import open_images, open_pair, split_names
 from patchssl.data.unreadable import find_unreadable
 from patchssl.runtime.errors import DataError, UnreadableImage
@@ -16,6 +17,8 @@ FLAT = {"1.png": png(1), "2.png": png(2)}
 below = {f"set/{name}": content for name, content in SPLIT.items()}
 
 both = pytest.mark.parametrize("suffix", [".tar", ".zip"])
+
+NEEDS = "; .heic needs pip install pillow-heif" * (".heic" not in EXTENSIONS)
 
 
 @both
@@ -53,7 +56,7 @@ def test_a_folder_that_holds_all_the_rest_is_looked_through(suffix, tmp_path):
 def test_describe_says_where_and_what_was_left_out(tmp_path):
     path = pack(tmp_path / "x.tar", {"a/1.png": png(1), "b/1.png": png(2), "b/1.txt": b"words", "c.HEIC": b""})
     assert open_images(path).describe() == (f"archive {path}: 2 images in 2 classes; skipped 2 files with other "
-                                            "extensions (.heic 1, .txt 1)")
+                                            f"extensions (.heic 1, .txt 1){NEEDS}")
 
 
 def test_train_and_val_as_two_archives(tmp_path):

@@ -55,7 +55,7 @@ def test_choose_splits_of_folders_known_by_name_alone():
     assert choose_splits("x", ["train", "test", "more"], True, lambda name: False) == both
     assert choose_splits("x", ["train", "car"], False, lambda name: False) == {}
     assert choose_splits("x", ["Train", "dev", "test"], False, lambda name: True) == {"train": "Train", "val": "dev"}
-    with pytest.raises(DataError, match=r"x holds training/, train/|x holds train/, training/"):
+    with pytest.raises(DataError, match="x holds train/, training/; call"):
         choose_splits("x", ["training", "train"], False, lambda name: False)
 
 
