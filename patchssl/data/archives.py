@@ -16,6 +16,7 @@ import io
 import json
 import logging
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -37,9 +38,10 @@ _LABEL_BYTES = 256  # of a .cls member, which holds a number or a word
 _JSON_BYTES = 2**16  # of a .json member; a longer one is not looked into
 _JSON_LABELS = ("label", "cls", "class_id", "class", "class_name")  # fields that hold it, the first that is there
 _MANY = 1000  # members from which on an index is kept: reading it is ten times as fast as making it
-_VERSION = 2  # of the kept index
+_VERSION = 3  # of the kept index
 _LONGEST_HEADER = 2**20  # bytes of a long name in a tar
 _PLAIN, _ZIPPED, _DEFLATED = 0, 1, 2  # content as it is, behind a zip's local header, and deflated as well
+_OF_WINDOWS = (0, 6, 10, 11, 14)  # FAT, HPFS, NTFS: programs there write \\ between the parts of a name
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 PLACE = np.dtype([("archive", "<i4"), ("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"),
                   ("packing", "u1")])  # sizes in bytes, in the archive and unpacked
@@ -221,7 +223,8 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
     size = archive.stat().st_size
     with zipfile.ZipFile(archive) as packed:
         for entry in packed.infolist():
-            if not (name := _checked(entry.orig_filename)) or entry.is_dir():
+            written = _written_name(entry)
+            if not (name := _checked(written)) or written.endswith("/"):
                 continue
             if entry.create_system == 3 and (kind := stat.S_IFMT(entry.external_attr >> 16)) not in (0, stat.S_IFREG):
                 what = "a link" if kind == stat.S_IFLNK else "neither a file nor a folder"
@@ -241,10 +244,18 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
             yield _Member(name, entry.header_offset, entry.compress_size, entry.file_size, entry.CRC, packing, label)
 
 
+def _written_name(entry: zipfile.ZipInfo) -> str:
+    """The name of a zip's member as its files are called where it is unpacked, "/" between the parts."""
+    if entry.create_system in _OF_WINDOWS:
+        return entry.orig_filename.replace("\\", "/")
+    # macOS and other Unix write the bytes of a name without the flag that says UTF-8; zipfile takes them for cp437
+    return entry.orig_filename if entry.flag_bits & 0x800 else os.fsdecode(entry.orig_filename.encode("cp437"))
+
+
 def _checked(name: str) -> str:
     """A member's name without ./ in front, "" for the root itself; DataError for one that leads elsewhere."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+    if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or re.match("[A-Za-z]:/", name):
         raise DataError(f"'{name}' leads out of the archive")
     return "/".join(parts)
 

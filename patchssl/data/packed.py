@@ -1,14 +1,8 @@
 """Images in zip and tar archives and in WebDataset shards, by index, without unpacking.
 
 An archive of files is understood as the same files in a folder: train/ and val/, class folders, or neither, with the
-same names, order and fingerprint; a folder that holds all the rest is looked through.
-
-In WebDataset's layout, members of a tar whose names are equal up to the first dot of the base name are one sample:
-`a/0001.jpg` and `a/0001.cls` are image and label of sample `a/0001`; without a .cls, the field "label" of
-`a/0001.json` is. Where that rule leaves a sample without an image, names count up to their last dot: photo.2024.jpg
-and photo.2024.cls are of sample photo.2024. The library streams through shards; here a set of shards is map-style: its
-index, read from the tars' headers, gives any sample by its number, so that the exact shuffle, the split over ranks and
-workers and the exact resume work as for any other set, every sample once per epoch.
+same names, order and fingerprint; a folder that holds all the rest is looked through. Shards are told apart from
+archives by `shards`.
 """
 
 from __future__ import annotations
@@ -46,7 +40,7 @@ from patchssl.data.images import (
     translated,
     written_labels,
 )
-from patchssl.data.samples import are_samples, find_samples
+from patchssl.data.shards import are_samples, find_samples
 from patchssl.data.splits import apart_from_strays, choose_splits, is_split_word, split_files, unused_note
 from patchssl.runtime.errors import DataError, UnreadableImage
 

@@ -63,6 +63,48 @@ def test_a_zip_behind_other_bytes(tmp_path):
     assert contents(made) == {"1.jpg": b"content" * 9}
 
 
+def zip_by(path: Path, files, system: int, flag: int = 0) -> Path:
+    """A zip as another system writes it: names are bytes, stored with `flag`."""
+    with zipfile.ZipFile(path, "w") as packed:
+        for number, content in enumerate(files.values()):
+            packed.writestr(f"{number:0{len([*files][number])}d}", content)
+    whole = path.read_bytes()
+    for number, name in enumerate(files):
+        whole = whole.replace(f"{number:0{len(name)}d}".encode(), name)
+    for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        parts = whole.split(mark)
+        whole = mark.join([parts[0], *(part[: at - 4] + struct.pack("<H", flag) + part[at - 2:] for part in parts[1:])])
+    parts = whole.split(b"PK\1\2")
+    path.write_bytes(b"PK\1\2".join([parts[0], *(part[:1] + bytes([system]) + part[2:] for part in parts[1:])]))
+    return path
+
+
+@each("system", [0, 10, 14])
+def test_a_zip_made_on_windows(system, tmp_path):
+    files = {b"train\\cat\\1.jpg": b"one" * 9, b"train\\dog\\": b"", b"train\\dog\\2.jpg": b"two",
+             b"val/cat\\\x813.jpg": b"three"}
+    path = zip_by(tmp_path / "x.zip", files, system)
+    assert contents(path) == {"train/cat/1.jpg": b"one" * 9, "train/dog/2.jpg": b"two", "val/cat/ü3.jpg": b"three"}
+
+
+@each("name", [b"C:\\x\\1.jpg", b"..\\1.jpg", b"a\\..\\..\\1.jpg", b"\\1.jpg", b"\\\\host\\1.jpg"])
+def test_names_of_windows_that_lead_out_are_refused(name, tmp_path):
+    with pytest.raises(DataError, match="leads out of the archive"):
+        index_archive(zip_by(tmp_path / "x.zip", {name: b"x"}, 0))
+
+
+def test_two_names_that_become_one(tmp_path):
+    with pytest.raises(DataError, match=r"two files called a/1\.jpg"):
+        index_archive(zip_by(tmp_path / "x.zip", {b"a\\1.jpg": b"x", b"a/1.jpg": b"y"}, 0))
+
+
+def test_names_of_unix_are_bytes(tmp_path):
+    """As of macOS, which writes UTF-8 and does not say so; what is no UTF-8 is called as where it is unpacked."""
+    files = {"a/é.jpg".encode(): b"one", b"a/\xe9.jpg": b"two"}
+    assert contents(zip_by(tmp_path / "x.zip", files, 3)) == {"a/é.jpg": b"one", "a/\udce9.jpg": b"two"}
+    assert contents(zip_by(tmp_path / "y.zip", {"a/é.jpg".encode(): b"1"}, 3, 0x800)) == {"a/é.jpg": b"1"}
+
+
 @each("name", ["/etc/1.jpg", "../1.jpg", "a/../../1.jpg", "a\\1.jpg"])
 @each("make", [tar_of, zip_of])
 def test_names_that_lead_elsewhere(make, name, tmp_path):

@@ -9,7 +9,7 @@ from packing import pack, png, write_shards
 from torch.utils.data import DataLoader, Dataset
 
 from patchssl.data.open import open_images, open_pair, split_names
-from patchssl.data.samples import are_samples, split_key
+from patchssl.data.shards import are_samples, split_key
 from patchssl.pretrain.dataset import EpochSampler
 from patchssl.runtime.errors import DataError
 
@@ -108,6 +108,11 @@ def test_of_several_images_in_a_sample_one_is_chosen(tmp_path):
     path = pack(tmp_path / "x.tar", {"1.seg.png": png(9), "1.png": png(1), "1.bmp": png(8), "1.cls": b" 3\n"})
     images = open_images(path)
     assert (len(images), images.item_name(0), images.labels.tolist()) == (1, "1.png", [3])
+
+
+def test_labels_beside_dotted_names_in_folders_are_not_passed_over(tmp_path):
+    files = {"x/photo.1.png": png(1), "x/photo.1.cls": b"7", "y/photo.2.png": png(2), "y/photo.2.cls": b"3"}
+    assert open_images(pack(tmp_path / "x.tar", files)).labels.tolist() == [7, 3]
 
 
 def test_names_as_labels(tmp_path):

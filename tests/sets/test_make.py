@@ -263,7 +263,7 @@ def test_too_few_photographs(make, tmp_path):
         make(tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.heic").touch()
-    with pytest.raises(DataError, match=r"holds no photograph \(1 file with other extensions \(.heic 1\)(; .heic needs .*)?\)"):
+    with pytest.raises(DataError, match=r"holds no photograph \(1 file with other extensions \(.heic 1\).*\)"):
         make(tmp_path / "in", tmp_path / "out")
     for name in ("a.png", "b.png"):
         ramp(0).save(tmp_path / "in" / name)

@@ -17,7 +17,7 @@ DRAW = ("import sys, numpy as np\nfrom pathlib import Path\nfrom patchssl.report
 def draw(path, **variables):
     done = subprocess.run([sys.executable, "-c", DRAW, str(path)], check=False, capture_output=True, text=True,
                           timeout=200, env={**{name: value for name, value in os.environ.items() if name != "DISPLAY"},
-                               **variables})
+                                            **variables})
     assert done.returncode == 0, done.stderr
     return path.read_bytes(), done.stdout.split()
 

@@ -1,4 +1,12 @@
-"""What a sample of a WebDataset shard is: which members belong together, its image and its label."""
+"""WebDataset's samples among the members of archives: which members are images, and what labels they have.
+
+In WebDataset's layout, members of a tar whose names are equal up to the first dot of the base name are one sample:
+`a/0001.jpg` and `a/0001.cls` are image and label of sample `a/0001`; without a .cls, the field "label" of
+`a/0001.json` is. Where that rule leaves a sample without an image, names count up to their last dot: photo.2024.jpg
+and photo.2024.cls are of sample photo.2024. The library streams through shards; here a set of shards is map-style: its
+index, read from the tars' headers, gives any sample by its number, so that the exact shuffle, the split over ranks and
+workers and the exact resume work as for any other set, every sample once per epoch.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +54,8 @@ def are_samples(names: Sequence[str]) -> bool:
     keys = {split_key(name)[0] for name in images} - {""}
     beside = {extension for name in names if not is_image_name(name)
               for key, extension in [split_key(name)] if key in keys}
-    return _LABELS[0] in beside or (bool(beside) and not any("/" in name for name in images))
+    labeled = any(extension.rpartition(".")[2] == _LABELS[0] for extension in beside)
+    return labeled or (bool(beside) and not any("/" in name for name in images))
 
 
 def find_samples(names: Sequence[str], archives: np.ndarray, labels: Sequence[str], where: str) -> Samples:
