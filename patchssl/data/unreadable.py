@@ -106,14 +106,35 @@ def listing_unreadable(sets: Sequence[ImageSet], workers: int = 0) -> Iterator[N
         raise
 
 
+class TooManyUnreadable(DataError):
+    """More images cannot be read than training bears: `bad`, name -> reason, of `total`."""
+
+    def __init__(self, bad: Mapping[str, str], total: int) -> None:
+        self.bad, self.total = dict(bad), total
+        super().__init__(f"training stopped: {self.counted()}, more than run.unreadable_share allows; repair or remove "
+                         f"them:\n{self.listed()}")
+
+    def __reduce__(self) -> tuple[type[TooManyUnreadable], tuple[Mapping[str, str], int]]:
+        """As it was made: exceptions cross from a worker process by pickling."""
+        return type(self), (self.bad, self.total)
+
+    def counted(self) -> str:
+        """How many, in words."""
+        return f"{len(self.bad):,} of {self.total:,} images cannot be read ({len(self.bad) / self.total:.2g} of all)"
+
+    def listed(self) -> str:
+        """A line each, up to a limit."""
+        return _listed(self.bad)
+
+
 class UnreadableBudget:
-    """Counts the images that training has to skip, and ends it when they are more than 1 % of all.
+    """Counts the images that training has to skip, and ends it when they are more than `share` of all.
 
     An image counts once, however often it is met.
     """
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, share: float = 0.01) -> None:
+        self.total, self.share = total, share
         self.bad: dict[str, str] = {}  # name -> reason
 
     @property
@@ -122,13 +143,14 @@ class UnreadableBudget:
         return len(self.bad)
 
     def add(self, name: str, reason: str = "") -> None:
-        """Count the image `name`; DataError with the list when that is too many."""
-        self.bad[name] = reason
-        if 100 * self.count > self.total:
-            raise DataError(
-                f"training stopped: {self.count:,} of {self.total:,} images cannot be read, more than 1 %; "
-                f"repair or remove them:\n{_listed(self.bad)}"
-            )
+        """Count the image `name`; TooManyUnreadable when that is too many."""
+        self.add_all({name: reason})
+
+    def add_all(self, found: Mapping[str, str]) -> None:
+        """Count all of `found`, name -> reason; TooManyUnreadable when that is too many."""
+        self.bad |= found
+        if found and self.count > self.share * self.total + 1e-9:
+            raise TooManyUnreadable(self.bad, self.total)
 
 
 def _listed(bad: Mapping[str, str]) -> str:

@@ -40,6 +40,15 @@ def parse_location(uri: str) -> Location:
     return Location(path, network or late or None, options_in(query, FILE_OPTIONS, uri))
 
 
+def absolute_model(uri: str) -> str:
+    """What names the model `uri` from any working folder: paths in full, names as they are."""
+    if exists(Path(uri)):
+        return str(Path(uri).absolute())
+    place, mark, rest = next(((*uri.partition(mark),) for mark in uri if mark in "?#"), (uri, "", ""))
+    path = Path(os.path.expanduser(place))  # noqa: PTH111 - leaves the name of no user as it is
+    return f"{path.absolute()}{mark}{rest}" if place and exists(path) else uri
+
+
 def sized(uri: str) -> tuple[str, int | None]:
     """`uri` without its img_size, and that; networks that are made at a size keep it."""
     name, mark, query = uri.partition("?")

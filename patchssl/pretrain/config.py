@@ -101,6 +101,7 @@ class RunConfig(ConfigPart):
     log_seconds: PositiveFloat = 5.0
     checkpoint_minutes: PositiveFloat = 10.0
     knn_every_epochs: NonNegativeInt = 0  # k-NN of training images by others, all seen in training; 0: never
+    unreadable_share: Share = 0.01  # of all images may be unreadable before the run stops; they are skipped
     tensorboard: bool = False  # write the log rows as TensorBoard's event files too, in the run folder
 
 

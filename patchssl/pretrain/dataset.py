@@ -53,7 +53,7 @@ class ViewSample:
     drop_path: NDArray[np.float32]  # (V, places) uniform in [0, 1)
     masks: NDArray[np.bool_]  # (G, N_global), or nothing for a method without
     match_draws: NDArray[np.float32]  # (2, G, V, N) uniform in [0, 1), or nothing where matching needs no draws
-    unreadable: tuple[str, ...]  # names of images that it stands in for
+    unreadable: tuple[tuple[str, str], ...]  # name and reason of images that it stands in for
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class ViewBatch:
     drop_path: Tensor  # (B, V, places) float32
     masks: Tensor  # (B, G, N_global) bool: what the student does not see; (B, 0) for a method without masks
     match_draws: Tensor  # (B, 2, G, V, N) float32, see `plan_matches`; (B, 0) where matching needs none
-    unreadable: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
         """The batch with what the networks see on `device`; the rest stays on the CPU, where it is used.
@@ -94,7 +94,7 @@ class ViewBatch:
         return [self._slice(slice(begin, begin + size), () if begin else self.unreadable)
                 for begin in range(0, len(self.index), size)]
 
-    def _slice(self, chosen: slice, unreadable: tuple[str, ...]) -> ViewBatch:
+    def _slice(self, chosen: slice, unreadable: tuple[tuple[str, str], ...]) -> ViewBatch:
         draws: dict[str, Any] = {name: type(drawn)(*(field[chosen] for field in drawn))
                                  for name in _DRAWS for drawn in [getattr(self, name)]}
         return replace(self._map(_TENSORS, lambda tensor: tensor[chosen]), unreadable=unreadable, **draws)
@@ -116,14 +116,14 @@ class ViewDataset(Dataset[ViewSample]):
 
     The batch's number is needed where the images of a batch share their draws, and does not matter otherwise. An
     unreadable image is replaced by the next one that can be read, and named in the sample. Construction raises
-    DataError when the first images of the set are unreadable until they are more than 1 % of all.
+    DataError when the first images of the set are unreadable until they are more than run.unreadable_share of all.
     """
 
     def __init__(self, images: ImageSet, recipe: Recipe, seed: int, num_drop_path: int = 0) -> None:
         """`num_drop_path`: places of drop path in the student, each of which takes a draw per view."""
         self.images, self.recipe, self.seed, self.num_drop_path = images, recipe, seed, num_drop_path
         # here and not in a worker, whose errors arrive with a traceback in their text
-        self._readable(0, UnreadableBudget(len(images)))
+        self._readable(0, UnreadableBudget(len(images), recipe.run.unreadable_share))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -185,14 +185,14 @@ class ViewDataset(Dataset[ViewSample]):
                             self._patches(views.global_size), self._patches(views.local_size))
 
     def _readable(self, asked: int, budget: UnreadableBudget | None = None,
-                  ) -> tuple[int, NDArray[np.uint8], tuple[str, ...]]:
-        """The first readable image from `asked` on: its index, its pixels, the names of those passed over."""
-        passed: list[str] = []
+                  ) -> tuple[int, NDArray[np.uint8], tuple[tuple[str, str], ...]]:
+        """The first readable image from `asked` on: index, pixels, names and reasons of those passed over."""
+        passed: list[tuple[str, str]] = []
         for index in itertools.chain(range(asked, len(self)), range(asked)):
             try:
                 return index, self.images.pixels(index), tuple(passed)
             except UnreadableImage as error:
-                passed.append(error.name)
+                passed.append((error.name, error.reason))
                 if budget:
                     budget.add(error.name, error.reason)
         raise DataError(f"none of the {len(self)} images of {self.images.name} can be read")
@@ -215,7 +215,7 @@ def collate_views(samples: Sequence[ViewSample], shared: bool = False) -> ViewBa
         drop_path=torch.from_numpy(np.stack([sample.drop_path for sample in samples])),
         masks=torch.from_numpy(np.stack([sample.masks for sample in samples])),
         match_draws=match_draws.expand(len(samples), *match_draws.shape[1:]),
-        unreadable=tuple(name for sample in samples for name in sample.unreadable))
+        unreadable=tuple(each for sample in samples for each in sample.unreadable))
 
 
 def _expand(draws: _Drawn, count: int) -> _Drawn:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -20,6 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 T = TypeVar("T")
+# what gloo, NCCL and the store of torch say then
+_OF_PEERS = re.compile(r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|[Tt]imeout|remote process|NCCL error|"
+                       r"gloo/transport|Socket is not connected|Connection refused|recvValue failed|failed to recv")
 
 
 def join_launched(device_type: str = "cpu") -> None:
@@ -57,6 +62,22 @@ def joined(device_type: str = "cpu") -> Iterator[None]:
         if is_active():
             dist.destroy_process_group()
         raise
+
+
+def lost_peer(error: BaseException | None) -> bool:
+    """Whether `error` says that another process of several ended, or answers no more."""
+    while error is not None and world_size() > 1:
+        if isinstance(error, RuntimeError) and _OF_PEERS.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def peer_sentence(error: BaseException) -> str:
+    """That this is so, in words; which of them it was its own last words say."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    return (f"another of the {world_size()} processes of this command ended or does not answer; its own last words say "
+            f"why (told to process {rank()} on {socket.gethostname()}: {first})")
 
 
 def _leave() -> None:

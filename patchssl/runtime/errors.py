@@ -65,7 +65,11 @@ class FolderInUse(PatchSSLError):
 
     def __init__(self, folder: Path, owner: str, remedy: str) -> None:
         super().__init__(f"{folder} is in use by {owner}; {remedy}")
-        self.folder, self.owner = folder, owner
+        self.folder, self.owner, self.remedy = folder, owner, remedy
+
+    def __reduce__(self) -> tuple[type[FolderInUse], tuple[Path, str, str]]:
+        """As it was made: processes of one run tell each other."""
+        return type(self), (self.folder, self.owner, self.remedy)
 
 
 class Interrupted(PatchSSLError):

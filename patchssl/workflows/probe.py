@@ -5,6 +5,8 @@ This is the composition root: nothing below it knows both pretraining and evalua
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,13 @@ from patchssl.pretrain.run.resume import read_run
 from patchssl.pretrain.run.start import pretrain, resume
 from patchssl.runtime.console import Console
 from patchssl.runtime.device import default_device
+from patchssl.runtime.distributed import rank
+from patchssl.runtime.errors import DataError, UnreadableImage
 from patchssl.runtime.signals import StopSignals
 
 PROBE_QUERIES, PROBE_BANK = 1000, 5000
+
+log = logging.getLogger(__name__)
 
 
 def pretrain_with_probe(recipe: str | Recipe, data: str | None, out: Path | None, seed: int,
@@ -46,21 +52,42 @@ def make_probe(recipe: Recipe, images: ImageSet, seed: int) -> KnnProbe | None:
     """20-NN top-1 of a backbone on some of a run's `images`; None where the recipe wants none, or they have no labels.
 
     A seeded choice of at most 1,000 labeled training images is classified by at most 5,000 others. The run trains on
-    both: what it shows is whether training moves on, not a held-out score. The test split is not looked at.
+    both: what it shows is whether training moves on, not a held-out score. The test split is not looked at. Images that
+    cannot be read are left out, as in training, and that is said once.
     """
     if not recipe.run.knn_every_epochs or images.labels is None:
         return None
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
     queries = images.subset(order[: min(PROBE_QUERIES, len(images) // 5)])
     bank = images.subset(order[len(queries) : len(queries) + PROBE_BANK])
+    parts = [bank, queries]
 
     def probe(backbone: VitBackbone) -> float:
         protocol = knn_protocol("native", backbone.image_size)
-        features = [extract_features(backbone, part, protocol, workers=0) for part in (bank, queries)]
-        labels = [part.require_labels() for part in (bank, queries)]
+        features = []
+        for number, part in enumerate(parts):
+            try:
+                features.append(extract_features(backbone, part, protocol, workers=0))
+            except DataError:
+                parts[number] = _readable_part(part)
+                features.append(extract_features(backbone, parts[number], protocol, workers=0))
+        labels = [part.require_labels() for part in parts]
         return knn_accuracy(features[0], labels[0], features[1], labels[1], num_neighbors=20)["top1"]
 
     return probe
+
+
+def _readable_part(images: ImageSet) -> ImageSet:
+    """The images that can be decoded; how many those are not is said."""
+    kept = []
+    for index in range(len(images)):
+        with suppress(UnreadableImage):
+            images.pixels(index)
+            kept.append(index)
+    if rank() == 0:
+        log.warning("the k-NN in training leaves out %s of %s images, which cannot be read", len(images) - len(kept),
+                    len(images))
+    return images.subset(kept)
 
 
 def run_facts(folder: Path) -> tuple[Recipe, str, int]:

@@ -294,12 +294,12 @@ def test_an_unreadable_image_is_replaced_by_the_next_and_named():
     dataset = ViewDataset(few_unreadable(400, 7, 8, 399), recipe(), 0)
     sample = dataset[0, 7]
     assert sample.index == 9
-    assert sample.unreadable == ("7.jpg", "8.jpg")
+    assert sample.unreadable == (("7.jpg", "truncated"), ("8.jpg", "truncated"))
     assert dataset[0, 399].index == 0
-    assert dataset[0, 399].unreadable == ("399.jpg",)
+    assert dataset[0, 399].unreadable == (("399.jpg", "truncated"),)
     assert dataset[0, 6].unreadable == ()
     batch = collate_views([dataset[0, i] for i in (6, 7, 399)])
-    assert batch.unreadable == ("7.jpg", "8.jpg", "399.jpg")
+    assert batch.unreadable == tuple((name, "truncated") for name in ("7.jpg", "8.jpg", "399.jpg"))
     assert batch.index.tolist() == [6, 9, 0]
     assert_equal(sample, dataset[0, 7])
 

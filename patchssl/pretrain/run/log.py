@@ -7,10 +7,13 @@ short is no row. `report.logs` reads the same file for people, whoever wrote it,
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,16 @@ from patchssl.runtime.errors import PatchSSLError, UsageError
 from patchssl.runtime.files import replacing, write_through
 from patchssl.runtime.text import resume_command
 
-LOG, EVENTS = "log.jsonl", "tensorboard"
+LOG, EVENTS, UNREADABLE = "log.jsonl", "tensorboard", "unreadable.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 class MetricLog:
     """The rows of the run in `folder`, those after update `steps_done` dropped: a resumed run writes them again.
 
-    `last` is the last row that was kept, None without one.
+    `last` is the newest row, None without one. Rows that a full disk does not take wait for the next that it takes: a
+    log does not end a run. Nor does TensorBoard, which is given up when it fails.
     """
 
     def __init__(self, folder: Path, steps_done: int, *, tensorboard: bool) -> None:
@@ -34,31 +40,73 @@ class MetricLog:
             shutil.rmtree(folder / EVENTS, ignore_errors=True)
         self._rewrite(kept)
         self.last: dict[str, Any] | None = json.loads(kept[-1]) if kept else None
-        self.board = TensorBoardWriter(folder / EVENTS, steps_done, map(json.loads, kept)) if tensorboard else None
+        self.board: TensorBoardWriter | None = None
+        if tensorboard:
+            require_tensorboard()
+            self._on_board(lambda: setattr(self, "board", TensorBoardWriter(folder / EVENTS, steps_done,
+                                                                            map(json.loads, kept))))
+        self._waiting: list[str] = []
+        if not steps_done:
+            (folder / UNREADABLE).unlink(missing_ok=True)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write `row` after the others; PatchSSLError on a full disk."""
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            if self.board:
-                self.board.add(row)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+        """Write `row` after the others."""
+        self.last = row
+        self._waiting.append(json.dumps(row))
+        self._write_waiting()
+        if board := self.board:
+            self._on_board(lambda: board.add(row))
 
-    def complete_last(self, key: str, value: float) -> dict[str, Any]:
-        """Add to the last row that was kept what it lacks; before the first `append`."""
+    def complete_last(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Add to the newest row what it lacks; of words TensorBoard is not told."""
         assert self.last is not None
-        self.last |= {key: value}
-        self._rewrite([*self.path.read_text("utf-8").splitlines()[:-1], json.dumps(self.last)])
-        if self.board:
-            self.board.add({"step": self.last["step"], key: value})
+        self.last |= values
+        if self._waiting:
+            self._waiting[-1] = json.dumps(self.last)
+            self._write_waiting()
+        else:
+            try:
+                self._rewrite([*self.path.read_text("utf-8").splitlines()[:-1], json.dumps(self.last)])
+            except (OSError, PatchSSLError) as error:
+                log.warning("%s lacks %s of update %s: %s", self.path, ", ".join(values), self.last["step"], error)
+        if board := self.board:
+            step = self.last["step"]
+            self._on_board(lambda: board.add({"step": step, **values}))
         return self.last
+
+    def list_unreadable(self, step: int, found: Mapping[str, str]) -> None:
+        """Add images `found` unreadable by update `step`, name -> reason, to their list."""
+        path = self.path.with_name(UNREADABLE)
+        lines = [json.dumps({"step": step, "name": name, "reason": reason}) for name, reason in found.items()]
+        try:
+            _append(path, lines)
+        except OSError as error:
+            log.warning("%s could not be written: %s", path, error.strerror or error)
 
     def close(self) -> None:
         """Nothing more will be written."""
-        if self.board:
-            self.board.close()
+        self._write_waiting()
+        if self._waiting:
+            log.warning("%s lacks its last %s rows: the disk did not take them", self.path, len(self._waiting))
+        if board := self.board:
+            self._on_board(board.close)
+
+    def _write_waiting(self) -> None:
+        try:
+            _append(self.path, self._waiting)
+            self._waiting = []
+        except OSError as error:
+            if len(self._waiting) == 1:  # said when it begins
+                log.warning("%s could not be written (%s): its rows wait until it can be", self.path,
+                            error.strerror or error)
+
+    def _on_board(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self.board = None
+            log.warning("TensorBoard's files lack what comes from now on, %s has it (%s)", self.path,
+                        " ".join(str(error).split()) or type(error).__name__)
 
     def _rewrite(self, lines: list[str]) -> None:
         text = "".join(f"{line}\n" for line in lines)
@@ -102,6 +150,18 @@ def unwritable(path: Path, error: OSError) -> PatchSSLError:
                          f"space, then resume with: {resume_command(path.parent)}")
 
 
+def _append(path: Path, lines: Iterable[str]) -> None:
+    """Add `lines` to the file at `path`, or none of them."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise
+
+
 class TensorBoardWriter:
     """Event files in `folder`, one scalar for every number of a row.
 
@@ -124,7 +184,7 @@ class TensorBoardWriter:
     def add(self, row: dict[str, Any]) -> None:
         """Write `row` through to the disk, so that a checkpoint never knows of rows that a kill has lost."""
         for name, value in row.items():
-            if name != "step":
+            if name != "step" and not isinstance(value, str):
                 self._writer.add_scalar(name, value, row["step"])
         self._writer.flush()
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,24 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from patchssl.data.images import ImageSet
-from patchssl.data.unreadable import UnreadableBudget
+from patchssl.data.unreadable import TooManyUnreadable, UnreadableBudget
 from patchssl.models.backbone import Origin, VitBackbone
-from patchssl.models.checkpoint import save_checkpoint
+from patchssl.models.checkpoint import NEWEST, save_checkpoint
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.dataset import ViewBatch, make_loader
 from patchssl.pretrain.engine import Engine, StepReport
 from patchssl.pretrain.health import collapse_warnings
 from patchssl.pretrain.network import network_spec
 from patchssl.pretrain.recipe import dump_recipe
-from patchssl.pretrain.run.log import MetricLog
+from patchssl.pretrain.run.clock import Clock
+from patchssl.pretrain.run.log import UNREADABLE, MetricLog
+from patchssl.pretrain.run.resume import ALLOW
 from patchssl.pretrain.run.sync import Decision, LocalStatus, RankSync
 from patchssl.runtime.device import peak_memory
-from patchssl.runtime.distributed import all_gather_objects, rank, world_size
-from patchssl.runtime.errors import CheckpointError, Interrupted, NotFiniteError, PatchSSLError
+from patchssl.runtime.distributed import all_gather_objects, lost_peer, peer_sentence, rank, world_size
+from patchssl.runtime.errors import CheckpointError, DataError, Interrupted, NotFiniteError, PatchSSLError
 from patchssl.runtime.loader import lost_worker
 from patchssl.runtime.progress import RunProgress, Silent
 from patchssl.runtime.signals import Stopped, StopSignals, ignore_sigchld, signals_kept_from_children
 from patchssl.runtime.text import resume_command
+
+_MOST_SAID = 20  # unreadable images that are named on the screen
+_LONGEST_REASON = 300
 
 KnnProbe = Callable[[VitBackbone], float]  # top-1 accuracy in [0, 1] of a backbone, handed in by a workflow
 
@@ -51,7 +55,6 @@ class Run:
     knn: KnnProbe | None = None
     seconds: float = 0.0  # spent training, k-NN left out, earlier parts of a resumed run included
     report: StepReport | None = None  # of the newest update
-    pending: dict[str, Any] | None = None  # a row that waits for its k-NN
     budget: UnreadableBudget = field(init=False)
     book: MetricLog | None = None  # of rank 0
     meetings: RankSync = field(init=False)
@@ -60,7 +63,7 @@ class Run:
     warned: frozenset[str] = frozenset()  # of what the newest row gave cause to
 
     def __post_init__(self) -> None:
-        self.budget = UnreadableBudget(len(self.images))
+        self.budget = UnreadableBudget(len(self.images), self.recipe.run.unreadable_share)
         self.saved_step = self.engine.steps_done
         self.meetings = RankSync(self.recipe.run.log_seconds)
         self.stops.together = world_size() > 1
@@ -81,13 +84,16 @@ def train(run: Run) -> Path:
             _close(run)
     except Stopped as stop:
         raise _interrupted(run, stop) from None
+    except TooManyUnreadable as error:
+        raise _too_many_unreadable(run, error) from None
     except (RuntimeError, ConnectionError, EOFError, CheckpointError) as error:
         if (lost := lost_worker(error)) is None:
-            raise
+            if not lost_peer(error):
+                raise
+            raise PatchSSLError(f"{peer_sentence(error)}; {_resume_sentence(run)}") from error
         # the update at hand may be half done: it is not saved
         raise PatchSSLError(f"a process that reads images ended unexpectedly, often for want of memory ({lost}); with "
-                            "fewer run.workers, resume from the last checkpoint with: "
-                            f"{resume_command(run.folder)}") from error
+                            f"fewer run.workers, {_resume_sentence(run)}") from error
     run.progress.say(f"pretraining done in {run.seconds:.0f} s, saved in {run.folder}")
     return run.folder
 
@@ -106,13 +112,33 @@ def _loader_let_go() -> Iterator[None]:
 def _interrupted(run: Run, stop: Stopped) -> Interrupted:
     """Save what is done; no signal is obeyed any more, but for a second one of the same kind."""
     done, then = run.engine.steps_done, f"resume with: {resume_command(run.folder)}"
-    if run.pending:
-        _write_row(run, run.pending)  # without its k-NN, which the resumed run begins with
     if done:
         _save(run)
     _close(run)
     where = f"at update {done} of {run.engine.total_steps}, saved" if done else "before the first update"
     return Interrupted(f"stopped by {stop} {where}; {then}", stop.exit_code, stop.number)
+
+
+def _too_many_unreadable(run: Run, error: TooManyUnreadable) -> DataError:
+    """Save what is done, and say what leads on."""
+    with run.stops.held():
+        if run.book and (new := {name: why for name, why in error.bad.items() if name not in run.budget.bad}):
+            run.book.list_unreadable(run.engine.steps_done, new)
+        _save(run)
+        _close(run)
+    again, done = resume_command(run.folder), run.engine.steps_done
+    more = min(1.0, math.ceil(200 * len(error.bad) / error.total) / 100)
+    return DataError(f"training stopped {f'at update {done}, saved' if done else 'before the first update'}: "
+                     f"{error.counted()}, more than run.unreadable_share = {run.budget.share:g} allows; "
+                     f"{run.folder / UNREADABLE} lists them all. Repair or remove them, then resume with: {again} "
+                     f"{ALLOW}; or go on without them: {again} run.unreadable_share={more:g}\n{error.listed()}")
+
+
+def _resume_sentence(run: Run) -> str:
+    """From where, and how, the run can be resumed; of what was saved by now."""
+    saved = (run.folder / NEWEST).exists()
+    there = "resume from the last checkpoint" if saved else "nothing was saved yet; start again"
+    return f"{there} with: {resume_command(run.folder)}"
 
 
 def _make_updates(run: Run) -> None:
@@ -130,7 +156,7 @@ def _make_updates(run: Run) -> None:
         batches = iter(loader)
     while (batch := _next_batch(run, batches)) is not None:
         with run.stops.held():
-            run.meetings.unreadable |= dict.fromkeys(batch.unreadable, "")
+            run.meetings.unreadable |= dict(batch.unreadable)
             run.report = engine.train_step(batch)
             run.seconds = clock.seconds()
             last = engine.steps_done == engine.total_steps
@@ -138,14 +164,14 @@ def _make_updates(run: Run) -> None:
                 _require_finite(run)
             agreed = _meet(run, clock) if last or _knn_due(run) or run.meetings.due(engine.steps_done) else None
             if agreed and (last or agreed.log_due or _knn_due(run)):
-                run.pending = _row(run, clock.images_per_second(engine.steps_done, recipe.optim.batch_size))
-        if run.pending:
-            if _knn_due(run):
-                with clock.stopped():
-                    run.pending["knn_top1"] = run.knn(engine.teacher.backbone)  # type: ignore[misc]
+                _write_row(run, _row(run, clock.images_per_second(engine.steps_done, recipe.optim.batch_size)))
+                clock.logged(engine.steps_done)
+        if _knn_due(run):
             with run.stops.held():
-                _write_row(run, run.pending)
-            clock.logged(engine.steps_done)
+                _save(run)  # before what may fail, or take long
+            clock.saved()
+            with clock.stopped():
+                _measure_knn(run)
         if agreed and agreed.signal is not None and run.stops.together:
             raise Stopped(agreed.signal)
         if agreed and agreed.save_due:
@@ -173,52 +199,19 @@ def _meet(run: Run, clock: Clock) -> Decision:
                        save_due=clock.since_save() >= 60 * times.checkpoint_minutes,
                        seconds_per_step=clock.seconds_per_step(step))
     agreed = run.meetings.hold(step, said)
-    for name, reason in agreed.unreadable.items():
-        run.budget.add(name, reason)
+    _note_unreadable(run, agreed.unreadable)
     return agreed
 
 
-class Clock:
-    """Times of a run's loop in seconds; `before` were spent in earlier parts of the run."""
-
-    def __init__(self, before: float, steps_done: int) -> None:
-        self._began = self._logged = self._saved = time.perf_counter()
-        self._before, self._logged_step, self._first_step = before, steps_done, steps_done
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Time that is not the training's."""
-        stopped = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - stopped
-
-    def seconds(self) -> float:
-        """Spent training, earlier parts included."""
-        return self._before + time.perf_counter() - self._began
-
-    def seconds_per_step(self, steps_done: int) -> float:
-        """Mean over this part of the run."""
-        return (time.perf_counter() - self._began) / max(1, steps_done - self._first_step)
-
-    def since_log(self) -> float:
-        """Since the last row."""
-        return time.perf_counter() - self._logged
-
-    def since_save(self) -> float:
-        """Since the last checkpoint."""
-        return time.perf_counter() - self._saved
-
-    def images_per_second(self, steps_done: int, batch_size: int) -> float:
-        """Since the last row."""
-        return (steps_done - self._logged_step) * batch_size / max(1e-9, self.since_log())
-
-    def logged(self, steps_done: int) -> None:
-        """A row was written."""
-        self._logged, self._logged_step = time.perf_counter(), steps_done
-
-    def saved(self) -> None:
-        """A checkpoint was written."""
-        self._saved = time.perf_counter()
+def _note_unreadable(run: Run, found: Mapping[str, str]) -> None:
+    """Say, list and count the images `found` to be unreadable; TooManyUnreadable once all are listed."""
+    new = {name: reason for name, reason in found.items() if name not in run.budget.bad}
+    if run.book and new:
+        run.book.list_unreadable(run.engine.steps_done, new)
+        for name, reason in list(new.items())[:max(0, _MOST_SAID - run.budget.count)]:
+            run.progress.say(f"warning: {name} cannot be read ({reason}) and is skipped; {run.folder / UNREADABLE} "
+                             "lists all such images")
+    run.budget.add_all(found)
 
 
 def _knn_due(run: Run) -> bool:
@@ -234,11 +227,31 @@ def _catch_up_knn(run: Run) -> None:
     """The k-NN that a signal, or nobody there to ask for it, kept the last row from."""
     last = all_gather_objects(run.book and run.book.last)[0]
     if last and last["step"] == run.engine.steps_done and "knn_top1" not in last and _knn_due(run):
-        top1 = run.knn(run.engine.teacher.backbone)  # type: ignore[misc]
-        with run.stops.held():
-            if run.book:
-                run.progress.update(run.engine.steps_done, run.engine.total_steps,
-                                    run.book.complete_last("knn_top1", top1))
+        _measure_knn(run)
+
+
+def _measure_knn(run: Run) -> None:
+    """Complete the newest row by its k-NN, or by why there is none: a side measurement does not end a run.
+
+    Of several processes all meet the same faults of images; after any other they would no longer be at the same place.
+    """
+    found: dict[str, Any] = {}
+    try:
+        found["knn_top1"] = run.knn(run.engine.teacher.backbone)  # type: ignore[misc]
+    except Exception as error:
+        if lost_worker(error) or lost_peer(error):
+            raise
+        reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
+        if world_size() > 1 and not isinstance(error, PatchSSLError):
+            raise PatchSSLError(f"the k-NN of update {run.engine.steps_done} failed in process {rank()} ({reason}); "
+                                "what is done is saved, resume without k-NN: "
+                                f"{resume_command(run.folder)} run.knn_every_epochs=0") from error
+        found["knn_failed"] = reason
+        run.progress.say(f"warning: there is no k-NN of update {run.engine.steps_done}, the run goes on without it: "
+                         f"{reason}")
+    with run.stops.held():
+        if run.book:
+            run.progress.update(run.engine.steps_done, run.engine.total_steps, run.book.complete_last(found))
 
 
 def _row(run: Run, images_per_second: float) -> dict[str, Any]:
@@ -252,11 +265,11 @@ def _row(run: Run, images_per_second: float) -> dict[str, Any]:
 
 
 def _write_row(run: Run, row: dict[str, Any]) -> None:
-    run.pending = None
     if run.book is None:
         return
     run.book.append(row)
-    run.progress.update(run.engine.steps_done, run.engine.total_steps, row)
+    if not _knn_due(run):  # else shown with it
+        run.progress.update(run.engine.steps_done, run.engine.total_steps, row)
     if row["epoch"] > run.recipe.optim.warmup_epochs:
         images = run.recipe.optim.batch_size // world_size() // run.recipe.optim.accumulate
         warnings = collapse_warnings(row, run.recipe.head.num_prototypes,
@@ -277,8 +290,10 @@ def _require_finite(run: Run) -> None:
     loss, grad_norm = float(run.report.losses.total), float(run.report.grad_norm)
     overflow = run.engine.scaler.is_enabled()  # of fp16: that update is skipped, and the scale lowered
     if not (math.isfinite(loss) and (overflow or math.isfinite(grad_norm))):
+        kept = (f"the last good checkpoint in {run.folder} is untouched" if (run.folder / NEWEST).exists()
+                else "no checkpoint was saved before it")
         raise NotFiniteError(f"the loss is {loss}, its gradient's norm {grad_norm} at update {run.engine.steps_done}; "
-                             f"the last good checkpoint in {run.folder} is untouched; try a lower optim.lr")
+                             f"{kept}; try a lower optim.lr")
 
 
 def _save(run: Run) -> None:

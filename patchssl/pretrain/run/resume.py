@@ -85,6 +85,8 @@ def settle_recipe(folder: Path, recipe: Recipe, facts: dict[str, Any], changes: 
         facts |= {"changes": [*facts.get("changes", []), made]}
         if "data" in changes:
             facts["data"] = recipe.data
+        if "images" in changes:
+            facts["fingerprint"] = changes["images"][1]
     if changes or not (folder / RECIPE).exists() or read_run(folder)[0] != recipe:
         write_run(folder, recipe, facts)
 

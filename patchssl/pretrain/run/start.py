@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from patchssl.data.images import ImageSet
 from patchssl.data.open import absolute_name
 from patchssl.models.backbone import VitBackbone
 from patchssl.models.checkpoint import load_checkpoint, recover_checkpoint
+from patchssl.models.names import absolute_model
 from patchssl.pretrain.config import Recipe
 from patchssl.pretrain.network import describe_start, starting_backbone
 from patchssl.pretrain.recipe import load_recipe
 from patchssl.pretrain.run.log import require_tensorboard
 from patchssl.pretrain.run.loop import KnnProbe, Run, train
 from patchssl.pretrain.run.resume import (
+    ALLOW,
     FACTS,
     RECIPE,
     begun_with,
@@ -38,8 +40,9 @@ from patchssl.pretrain.run.resume import (
 )
 from patchssl.pretrain.run.setup import foreseen, make_engine, require_shares, training_images
 from patchssl.runtime.device import training_device
-from patchssl.runtime.distributed import joined, rank, wait_for_all
-from patchssl.runtime.errors import Interrupted, UsageError
+from patchssl.runtime.distributed import all_gather_objects, joined, rank, wait_for_all
+from patchssl.runtime.errors import FolderInUse, Interrupted, UsageError
+from patchssl.runtime.lock import locked
 from patchssl.runtime.progress import RunProgress, Silent
 from patchssl.runtime.seeds import require_seed
 from patchssl.runtime.signals import Stopped, StopSignals
@@ -65,7 +68,7 @@ def pretrain(recipe: Recipe | str | Path, data: str | Path | None = None, out: s
     if out == "":
         raise UsageError("out is empty; name the run folder, or say nothing for runs/<recipe>-<seed>")
     folder = Path(out) if out else run_folder(recipe, seed)
-    with joined(training_device(device).type), interruptible(folder, stops) as stops:
+    with joined(training_device(device).type), interruptible(folder, stops) as stops, locked_by_one(folder):
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
         if data is not None:
             recipe = recipe.model_copy(update={"data": absolute_name(data)})
@@ -104,6 +107,7 @@ def _begin(folder: Path, recipe: Recipe, images: ImageSet, seed: int, name: str 
              "fingerprint": images.fingerprint, "seed": seed, "name": name or folder.name, "versions": versions(),
              "device": str(engine.device), "threads": torch.get_num_threads(),
              "init": start.weights_sha256 if start else None,
+             "init_from": absolute_model(recipe.init) if recipe.init else None,
              "pretrain_data": f"{start.pretrain_data or start.name} + {images.name}" if start else images.name}
     with stops.held():
         if rank() == 0:
@@ -123,7 +127,8 @@ def resume(folder: str | Path, overrides: tuple[str, ...] = (), *, allow_changes
     of the recipe: those of run.* and data at any time, others with `allow_changes`. Raises as `pretrain` does.
     """
     folder = Path(folder)
-    with joined(training_device(device).type), interruptible(folder, stops) as stops:
+    read_run(folder)  # before a lock would make the folder
+    with joined(training_device(device).type), interruptible(folder, stops) as stops, locked_by_one(folder):
         return train(_reopen(folder, overrides, allow_changes, device, progress or Silent(), make_knn, stops))
 
 
@@ -138,7 +143,11 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
     if checkpoint:
         require_own_checkpoint(checkpoint, folder, recipe, facts["seed"])
     _require_means(recipe)
-    images = _same_images(folder, recipe, facts, moved="data" in changes)
+    images = _same_images(folder, recipe, facts, moved="data" in changes, allow=allow_changes)
+    if other := images.fingerprint != facts["fingerprint"]:
+        changes["images"] = facts["fingerprint"], images.fingerprint
+        progress.say(f"warning: the images have changed since {folder} began: from here on it is another run than the "
+                     f"one that was begun, which {FACTS} notes")
     knn = make_knn(recipe, images, facts["seed"]) if make_knn else None
     start = None if checkpoint else _same_start(folder, recipe, facts)
     engine = make_engine(recipe, images, facts["seed"], device, start)
@@ -151,7 +160,8 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
         run = Run(folder, recipe, images, facts, engine, progress, stops, knn)
     if checkpoint:
         run.seconds = checkpoint["seconds"]
-        run.budget.bad.update(checkpoint.get("unreadable", {}))
+        if not other:
+            run.budget.bad.update(checkpoint.get("unreadable", {}))
     progress.say(f"resuming {folder} at update {engine.steps_done} of {engine.total_steps}")
     _warn(recipe, images, progress)
     return run
@@ -181,19 +191,20 @@ def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _same_images(folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, moved: bool) -> ImageSet:
-    """The images that the run in `folder` began with, or UsageError."""
+def _same_images(folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, moved: bool, allow: bool) -> ImageSet:
+    """The images that the run in `folder` began with, or UsageError; with `allow` also others."""
     data = recipe.data if moved else facts["data"]
     images = training_images(recipe, data, facts["seed"])
-    if images.fingerprint != facts["fingerprint"]:
+    if images.fingerprint != facts["fingerprint"] and not allow:
         raise UsageError(f"{data} has changed since {folder} began (fingerprint {images.fingerprint[:12]}, "
-                         f"then {facts['fingerprint'][:12]}); bring the old images back or start a new run")
+                         f"then {facts['fingerprint'][:12]}); bring the old images back, or give {ALLOW} (for images "
+                         "that were repaired or removed), which makes it another run than the one that was begun")
     return images
 
 
 def _same_start(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> VitBackbone | None:
     """The weights that the run in `folder` began with, None for random ones, or UsageError."""
-    start = starting_backbone(recipe)
+    start = starting_backbone(recipe.model_copy(update={"init": facts.get("init_from") or recipe.init}))
     if start is not None and start.weights_sha256 != facts["init"]:
         raise UsageError(f"init = {recipe.init} holds other weights ({start.weights_sha256[:8]}) than when {folder} "
                          f"began ({facts['init'][:8]}); bring those back or start a new run")
@@ -210,6 +221,21 @@ def _keep_threads(recipe: Recipe, facts: Mapping[str, Any], device: torch.device
     if facts["versions"]["torch"] != torch.__version__ or facts["device"] != str(device):
         progress.say(f"the run began with torch {facts['versions']['torch']} on {facts['device']} and resumes with "
                      f"torch {torch.__version__} on {device}: the last bits may differ")
+
+
+@contextmanager
+def locked_by_one(folder: Path) -> Iterator[None]:
+    """The run folder for the processes of this run alone: rank 0 has the lock; FolderInUse in all of them."""
+    with ExitStack() as stack:
+        busy: FolderInUse | None = None
+        if rank() == 0:
+            try:
+                stack.enter_context(locked(folder))
+            except FolderInUse as error:
+                busy = error
+        if (busy := all_gather_objects(busy)[0]) is not None:
+            raise busy
+        yield
 
 
 def versions() -> dict[str, str]:
