@@ -13,8 +13,8 @@ from typing import Any
 from patchssl.data.images import ImageSet
 from patchssl.data.open import NAMED_SETS, open_pair
 from patchssl.eval.faiss import IndexPlan
+from patchssl.eval.naming import shown_name
 from patchssl.eval.protocols import Protocol
-from patchssl.eval.records import plain_text
 from patchssl.eval.tasks import all_tasks
 from patchssl.models.backbone import Backbone
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
@@ -66,7 +66,7 @@ class Cell:
 
     def key(self) -> tuple[str, str, str]:
         """What tells its record from others of the same weights: dataset, protocol's fingerprint, task."""
-        return plain_text(self.dataset), self.protocol.fingerprint, self.protocol.task
+        return shown_name(self.dataset), self.protocol.fingerprint, self.protocol.task
 
 
 class DataPlace:

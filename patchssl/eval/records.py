@@ -23,6 +23,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 import patchssl
+from patchssl.eval.naming import shown_name
 from patchssl.eval.recordfile import files_below, read_record, write_record
 from patchssl.runtime.errors import DataError
 
@@ -237,10 +238,10 @@ def make_record(backbone: Backbone, plan: Protocol, *, dataset: str, fingerprint
 
     network = network_of(backbone)
     return Result(
-        model=plain_text(backbone.name), method=backbone.method, arch=backbone.arch,
-        weights_sha256=network.weights, pretrain_data=backbone.pretrain_data,
+        model=shown_name(backbone.name), method=backbone.method, arch=shown_name(backbone.arch),
+        weights_sha256=network.weights, pretrain_data=backbone.pretrain_data and shown_name(backbone.pretrain_data),
         pretrain_epochs=backbone.pretrain_epochs, seed=backbone.seed,
-        task=task or plan.task, dataset=plain_text(dataset), dataset_fingerprint=joined(fingerprints),
+        task=task or plan.task, dataset=shown_name(dataset), dataset_fingerprint=joined(fingerprints),
         protocol=plan.name, protocol_version=plan.version, protocol_settings=plan.plain_settings(),
         protocol_fingerprint=plan.fingerprint, metrics=dict(metrics), detail={**detail, "network": network.as_detail()},
         versions={**library_versions(), "faiss": faiss_version()}, device=device, duration=duration,

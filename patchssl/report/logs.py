@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
+from patchssl.eval.naming import fault_of
 from patchssl.pretrain.health import collapse_warnings
 from patchssl.pretrain.run.log import LOG
 from patchssl.pretrain.run.resume import read_run
-from patchssl.report.tables.vetting import fault_of
 from patchssl.runtime.errors import DataError, PatchSSLError
 
 _LARGEST_LOG = 256 * 2**20

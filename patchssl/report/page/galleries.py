@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 from pydantic.dataclasses import dataclass as checked
 
 from patchssl.eval.galleries import BEST, ROLES, WORST
+from patchssl.eval.naming import fault_of, leads_out
 from patchssl.eval.records import Fraction, Result
-from patchssl.report.tables.vetting import fault_of, leads_out
 from patchssl.runtime.errors import DataError
 
 _STRICT = ConfigDict(extra="ignore", strict=True)

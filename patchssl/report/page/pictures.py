@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from patchssl.data.decode import decode_image
-from patchssl.report.tables.vetting import leads_out
+from patchssl.eval.naming import leads_out
 from patchssl.runtime.errors import UnreadableImage
 
 SIDE = 176  # pixels of the longer side

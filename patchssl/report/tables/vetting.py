@@ -5,16 +5,14 @@ Every value is escaped where it is shown all the same; a record that tries is no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from patchssl.eval.naming import fault_of, leads_out
 from patchssl.eval.records import Result, read_result_files
 from patchssl.report.tables.cost import CostRecord, read_costs
 
-_TAG = re.compile(r"<\s*[a-z!/?]", re.IGNORECASE)
-_LONGEST = 500  # characters of a name or setting
 _DEEPEST = 8  # settings within settings
 _MOST_STRINGS = 2_000  # of protocol, metrics and versions
 
@@ -56,29 +54,6 @@ def cost_objection(cost: CostRecord) -> str | None:
              "version of torch": cost.versions.get("torch") or ""}
     words |= {f"method {number}": f"{step.method}, {step.way}" for number, step in enumerate(cost.steps, 1)}
     return next((f"its {what} {fault}" for what, text in words.items() if (fault := fault_of(text))), None)
-
-
-def fault_of(text: str) -> str | None:
-    """What is wrong with a name; None for one that can be shown.
-
-    >>> fault_of("vit <b>"), fault_of("a < 3")
-    ("holds HTML: 'vit <b>'", None)
-    """
-    if len(text) > _LONGEST:
-        return f"has {len(text):,} characters"
-    if _TAG.search(text):
-        return f"holds HTML: {text[:60]!r}"
-    return None if text.isprintable() else f"holds characters that cannot be printed: {text[:60]!r}"
-
-
-def leads_out(name: str) -> bool:
-    """Is `name` a path to somewhere else than below a folder?
-
-    >>> leads_out("../x"), leads_out("/etc/x"), leads_out("a\\\\..\\\\b"), leads_out("strong/..jpg")
-    (True, True, True, False)
-    """
-    plain = name.replace("\\", "/")
-    return plain.startswith("/") or ":/" in plain or ".." in PurePosixPath(plain).parts
 
 
 def _shown(record: Result) -> Iterator[tuple[str, str]]:

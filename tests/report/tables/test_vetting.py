@@ -3,8 +3,9 @@ import json
 
 from cases import each
 
+from patchssl.eval.naming import fault_of, leads_out
 from patchssl.eval.records import Result
-from patchssl.report.tables.vetting import fault_of, leads_out, objection
+from patchssl.report.tables.vetting import objection
 
 SOUND = Result(model="vit a < 3 & b", method="other", arch="vit", weights_sha256="a" * 64, task="knn", dataset="set+1m",
                dataset_fingerprint="d" * 64, protocol="native", protocol_version=1,
