@@ -145,7 +145,7 @@ class CodeWalk:
         named = f"{where} ({function.__qualname__})" if function.__qualname__ not in where else where
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         if library := is_library_file(code.co_filename):  # its closure may hold one's own code: a decorator's does
-            self._library(function.__module__, code.co_qualname)
+            self._library(function.__module__, code.co_name)
         else:
             self._code(code)
             self._note(code, named)
@@ -190,7 +190,7 @@ class CodeWalk:
     def _code(self, code: types.CodeType) -> None:
         self._text("code", *sys.version_info[:2], code.co_flags, code.co_argcount, code.co_posonlyargcount,
                    code.co_kwonlyargcount, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-        self._digest.update(code.co_code + code.co_exceptiontable)
+        self._digest.update(code.co_code + getattr(code, "co_exceptiontable", b""))
         for constant in code.co_consts:
             self._add(constant, code.co_name)
 
