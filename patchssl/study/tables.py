@@ -9,9 +9,10 @@ from statistics import fmean
 
 import pandas as pd
 
+from patchssl.eval.records import Result
 from patchssl.eval.tasks import study_measures
 from patchssl.report.tables.build import NOT_RUN, make_frames, write_tables
-from patchssl.report.tables.published import PAPER_DATASETS, plain_name
+from patchssl.report.tables.published import PAPER_DATASETS, only_named_so, plain_name
 from patchssl.report.tables.render import to_csv, to_markdown
 from patchssl.report.tables.scores import Column
 from patchssl.report.tables.seeds import EQUAL_TIME, Mean, Measure, Paired
@@ -37,7 +38,8 @@ def study_text(summary: StudySummary) -> str:
         timed = [pair for pair in pairs if pair[0] in summary.paces]
         if timed and not between:
             tables[f"{title} within the training"] = _differences(summary, timed, summary.curves)
-    if plain_name(study.name) in PAPER_DATASETS:
+    if plain_name(study.name) in PAPER_DATASETS and not any(
+            only_named_so(record, study.name) for record in _records(summary) if record.task in ("knn", "linear")):
         tables["Published"] = _published(study.name)
     parts = [f"# Study {study.name}", _what(summary),
              *(f"## {title}\n\n{to_markdown(frame)}".rstrip("\n") for title, frame in tables.items())]
@@ -51,8 +53,12 @@ def write_study(summary: StudySummary) -> list[Path]:
     paths = [summary.folder.root / f"{STEM}.{suffix}" for suffix in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_text(path, text, "summary")
-    records = summary.folder.results([run for runs in summary.variants.values() for run in runs])
+    records = _records(summary)
     return paths + (write_tables(records, summary.folder.root, "table") if records else [])
+
+
+def _records(summary: StudySummary) -> list[Result]:
+    return summary.folder.results([run for runs in summary.variants.values() for run in runs])
 
 
 def _what(summary: StudySummary) -> str:

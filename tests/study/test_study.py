@@ -31,7 +31,7 @@ from patchssl.study.config import load_study, parse_study
 from patchssl.study.copies import write_originals
 from patchssl.study.folder import RunOutcome, configurations, runs_of, study_folder
 from patchssl.study.plan import RunCost, plan_study
-from patchssl.study.summary import StudySummary
+from patchssl.study.summary import StudySummary, summarize
 from patchssl.study.tables import study_text
 
 ROOT = Path(package.__file__).parents[1]
@@ -242,6 +242,15 @@ def test_every_run_leaves_a_record_with_its_variant_and_the_tables_have_a_row_fo
     assert measure["difference"]["mean"] == pytest.approx(sum(top1[s] - against[s] for s in (0, 1)) / 2)
     table = (whole / "table.md").read_text()
     assert "| DINO " in table and "| PW-Self " in table and "(n = 2)" in table
+
+
+def test_published_numbers_do_not_stand_beside_a_study_that_only_has_the_name_of_a_set(whole, colors):
+    study = parse_study(yaml.safe_dump(TINY | {"name": "imagenet1k"}))
+    folder = study_folder(study, whole, str(colors))
+    summary = summarize(folder, runs_of(study))
+    assert folder.results(runs_of(study)) and "## Published" not in study_text(summary)
+    empty = dataclasses.replace(summary, folder=dataclasses.replace(folder, root=whole / "nothing"))
+    assert "## Published" in study_text(empty)
 
 
 def test_the_figure_has_every_variant_but_the_untrained_one_beside_the_reference(whole, tmp_path, patchssl):

@@ -65,12 +65,12 @@ def published(task: str, dataset: str, metric: str,
             and row.method in methods and row.arch.startswith("ViT")]
 
 
-def only_named_so(record: Result) -> bool:
-    """Is the record on images that have the name of a set with published numbers, and are not as many as that has?
+def only_named_so(record: Result, name: str | None = None) -> bool:
+    """Are the record's images, which are called `name` (None: as it says), not as many as the set of that name has?
 
-    A record that does not say how many they are counts as one.
+    False for a name without published numbers. A record that does not say how many they are counts as one.
     """
-    official = OFFICIAL.get(plain_name(record.dataset))
+    official = OFFICIAL.get(plain_name(name or record.dataset))
     return official is not None and not any(
         all(record.detail.get(name) == value for name, value in counts.items()) for counts in official)
 
