@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from patchssl.models.networks import dino_positions, state_sha256, timm_positions
-from patchssl.runtime.errors import UsageError
+from patchssl.runtime.errors import PatchSSLError, UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -86,7 +86,15 @@ class Backbone(nn.Module):
         """(B, 3, H, W) to (B, 1 + N, D) after the final norm; a remainder of the patch size is cut off."""
         tokens_of: Callable[[Tensor], Any] = self.module if self._tokens_of is None else self._tokens_of
         whole = whole_patches(images, self.patch_size)
-        return own_tokens(tokens_of(whole), whole, self)
+        try:
+            found = tokens_of(whole)
+        except (PatchSSLError, MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # one's own code
+            raise UsageError(f"the tokens of {self.name} could not be computed: your code raised "
+                             f"{type(error).__name__} for images of {images.shape[-2]} x {images.shape[-1]} pixels: "
+                             f"{error}") from error
+        return own_tokens(found, whole, self)
 
     def patch_tokens(self, images: Tensor) -> Tensor:
         """(B, N, D): the tokens without the class token; a feature map's places for a network without one."""

@@ -389,6 +389,14 @@ def test_what_ones_own_module_gives_is_refused_by_its_shape(of, words):
             ask(images(4, 6))
 
 
+def test_what_ones_own_module_raises_is_said_with_the_size_of_the_images():
+    def raises(tokens):
+        raise ValueError("of my own")
+
+    with pytest.raises(UsageError, match="your code raised ValueError for images of 4 x 6 pixels: of my own"):
+        Backbone.from_module(Gives(raises), patch_size=2).tokens(images(4, 6))
+
+
 def test_the_advice_for_one_vector_per_image_works():
     backbone = Backbone.from_module(Gives(lambda t: t[:, 0][:, None].expand(-1, 7, -1)), patch_size=2)
     torch.testing.assert_close(backbone.features(images(4, 6)), OwnNetwork()(images(4, 6))[:, 0])

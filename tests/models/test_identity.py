@@ -1,10 +1,18 @@
 """What counts as another network: tensors, settings, code and all that it reaches; and what cannot be told."""
 
-import importlib
+import collections
+import enum
+import functools
+import importlib.util
 import json
+import logging
+import re
 import subprocess
 import sys
+import threading
+import types
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +23,23 @@ from torch import nn
 from patchssl.export.folder import export_model
 from patchssl.models.backbone import Backbone
 from patchssl.models.identity import identify
+from patchssl.models.identity.libraries import installed_code
 from patchssl.models.load import load_backbone
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Raises:
+    def __getattribute__(self, name):
+        raise RuntimeError("not to be looked at")
+
+
+def nested(depth):
+    """Lists in lists."""
+    return functools.reduce(lambda inner, _: [inner], range(depth), [])
+
 
 SMALL = "random:vit_tiny_patch16_224?img_size=32&patch_size=8&embed_dim=24&depth=2&num_heads=3"
 
@@ -133,6 +157,57 @@ def test_another_process_finds_the_same_identity(net, tmp_path):
         said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True,
                               env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(filter(None, sys.path))})
         assert said.stdout.strip() == found
+
+
+def test_installed_code_counts_by_its_files_and_well_known_packages_by_their_version(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    (folder / "pooling_of_test").mkdir(parents=True)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    found = []
+    for text in ("return x.mean(1)", "return x.amax(1)", "return x.mean(1)"):
+        (folder / "pooling_of_test" / "__init__.py").write_text("from pooling_of_test.inner import pool\n")
+        (folder / "pooling_of_test" / "inner.py").write_text(f"def pool(x):\n    {text}\n")
+        for name in ("pooling_of_test", "pooling_of_test.inner"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        installed_code.cache_clear()
+        module = importlib.import_module("pooling_of_test")
+        found.append(identify(Backbone.from_module(nn.Identity(), tokens=lambda x, f=module.pool: f(x), patch_size=8)))
+    assert found[0] == found[2] and found[0].sha256 != found[1].sha256
+    assert "torch" in found[0].libraries and not installed_code("torch") and not found[0].unknown
+
+
+def test_a_module_of_ones_own_may_have_the_name_of_one_of_pythons(tmp_path, monkeypatch):
+    found = []
+    for text in ("return x.mean(1)", "return x.amax(1)"):
+        (tmp_path / "statistics.py").write_text(f"def pool(x):\n    {text}\n")
+        spec = importlib.util.spec_from_file_location("statistics", tmp_path / "statistics.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "statistics", module)
+        exec(compile((tmp_path / "statistics.py").read_text(), str(tmp_path / "statistics.py"), "exec"), vars(module))
+        found.append(identify(Backbone.from_module(nn.Identity(), tokens=lambda x, m=module: m.pool(x), patch_size=8)))
+    assert found[0].sha256 != found[1].sha256 and not found[0].unknown
+
+
+@each("value", [
+    {"a": 1}, (1, "b"), frozenset([(1, 2), (3, 4)]), re.compile("a"), Path("a"), collections.OrderedDict(a=1),
+    types.SimpleNamespace(a=1), np.float32(3), np.zeros(3), torch.float32, torch.Size([1]), logging.getLogger("x"),
+    Color.RED, partial(max, 1), functools.lru_cache(len), np.add, [].append, torch, types, 2 + 3j])
+def test_plain_objects_are_told_and_looking_at_them_twice_gives_the_same(value):
+    def same():
+        return identify(Backbone.from_module(nn.Identity(), tokens=lambda x, v=value: x, patch_size=8))
+
+    other = identify(Backbone.from_module(nn.Identity(), tokens=lambda x, v=None: x, patch_size=8))
+    assert same() == same() and not same().unknown and same().sha256 != other.sha256
+
+
+@each("make", [Raises, lambda: [Raises()], threading.Lock, lambda: list(range(300_000)), lambda: nested(5000),
+               lambda: (x for x in "a")])
+def test_odd_objects_end_in_a_reason_and_in_no_error(make):
+    value = make()
+    found = identify(Backbone.from_module(nn.Identity(), tokens=lambda x, v=value: x, patch_size=8))
+    assert found.unknown and len(found.unknown) <= 11
 
 
 def opened(x):

@@ -1,26 +1,34 @@
 """A digest of Python code and of all that it reaches: functions, closures, globals, objects with their state.
 
 Functions count by what they are compiled to, which is what runs: a file may have changed since it was imported.
-Code of the standard library and of installed packages counts by its name. What cannot be looked into, such as
+Code of the standard library and of well-known packages counts by its name, of other installed packages by all of their
+files. What cannot be looked into, such as
 a random generator's state, a compiled module or a function that runs text as code, is listed in words.
 """
 
 from __future__ import annotations
 
+import copyreg
 import dis
 import hashlib
 import random
 import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Mapping
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from patchssl.models.identity.libraries import (
+    HOOKS,
+    installed_code,
+    is_library,
+    is_library_file,
+    patched_methods,
+)
 
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 # methods that make a network, not its numbers, and what Python keeps of a class
@@ -31,14 +39,13 @@ _OF_CLASS = frozenset({"__module__", "__dict__", "__weakref__", "__doc__", "__an
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _INNER = ("fget", "func", "__func__")  # where a property, or a method of a kind, has its function
 _OF_MODULE = frozenset(vars(nn.Module()))  # hooks, parts, tensors: looked at one by one
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _OF_BACKBONE = frozenset({"origin", "notes", "image_size"})  # what it is called, not what it computes
 # where a network of transformers was loaded from
 _PLACES = frozenset({"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"})
 _OUTSIDE = frozenset({"eval", "exec", "globals", "locals", "__import__", "import_module", "environ", "getenv", "open",
                       "read_text", "read_bytes", "urandom"})
 _RANDOM = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-_MOST = 200_000  # values
+_MOST, _ENOUGH = 200_000, 10  # values; reasons, after which nothing more is looked at
 
 
 class CodeWalk:
@@ -66,12 +73,16 @@ class CodeWalk:
             self._add(value, where)
         except RecursionError:
             self._give_up(where, "nested too deep")
+        except Exception as error:  # an object's own code, which even asking for its class may run
+            self._give_up(where, f"raising {type(error).__name__} when it is looked at")
 
     def _add(self, value: Any, where: str) -> None:
         self._count += 1
         if self._count > _MOST:
             self._give_up("the network", f"made of more than {_MOST:,} values")
-        elif type(value) in _SCALARS:
+        if len(self.unknown) >= _ENOUGH or self._count > _MOST:
+            return
+        if type(value) in _SCALARS:
             self._text(type(value).__name__, repr(value))
         elif type(value) in (list, tuple):
             self._text(type(value).__name__, len(value))
@@ -79,7 +90,7 @@ class CodeWalk:
                 self._add(inner, f"{where}[{number}]")
         elif type(value) in (set, frozenset):
             self._set(value, where)
-        elif type(value) is dict:
+        elif type(value) in (dict, types.MappingProxyType):
             self._dict(value, where)
         elif isinstance(value, types.CodeType):
             self._code(value)
@@ -135,8 +146,8 @@ class CodeWalk:
         for method in patched_methods(type(module)):
             self._add(method, f"a method of {where}")
         own = vars(module)
-        for kind in ("_parameters", "_buffers", "_modules", *_HOOKS):
-            self._dict(dict(own[kind]) if kind not in _HOOKS else dict(enumerate(own[kind].values())), where)
+        for kind in ("_parameters", "_buffers", "_modules", *HOOKS):
+            self._dict(dict(own[kind]) if kind not in HOOKS else dict(enumerate(own[kind].values())), where)
         skipped = _OF_MODULE | _PLACES | (_OF_BACKBONE if "origin" in own else frozenset())
         self._dict({name: value for name, value in own.items() if name not in skipped}, where)
 
@@ -144,9 +155,11 @@ class CodeWalk:
         code = function.__code__
         named = f"{where} ({function.__qualname__})" if function.__qualname__ not in where else where
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        before = self._names
         if library := is_library_file(code.co_filename):  # its closure may hold one's own code: a decorator's does
-            self._library(function.__module__, code.co_name)
+            self._library(function.__globals__.get("__name__"), code.co_name)  # `__module__` may be what it wraps
         else:
+            self._names = frozenset(name for part in _codes(code) for name in part.co_names)
             self._code(code)
             self._note(code, named)
             self._add([function.__defaults__, function.__kwdefaults__], f"a default of {named}")
@@ -158,11 +171,11 @@ class CodeWalk:
         if not library:
             self._dict(vars(function), f"an attribute of {named}")
             self._reached(function, named)
+        self._names = before
 
     def _reached(self, function: types.FunctionType, where: str) -> None:
         """What the function asks of its module and of modules that it imports."""
-        before, codes = self._names, _codes(function.__code__)
-        self._names = frozenset(name for code in codes for name in code.co_names)
+        codes = _codes(function.__code__)
         asked = {name for code in codes for name in _steps(code, "LOAD_GLOBAL", "LOAD_NAME")}
         for name in sorted(asked & function.__globals__.keys()):
             self._text("global", name)
@@ -174,7 +187,6 @@ class CodeWalk:
                 self._add(found, f"'{name}'")
             elif name.partition(".")[0] not in sys.stdlib_module_names:
                 self._give_up(where, f"importing {name or 'something'} as it runs")
-        self._names = before
 
     def _note(self, code: types.CodeType, where: str) -> None:
         """Say what a function's code does that this walk cannot follow."""
@@ -203,9 +215,9 @@ class CodeWalk:
         for name, value in sorted(vars(cls).items()):
             if name not in _OF_CLASS and not isinstance(value, _SLOTS):
                 self._text("of class", name)
-                self._making = name in _MAKERS or isinstance(value, classmethod)
+                before, self._making = self._making, name in _MAKERS or isinstance(value, classmethod)
                 self._add(value, f"{cls.__qualname__}.{name}")
-                self._making = False
+                self._making = before
 
     def _module(self, module: types.ModuleType, where: str) -> None:
         if is_library(module):
@@ -236,7 +248,8 @@ class CodeWalk:
         if isinstance(value, _RANDOM):
             return self._give_up(where, "a generator of random numbers")
         try:
-            form = value.__reduce_ex__(4)
+            known = copyreg.dispatch_table.get(type(value))
+            form = known(value) if known else value.__reduce_ex__(4)
         except RecursionError:
             raise
         except Exception:  # the object's own code
@@ -258,7 +271,7 @@ class CodeWalk:
             self._add(found[key], f"{where}.{key.lstrip('_')}" if texts else where)
 
     def _set(self, found: Iterable[Any], where: str) -> None:
-        if all(type(value) in _SCALARS for value in found):
+        if all(map(_is_plain, found)):
             return self._text("set", *sorted(map(repr, found)))
         self._give_up(where, "a set of objects")
 
@@ -267,7 +280,7 @@ class CodeWalk:
         if top not in sys.stdlib_module_names:
             version = getattr(sys.modules.get(top), "__version__", None)
             self.libraries[top] = None if version is None else str(version)
-        self._text("library", module, name)
+        self._text("library", module, name, installed_code(top))
 
     def _give_up(self, where: str, why: str) -> None:
         self.unknown.setdefault(f"{where} is {why}" if why.startswith(("a ", "an ")) else f"{where}: {why}")
@@ -277,46 +290,8 @@ class CodeWalk:
         self._digest.update("\0".join([*map(str, parts), "\n"]).encode("utf-8", "backslashreplace"))
 
 
-def is_library(found: Any) -> bool:
-    """Whether a class or module comes from the standard library, an installed package or this one."""
-    name = found.__module__ if isinstance(found, type) else found.__name__
-    top = str(name).partition(".")[0]
-    if top in ("patchssl", *sys.stdlib_module_names):
-        return True
-    files = (getattr(sys.modules.get(place), "__file__", None) for place in (str(name), top))
-    return is_library_file(next(filter(None, files), "unknown"))
-
-
-@cache
-def is_library_file(name: str) -> bool:
-    """Whether code of the file `name` belongs to the standard library, an installed package or this one."""
-    if name.startswith("<frozen "):
-        return True
-    parts = Path(name).parts
-    if {"site-packages", "dist-packages"} & {*parts}:
-        return True
-    own = Path(__file__).resolve().parents[1]
-    homes = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("platstdlib")), own]
-    return any(Path(name).is_relative_to(home) or Path(name).is_relative_to(home.resolve()) for home in homes)
-
-
-def patched_methods(cls: type) -> list[Any]:
-    """Functions of one's own that were put into a library's class."""
-    return [value for base in cls.__mro__ if is_library(base) for _, value in sorted(vars(base).items())
-            if _is_ones_own(value)]
-
-
-def is_changed(module: nn.Module) -> bool:
-    """Whether one's own code was put into a part of a network of a library, or hooked to it."""
-    own = vars(module)
-    return bool(patched_methods(type(module)) or any(map(_is_ones_own, own.values())) or any(map(own.get, _HOOKS)))
-
-
-def _is_ones_own(value: Any) -> bool:
-    """A function that is neither a library's nor made by one from text, as dataclasses make theirs."""
-    function = getattr(value, "__func__", value)
-    name = function.__code__.co_filename if isinstance(function, types.FunctionType) else "<string>"
-    return not is_library_file(name) and not name.startswith("<string>")
+def _is_plain(value: Any) -> bool:
+    return type(value) in _SCALARS or (type(value) is tuple and all(map(_is_plain, value)))
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:

@@ -2,7 +2,7 @@
 
 The weights alone do not say it: another pooling, other heads or another `tokens=` function make other numbers of them.
 A network of timm that a loader built is told by its weights and a few settings, the same in every version of timm.
-One's own is walked through (`patchssl.models.codewalk`): what its functions are compiled to, the values they reach,
+One's own is walked through (`codewalk`): what its functions are compiled to, the values they reach,
 and all of its state. What cannot be told is listed; numbers of such a network are not to be kept for later.
 """
 
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from patchssl.models.backbone import Backbone, ConvolutionalBackbone, TransformerBackbone, VitBackbone
-from patchssl.models.codewalk import CodeWalk, is_changed, is_library
+from patchssl.models.identity.codewalk import CodeWalk
+from patchssl.models.identity.libraries import is_changed, is_library
 from patchssl.models.networks import state_sha256
 from patchssl.models.pixels import PixelPatches, RawPixels
 
