@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchssl.eval.records import Result, read_result, read_results
+from patchssl.eval.records import Result, read_result, read_result_files
 from patchssl.eval.tasks import table_metrics
 from patchssl.report.tables.build import differing_settings
 from patchssl.report.tables.stats import RESAMPLES, paired_difference, per_query, query_names
@@ -92,21 +92,21 @@ def find_records(name: str, root: Path) -> NetworkRecords:
     path = Path(name)
     if path.is_file():
         return NetworkRecords([read_result(path)], [])
-    known, problems = read_results(root) if root.is_dir() else ([], [])
-    found = [record for record in known if name in (record.model, _folder(record))]
+    known, problems = read_result_files(root) if root.is_dir() else ({}, [])
+    found = {file: record for file, record in known.items() if name in (record.model, _lies_in(file, record))}
     if not found and path.is_dir():
-        found, problems = read_results(path)
+        found, problems = read_result_files(path)
         if not found:
             raise UsageError(f"{path} holds no result records that can be read" + "".join(f"; {p}" for p in problems))
     if not found:
         unread = f"; {len(problems)} files below {root} could not be read: {problems[0]}" if problems else ""
-        raise UsageError((unknown_choice("model", name, {record.model for record in known}) if known else
+        raise UsageError((unknown_choice("model", name, {record.model for record in known.values()}) if known else
                           f"'{name}' is no record file or folder, and {root} holds no records; name another --results")
                          + unread)
-    networks = sorted({_folder(record) for record in found})
+    networks = sorted({_lies_in(file, record) for file, record in found.items()})
     if len(networks) > 1:
         raise UsageError(f"'{name}' means {len(networks)} networks; name one of them: {', '.join(networks[:20])}")
-    return NetworkRecords(found, problems)
+    return NetworkRecords([*found.values()], problems)
 
 
 def compare(first: Sequence[Result], second: Sequence[Result], *, seed: int = 0, num_moved: int = 5) -> Comparison:
@@ -240,6 +240,12 @@ def _name(records: Sequence[Result]) -> str:
 def _folder(record: Result) -> str:
     """The folder that a record is written to, which tells weights of one name apart."""
     return record.path(Path()).parent.name
+
+
+def _lies_in(file: Path, record: Result) -> str:
+    """The name of the folder of `file` where that tells networks of equal weights apart, else as `_folder`."""
+    folder = _folder(record)
+    return file.parent.name if file.parent.name.startswith(f"{folder}-") else folder
 
 
 def _cell_name(record: Result) -> str:

@@ -129,6 +129,23 @@ def test_one_name_for_two_networks_is_refused_with_their_folders(tmp_path):
     assert find_records(folders[1], tmp_path).records[0].weights_sha256 == "b" * 64
 
 
+def test_networks_of_equal_weights_are_named_by_the_folders_they_lie_in(tmp_path):
+    """As ?heads=6 makes another network of a file."""
+    def of(sha):
+        record = knn(FIRST)
+        record.detail["network"] = {"sha256": sha * 64}
+        return record.write(tmp_path)
+
+    paths = [of("e"), of("f")]
+    folders = [path.parent.name for path in paths]
+    assert folders[1] == f"{folders[0]}-ffffffff"
+    with pytest.raises(UsageError, match=f"means 2 networks.*{folders[0]}, {folders[1]}"):
+        find_records("one", tmp_path)
+    for folder, sha in zip(folders, "ef", strict=True):
+        [found] = find_records(folder, tmp_path).records
+        assert found.network.sha256 == sha * 64
+
+
 def test_the_command_prints_percent_json_and_no_control_characters(tmp_path):
     knn(FIRST).write(tmp_path)
     second = knn(SECOND, "two")
