@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from patchssl.data.images import (
 )
 from patchssl.data.splits import expand_braces, is_split_word, named_splits, split_files, unused_note
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
+from patchssl.runtime.text import query_options
 
 PREFIX = "hf:"
 _FORM = "hf:OWNER/NAME[:SPLIT][?config=NAME&image=COLUMN&label=COLUMN]"
@@ -161,7 +161,7 @@ def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool, query
 
 def _columns(query: str, where: str) -> dict[str, str]:
     """Columns that are named behind the "?" of a path."""
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = query_options(query, where)
     if set(options) - {"image", "label"} or (query and not options):
         raise UsageError(f"'?{query}' behind {where} is not understood; write ?image=COLUMN&label=COLUMN")
     return options
@@ -170,7 +170,7 @@ def _columns(query: str, where: str) -> dict[str, str]:
 def _parsed(uri: str) -> _HubRequest:
     place, _, query = uri.removeprefix(PREFIX).partition("?")
     repo, _, split = place.partition(":")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = query_options(query, uri)
     if not _REPO.fullmatch(repo) or set(options) - {"config", "image", "label"} or (query and not options):
         raise UsageError(f"'{uri}' is not understood; write {_FORM}, and a folder of that name as ./{uri}")
     return _HubRequest(repo, split or None, **options)

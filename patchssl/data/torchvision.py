@@ -20,6 +20,7 @@ from patchssl.data.huggingface import hub_splits
 from patchssl.data.images import ArrayImages, ImageSet, Names, Openers
 from patchssl.data.lists import ListedImages
 from patchssl.runtime.errors import DataError, UsageError
+from patchssl.runtime.text import query_options
 
 PREFIX = "timm:"
 _FORM = "timm:torch/NAME?root=DIR, or with download=1 timm:torch/NAME?root=DIR&download=1"
@@ -40,7 +41,7 @@ def timm_splits(uri: str, create_dataset: Callable[..., Any], allow_truncated: b
     if kind in _STREAMS:
         raise UsageError(f"{uri}: timm reads {kind}/ as a stream only, and training needs images by index; "
                          f"{_STREAMS[kind]}")
-    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    options = query_options(query, uri, escaped=False)
     if kind != "torch" or not name or set(options) - {"root", "download"}:
         raise UsageError(f"'{uri}' is not understood; write {_FORM}. A folder or an archive is named by its path")
     if name.lower() in ("image_folder", "folder"):

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from patchssl.runtime.errors import DataError
 from patchssl.runtime.files import write_text
+from patchssl.runtime.yamltext import load_json
 
 _PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}\"]*?)\n\s*\]")  # no string in it; a line break is never inside of one
 _LARGEST_BYTES = 64 * 2**20
@@ -67,7 +68,7 @@ def _read_json(path: Path, kind: str) -> dict[str, Any]:
             raise DataError(f"{path} is not a regular file")
         if found.st_size > _LARGEST_BYTES:
             raise DataError(f"{path} is larger than {_LARGEST_BYTES // 2**20} MiB: not a {kind} record")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:  # a link to nowhere
         raise DataError(f"{path} is not a regular file") from None
     except OSError as error:

@@ -7,7 +7,6 @@ seconds, where huggingface_hub by itself goes on trying for half a minute to som
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from huggingface_hub import constants, utils
 from huggingface_hub.file_download import repo_folder_name
 
 from patchssl.runtime.errors import CheckpointError, UsageError
+from patchssl.runtime.yamltext import load_json
 
 T = TypeVar("T")
 ANSWER_SECONDS = 5  # the look-up of the hub's name included
@@ -48,7 +48,7 @@ def hub_json(repo: str, name: str, revision: str | None = None) -> dict[str, Any
     if path.stat().st_size > JSON_BYTES:
         raise _too_large(asked, path.stat().st_size, JSON_BYTES)
     try:
-        table = json.loads(path.read_text("utf-8"))
+        table = load_json(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{asked} is damaged, it cannot be read as JSON ({error}); {anew}") from None
     if not isinstance(table, dict):

@@ -7,11 +7,11 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qsl
 
 from patchssl.models.networks import family_of, has_arch
 from patchssl.models.pixels import is_pixels
 from patchssl.runtime.errors import UsageError, unknown_choice
+from patchssl.runtime.text import query_options
 
 FILE_OPTIONS = ("heads", "mean", "std", "method")
 
@@ -60,6 +60,8 @@ def sized(uri: str) -> tuple[str, int | None]:
     sizes = [option for option in options if option.startswith("img_size=")]
     if not sizes:
         return uri, None
+    if len(sizes) > 1:
+        raise UsageError(f"{uri}: img_size= stands twice; keep one")
     rest = "&".join(option for option in options if option not in sizes)
     return name + ("?" + rest if rest else "") + network, whole_number("img_size", sizes[-1].partition("=")[2], uri)
 
@@ -75,7 +77,7 @@ def require_network(uri: str, *, own_size: bool = False) -> None:
 
 
 def options_in(query: str, allowed: tuple[str, ...], where: str) -> dict[str, str]:
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = query_options(query, where)
     for name in options:
         if name not in allowed:
             raise UsageError(unknown_choice("option", name, allowed) + f" in {where}")

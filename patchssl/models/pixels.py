@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from patchssl.models.backbone import Backbone, Origin
 from patchssl.runtime.errors import UsageError
+from patchssl.runtime.text import query_options
 
 
 class RawPixels(Backbone):
@@ -67,7 +68,7 @@ def is_pixels(model: str) -> bool:
 
 def open_pixels(model: str) -> RawPixels:
     """Raw pixels as `pixels?img_size=64` names them, in patches if a `patch_size` is said."""
-    given = dict(part.partition("=")[::2] for part in model.partition("?")[2].split("&") if part)
+    given = query_options(model.partition("?")[2], model, escaped=False)
     known = not set(given) - set(_OPTIONS) and (given or "?" not in model)
     if not known or not all(value.isdecimal() and int(value) for value in given.values()):
         raise UsageError(f"model '{model}' is not understood; write pixels, or with a size pixels?img_size=32, or with "

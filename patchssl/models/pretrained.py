@@ -5,7 +5,6 @@ A config.json comes from anywhere: it may set sizes and words, and nothing that 
 
 from __future__ import annotations
 
-import json
 import reprlib
 from collections.abc import Mapping
 from functools import partial
@@ -36,6 +35,7 @@ from patchssl.models.networks import (
 from patchssl.models.recognize import describe_left_out
 from patchssl.models.weights import WeightsFile, read_weights
 from patchssl.runtime.errors import CheckpointError, UsageError
+from patchssl.runtime.yamltext import load_json
 
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 FOLDER_WEIGHTS, FOLDER_CONFIG = "model.safetensors", "config.json"
@@ -82,7 +82,7 @@ def folder_weights(folder: Path) -> Path | None:
 def read_config(path: Path) -> dict[str, Any]:
     """A timm config.json; CheckpointError for one that is not there or is damaged."""
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = load_json(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from urllib.parse import parse_qsl
+
+from patchssl.runtime.errors import UsageError
 
 
 def command(*words: object) -> str:
@@ -18,6 +21,25 @@ def command(*words: object) -> str:
 def resume_command(folder: object) -> str:
     """What goes on with the run in `folder`."""
     return command("pretrain", "--resume", folder)
+
+
+def query_options(query: str, where: str, *, escaped: bool = True) -> dict[str, str]:
+    """What stands behind a "?", as in a=1&b=2; UsageError for what is no such list, and for a name given twice.
+
+    Not `escaped`: + and % mean themselves, as in a path.
+
+    >>> query_options("image=left&label=", "x"), query_options("root=a+b", "x", escaped=False)
+    ({'image': 'left', 'label': ''}, {'root': 'a+b'})
+    """
+    pairs = (parse_qsl(query, keep_blank_values=True) if escaped else
+             [part.partition("=")[::2] for part in query.split("&") if part])
+    options = dict(pairs)
+    if query and not pairs:
+        raise UsageError(f"'?{query}' in {where} is not understood; write ?name=value&name=value")
+    if len(options) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise UsageError(f"{where}: {next(name for name in names if names.count(name) > 1)}= stands twice; keep one")
+    return options
 
 
 def counted(others: Mapping[str, int]) -> str:

@@ -1,7 +1,8 @@
-"""YAML as people write it: plain values, and no key twice in one table, of which YAML would take the last."""
+"""YAML and JSON as people write them: plain values, and no key twice in one table, of which the last would be taken."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -43,3 +44,20 @@ def load_yaml(text: str, where: str) -> Any:
         raise UsageError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{where} is not YAML: {error}") from None
+
+
+def load_json(text: str) -> Any:
+    """The values of JSON `text`; ValueError for what is no JSON, and for a key that stands twice in one table.
+
+    >>> load_json('{"a": {"b": 1}, "c": {"b": 2}}')
+    {'a': {'b': 1}, 'c': {'b': 2}}
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' stands twice")
+    return table
