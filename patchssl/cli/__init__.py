@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -51,6 +52,9 @@ def main() -> None:
     """Entry point: run a command, end with its exit code."""
     # torch's threads wait by spinning; on a busy machine that costs 20 times the work (read when torch is imported)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding has not
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = _exit_code()
     if "torch" in sys.modules:
         from patchssl.runtime.distributed import end_launched

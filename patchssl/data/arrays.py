@@ -91,7 +91,7 @@ def _read_idx_split(files: _IdxFiles, split: str) -> Arrays:
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array in an IDX file, plain or .gz: 0, 0, 8 (uint8), rank, big-endian sizes, content."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             data = file.read()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
@@ -167,7 +167,7 @@ def _cifar_at(cifar: _Cifar, place: Path) -> ArraySplits | None:
             return None
         kind = "CIFAR's files"
     elif (
-        place.name.endswith((".tar.gz", ".tgz", ".tar")) and place.is_file() and _is_archive_of(cifar, place)
+        place.name.lower().endswith((".tar.gz", ".tgz", ".tar")) and place.is_file() and _is_archive_of(cifar, place)
     ):
         splits, kind = list(cifar.batches), "CIFAR's archive"
     else:

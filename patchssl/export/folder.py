@@ -23,6 +23,7 @@ from patchssl.models.hub import upload_folder
 from patchssl.models.pretrained import FOLDER_CONFIG, FOLDER_WEIGHTS, read_config
 from patchssl.runtime.console import Console
 from patchssl.runtime.errors import CheckpointError, UsageError, unknown_choice
+from patchssl.runtime.files import is_utf8
 from patchssl.runtime.progress import Progress, Steps
 
 FORMATS: Mapping[str, Format] = {"timm": TIMM, "dino": DINO, "onnx": ONNX}
@@ -153,6 +154,9 @@ def _records(source: ExportSource, results: Path | None) -> tuple[list[Result], 
 
 def _require_free(folder: Path, overwrite: bool) -> None:
     """UsageError unless `folder` can be written without losing anything but an earlier export."""
+    if not is_utf8(folder):
+        raise UsageError(f"{folder} is no text in UTF-8, and timm, safetensors and ONNX Runtime open no file in such a "
+                         "folder; choose another --out")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder that does not exist yet")
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from patchssl.runtime.errors import CheckpointError, UsageError
+from patchssl.runtime.files import is_utf8
 from patchssl.runtime.pickles import NUMBERS
 
 BARE = ""  # the name of a network whose tensors lie at the top of the file
@@ -89,15 +90,18 @@ def read_weights(path: Path) -> WeightsFile:
     for beginning, what in _OTHERS.items():
         if re.match(beginning, start):
             raise CheckpointError(f"{path} is {what}")
-    if path.suffix == ".safetensors" or start[8:10] == b'{"':  # whatever it is called
+    if path.suffix.lower() == ".safetensors" or start[8:10] == b'{"':  # whatever it is called
         return _read_safetensors(path)
     return weights_in(read_torch(path), path)
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
 
     try:
+        if not is_utf8(path):
+            return WeightsFile(path, "safetensors", _split_networks(BARE, load(path.read_bytes())), {})
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             metadata = file.metadata() or {}
@@ -118,7 +122,10 @@ def read_torch(path: Path) -> Any:
         allowed: list[Any] = [argparse.Namespace, *((stand_in, name) for name, stand_in in NUMBERS.items())]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files of old versions of torch
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
+            if is_utf8(path):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:

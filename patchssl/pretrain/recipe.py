@@ -49,7 +49,7 @@ def shipped_or_own(kind: str, source: str | Path, folder: Traversable) -> str:
     path, names = Path(source), shipped_names(folder)
     if str(source) in names:
         return (folder / f"{source}.yaml").read_text("utf-8")
-    if path.suffix not in {".yaml", ".yml"}:
+    if path.suffix.lower() not in {".yaml", ".yml"}:
         raise UsageError(unknown_choice(kind, str(source), names) + ", or name a .yaml file")
     if not path.is_file():
         raise UsageError(f"{kind} {source} is not a file; shipped are {', '.join(names)}")

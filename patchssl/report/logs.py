@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from patchssl.eval.naming import fault_of
+from patchssl.eval.naming import fault_of, shown_name
 from patchssl.pretrain.health import collapse_warnings
 from patchssl.pretrain.run.log import LOG
 from patchssl.pretrain.run.resume import read_run
@@ -38,8 +38,6 @@ class RunLog:
 
 def read_run_log(folder: Path) -> RunLog:
     """The log of the run in `folder`, as far as it can be read; DataError where no row can."""
-    if fault := fault_of(folder.name):
-        raise DataError(f"the run {folder} is left out: its name {fault}")
     path, problems = folder / LOG, []
     try:
         if path.stat().st_size > _LARGEST_LOG:
@@ -70,7 +68,7 @@ def read_run_log(folder: Path) -> RunLog:
     except KeyError as error:
         problems.append(f"the health of {folder} cannot be judged: its log lacks {error}")
     facts = [(name, text) for name, text in facts if not fault_of(text)]
-    return RunLog(folder.name, whole, tuple(facts), tuple(warnings), tuple(problems))
+    return RunLog(shown_name(folder.name), whole, tuple(facts), tuple(warnings), tuple(problems))
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -58,6 +58,15 @@ def write_through(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether libraries that hand names on in UTF-8 can open `path`, as torch's own and safetensors do.
+
+    >>> is_utf8(Path("café")), is_utf8(Path("caf\udce9"))
+    (True, False)
+    """
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
 def default_folder() -> Path:
     """PATCHSSL_CACHE, or patchssl in the user's cache folder."""
     if named := os.environ.get("PATCHSSL_CACHE"):

@@ -10,12 +10,21 @@ from patchssl.runtime.errors import UsageError
 
 
 def command(*words: object) -> str:
-    """A command of this package as a shell takes it, whatever a path in it holds.
+    """A command of this package as a shell takes it, whatever a path in it holds; all of it can be printed.
 
     >>> command("pretrain", "--resume", "my runs/first")
     "patchssl pretrain --resume 'my runs/first'"
     """
-    return shlex.join(["patchssl", *map(str, words)])
+    return " ".join(["patchssl", *(_quoted(str(word)) for word in words)])
+
+
+def _quoted(word: str) -> str:
+    r"""A word of a command; what cannot be printed is written as bash and zsh take it, $'caf\351'."""
+    if word.isprintable():
+        return shlex.quote(word)
+    safe = set(range(32, 127)) - set(b"\\'")
+    return "$'" + "".join(chr(byte) if byte in safe else f"\\{byte:03o}"
+                          for byte in word.encode("utf-8", "surrogateescape")) + "'"
 
 
 def resume_command(folder: object) -> str:

@@ -254,7 +254,7 @@ def _about_release(root: Path) -> Iterator[Finding]:
     if damaged := [name for name in PARIS_DAMAGED if (root / "jpg" / name).is_file()]:
         yield Finding("damaged images", f"{len(damaged)} that are damaged in the official archives too; no ground "
                                         "truth names them")
-    archives = [name for name in _taken_in(root) if name.endswith((".tgz", ".tar.gz"))]
+    archives = [name for name in _taken_in(root) if name.lower().endswith((".tgz", ".tar.gz"))]
     if not archives:
         yield Finding("faces", "blurred (since 2022) or not, cannot be told from the files", "note",
                       "earlier published numbers are of the first release, which was not blurred")

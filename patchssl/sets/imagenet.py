@@ -117,7 +117,7 @@ def _why_wrong(folder: Path, counts: Mapping[str, int], split: str) -> str:
     names = [entry.name for entry in list_folder(folder)]
     if loose := sum(is_image_name(name) for name in names):
         return f"{loose:,} images lie right in {folder}: sort them into class folders"
-    if packed := [name for name in names if name.endswith(".tar")]:
+    if packed := [name for name in names if name.lower().endswith(".tar")]:
         return f"{len(packed):,} archives such as {packed[0]} are not unpacked"
     if empty := sorted(name for name, count in counts.items() if not count):
         return f"no images in {shortened(empty, _MOST_LISTED)}"

@@ -1,7 +1,9 @@
 """Commands that are printed can be pasted into a shell."""
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,20 @@ PACKAGE = Path(__file__).parents[2] / "patchssl"
 TEMPLATES = {"report/reproduce.py"}  # ROOT and MODEL are filled in by words of its own
 
 
-@given(st.text(st.characters(exclude_characters="\0"), min_size=1))
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["C", "Z"]) | st.just(" "), min_size=1))
 def test_a_shell_takes_the_command_apart_into_the_words_it_was_made_of(folder):
     assert shlex.split(command("eval", "knn", folder)) == ["patchssl", "eval", "knn", folder]
     assert shlex.split(resume_command(folder)) == ["patchssl", "pretrain", "--resume", folder]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"\x1b[31m'x\\", b"\xc2\xa0\xe2\x80\xae$HOME", b"it's \xff`id`",
+                                  b"x"])
+def test_what_cannot_be_printed_comes_back_from_a_shell(name):
+    said = command("inspect", os.fsdecode(name))
+    assert said.isprintable()
+    script = f"patchssl() {{ printf '%s' \"$2\"; }}; {said}"
+    done = subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=60)
+    assert done.stdout == name
 
 
 def test_no_message_puts_a_value_into_a_command_unquoted():
