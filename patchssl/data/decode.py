@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
 from patchssl.data.depth import note_brightest
-from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage
+from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
 from patchssl.runtime.text import counted
 
 _USUAL = frozenset(
@@ -61,6 +62,7 @@ def _readable_formats() -> tuple[str, ...]:
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *_readable_formats())
 EXTENSIONS = _USUAL.union(*(extensions for name, (_, extensions) in _OPTIONAL.items() if name in _FORMATS))
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+_MOST_PIXELS = "PATCHSSL_MAX_PIXELS"
 START, END = 16, 12  # bytes of a file that are looked at
 _ENDS = (
     (b"\xff\xd8\xff", b"\xff\xd9"),  # JPEG: the marker EOI
@@ -188,6 +190,9 @@ def decode_bytes(data: bytes, name: str, *, allow_truncated: bool = False, uprig
             return _upright(_rgb(image, deep), _orientation(image) if upright else 1)
     except (PatchSSLError, MemoryError):
         raise  # an interruption or an exhausted machine says nothing about the image
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(name, f"{str(error).rstrip('.')}; where you trust it, {_MOST_PIXELS}=N in the environment "
+                                    "reads up to N pixels") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, f"no known image format (the file begins with {data[:12]!r})") from error
     except Exception as error:  # damaged files make decoders raise anything
@@ -196,13 +201,26 @@ def decode_bytes(data: bytes, name: str, *, allow_truncated: bool = False, uprig
 
 @contextmanager
 def strict_pillow() -> Iterator[None]:
-    """Truncated files are errors inside, even where other code of the process told Pillow to accept them."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    """Truncated files are errors inside, even where other code of the process told Pillow to accept them.
+
+    So are images of more pixels than PATCHSSL_MAX_PIXELS, by default Pillow's own limit, against decompression bombs.
+    """
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if os.environ.get(_MOST_PIXELS):
+        Image.MAX_IMAGE_PIXELS = _most_pixels() // 2  # Pillow refuses twice that
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
+
+
+def _most_pixels() -> int:
+    """What PATCHSSL_MAX_PIXELS says, the most pixels of an image; UsageError where that is no number."""
+    asked = os.environ[_MOST_PIXELS]
+    if not re.fullmatch("[1-9][0-9]{0,14}", asked):
+        raise UsageError(f"{_MOST_PIXELS} is '{asked}': give the most pixels an image may have, such as 500000000")
+    return int(asked)
 
 
 def _load(image: Image.Image, allow_truncated: bool) -> None:

@@ -24,6 +24,7 @@ from patchssl.models.pretrained import FOLDER_CONFIG, FOLDER_WEIGHTS, read_confi
 from patchssl.runtime.console import Console
 from patchssl.runtime.errors import CheckpointError, UsageError, unknown_choice
 from patchssl.runtime.files import is_utf8
+from patchssl.runtime.lock import locked
 from patchssl.runtime.progress import Progress, Steps
 
 FORMATS: Mapping[str, Format] = {"timm": TIMM, "dino": DINO, "onnx": ONNX}
@@ -80,7 +81,9 @@ def export_model(uri: str, to: str | Path, *, formats: Sequence[str] = (), licen
     chosen, left_out = _possible(source, formats)
     steps = Steps(progress, len(chosen) + 2)
     steps.one()
-    with _beside(folder) as partial:
+    with (locked(folder.parent, "wait for it to end, or choose another --out", file=f".{folder.name}.lock"),
+          _beside(folder) as partial):
+        _require_free(folder, overwrite)  # another process may have written it since
         config = network_config(source)
         (partial / FOLDER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         written: dict[str, Written] = {}

@@ -13,6 +13,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+
+from patchssl.runtime.errors import FolderInUse
+from patchssl.runtime.lock import locked
 
 T = TypeVar("T")
 # what gloo, NCCL and the store of torch say then
@@ -91,6 +95,21 @@ def _leave() -> None:
 def wait_for_all() -> None:
     """Go on when every process is here."""
     all_gather_objects(None)
+
+
+@contextlib.contextmanager
+def locked_by_one(folder: Path | None) -> Iterator[None]:
+    """`folder`, where there is one, for the processes of this command alone; FolderInUse in all of them."""
+    with contextlib.ExitStack() as stack:
+        busy: FolderInUse | None = None
+        if rank() == 0 and folder is not None:
+            try:
+                stack.enter_context(locked(folder))
+            except FolderInUse as error:
+                busy = error
+        if (busy := all_gather_objects(busy)[0]) is not None:
+            raise busy
+        yield
 
 
 def local_rank() -> int:

@@ -8,7 +8,6 @@ has no such locks, or takes no file, work goes on without one: the first is said
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -23,6 +22,9 @@ from datetime import datetime
 from pathlib import Path
 
 from patchssl.runtime.errors import FolderInUse, printable
+
+if sys.platform != "win32":
+    import fcntl
 
 LOCK_FILE = ".patchssl.lock"
 _LONGEST = 2000  # bytes of what an owner says of itself
@@ -78,7 +80,7 @@ def _release(descriptor: int, path: Path) -> None:
 
 def _acquire(path: Path, remedy: str, wait: bool) -> int | None:
     """The locked file, None where there can be none."""
-    while True:
+    while sys.platform != "win32":
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -93,6 +95,7 @@ def _acquire(path: Path, remedy: str, wait: bool) -> int | None:
             _write_owner(descriptor)
             return descriptor
         os.close(descriptor)
+    return None
 
 
 def _lock(descriptor: int, path: Path, remedy: str, wait: bool) -> bool:

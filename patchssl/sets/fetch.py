@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
+from patchssl.runtime.lock import locked
 from patchssl.runtime.progress import Say
 from patchssl.sets.check import FASHION_MD5, RECORD, check_set
 from patchssl.sets.download import Wanted, checksum, download
@@ -204,30 +204,17 @@ def _own_files(chosen: FetchableSet, archives: Path | Sequence[Path], done: Mapp
 
 @contextmanager
 def _alone(stage: Path) -> Iterator[None]:
-    """The folder `stage`, locked against another process that fetches the same set (where the system has locks)."""
-    lock = stage / ".lock"
+    """The folder `stage`, locked against another process that fetches the same set."""
     try:
         stage.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
     except OSError as error:
         raise DataError(f"{stage} cannot be written: {error.strerror or error}") from error
-    with file:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataError(f"another process is writing {stage} now: wait for it to end") from None
-            except OSError:  # a file system without locks
-                pass
-        try:
+    try:
+        with locked(stage, "wait for it to end"):
             yield
-        finally:
-            if sys.platform != "win32":
-                lock.unlink()
-            with suppress(OSError):  # only if nothing came of it
-                stage.rmdir()
+    finally:
+        with suppress(OSError):  # only if nothing came of it
+            stage.rmdir()
 
 
 @dataclass(frozen=True)

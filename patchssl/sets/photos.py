@@ -15,6 +15,7 @@ from PIL import Image
 
 from patchssl.data.decode import decode_image, left_out, list_images, strict_pillow
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
+from patchssl.runtime.lock import locked
 from patchssl.runtime.progress import Steps
 
 LEAST_SIDE = 64  # pixels of the short side: below, a quarter of it shows nothing
@@ -148,16 +149,17 @@ def staged_folder(out: Path, sources: Iterable[PhotoFolder]) -> Iterator[Path]:
             raise UsageError(f"{out} lies inside {source.root}, whose photographs are asked for: choose a place "
                              "outside of it")
     stage = out.with_name(f"{out.name}.partial")
-    try:
-        stage.mkdir(parents=True)
-    except FileExistsError:
-        raise UsageError(f"{stage} is what a run left that was killed, or one is writing there now: remove it first, "
-                         "or choose another place") from None
-    try:
-        yield stage
-        if out.exists():
-            out.rmdir()
-        stage.rename(out)
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
+    with locked(out.parent, "wait for it to end, or choose another --out", file=f".{out.name}.lock"):
+        try:
+            stage.mkdir(parents=True)
+        except FileExistsError:
+            raise UsageError(f"{stage} is what a run left that was killed: remove it first, or choose another "
+                             "place") from None
+        try:
+            yield stage
+            if out.exists():
+                out.rmdir()
+            stage.rename(out)
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(stage, ignore_errors=True)
+            raise

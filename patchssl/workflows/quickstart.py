@@ -23,6 +23,7 @@ from patchssl.report.tables.make import make_tables
 from patchssl.runtime.console import Console
 from patchssl.runtime.device import default_device
 from patchssl.runtime.errors import UsageError
+from patchssl.runtime.lock import locked
 from patchssl.runtime.seeds import require_seed
 from patchssl.workflows.probe import pretrain_with_probe, resume_with_probe, run_facts
 
@@ -54,6 +55,12 @@ class QuickstartSummary:
 def run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...], *, device: str | None,
                    console: Console) -> QuickstartSummary:
     """Pretrain (or resume an interrupted quickstart in `out`), score, tabulate and draw."""
+    with locked(out):
+        return _run_quickstart(out, seed, recipe, overrides, device, console)
+
+
+def _run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...], device: str | None,
+                    console: Console) -> QuickstartSummary:
     require_seed(seed)
     effective = load_recipe(recipe, overrides)
     if effective.data is None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, ImageOps, features
 
 from patchssl.data.decode import EXTENSIONS, decode_bytes, decode_image, left_out, list_images, strict_pillow
 from patchssl.data.open import open_images
-from patchssl.runtime.errors import DataError, Interrupted, UnreadableImage
+from patchssl.runtime.errors import DataError, Interrupted, UnreadableImage, UsageError
 
 
 def picture(height: int = 6, width: int = 9, seed: int = 0) -> np.ndarray:
@@ -392,3 +392,16 @@ def test_12_bits_in_color_of_16_are_said_and_few_bright_images_are_enough_to_say
     assert open_images(tmp_path).note == ""
     (tmp_path / "b.png").write_bytes(b"broken")  # said by what reads it
     assert "if they hold 12 bits" in open_images(tmp_path).note
+
+
+def test_pillows_limit_of_pixels_is_named_and_can_be_raised(monkeypatch):
+    content = encoded(Image.new("L", (60, 50)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses twice that
+    with pytest.raises(UnreadableImage, match=r"\(3000 pixels\) exceeds limit of 2000 pixels, .*PATCHSSL_MAX_PIXELS=N in the env"):
+        decode_bytes(content, "a")
+    monkeypatch.setenv("PATCHSSL_MAX_PIXELS", "6000")
+    assert decode_bytes(content, "a").shape == (50, 60, 3)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    monkeypatch.setenv("PATCHSSL_MAX_PIXELS", "many")
+    with pytest.raises(UsageError, match="PATCHSSL_MAX_PIXELS is 'many'"):
+        decode_bytes(content, "a")

@@ -23,7 +23,8 @@ from patchssl.export import onnx as onnx_file
 from patchssl.models.checkpoint import load_checkpoint, save_checkpoint
 from patchssl.models.load import load_backbone
 from patchssl.pretrain.recipe import parse_recipe
-from patchssl.runtime.errors import CheckpointError, UsageError
+from patchssl.runtime.errors import CheckpointError, FolderInUse, UsageError
+from patchssl.runtime.lock import locked
 
 # state_dict() of facebookresearch/dino's VisionTransformer(img_size=[32], patch_size=8, embed_dim=24, depth=1,
 # num_heads=3, qkv_bias=True) and of its DINOHead(24, 32, hidden_dim=32, bottleneck_dim=16)
@@ -464,6 +465,13 @@ def test_a_file_that_gives_other_features_is_not_exported(run, tmp_path, monkeyp
     with pytest.raises(CheckpointError, match=r"model.safetensors would give features that are off by \d"):
         export_model(str(run), tmp_path / "out", formats=["timm"])
     assert not list(tmp_path.iterdir())
+
+
+def test_two_exports_to_one_folder_do_not_mix(run, tmp_path):
+    with locked(tmp_path, file=".out.lock"), pytest.raises(FolderInUse, match=r"is in use by process .*another --out"):
+        export_model(str(run), tmp_path / "out", formats=["timm"])
+    export_model(str(run), tmp_path / "out", formats=["timm"])
+    assert names_in(tmp_path) == ["out"]
 
 
 def test_a_full_disk_is_a_sentence(run, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ import torchvision.datasets
 from cases import each
 
 from patchssl.data.open import open_pair
-from patchssl.runtime.errors import DataError, UsageError
+from patchssl.runtime.errors import DataError, FolderInUse, UsageError
 from patchssl.sets import check as check_sets
 from patchssl.sets import download
 from patchssl.sets import fetch as fetch_sets
@@ -461,7 +461,7 @@ def test_a_run_that_was_killed_is_gone_on_with(copydays, tmp_path, web):
 
 def test_two_runs_at_once_do_not_mix(cifar, tmp_path):
     with fetch_sets._alone(tmp_path / "cifar10.partial"), \
-            pytest.raises(DataError, match=r"another process is writing .*cifar10.partial now"):
+            pytest.raises(FolderInUse, match=r"cifar10.partial is in use by process .*; wait for it to end"):
         get_set("cifar10", tmp_path)
     get_set("cifar10", tmp_path)
 

@@ -14,7 +14,8 @@ import pytest
 from cases import each
 from PIL import Image
 
-from patchssl.runtime.errors import DataError, UsageError
+from patchssl.runtime.errors import DataError, FolderInUse, UsageError
+from patchssl.runtime.lock import locked
 from patchssl.runtime.pickles import load_plain_pickle
 from patchssl.sets import make as module
 from patchssl.sets.copydays import open_copydays
@@ -290,7 +291,7 @@ def test_the_place_must_be_free_and_elsewhere(make, folder, tmp_path):
     with pytest.raises(UsageError, match="lies inside"):
         make(folder, folder / "out")
     (tmp_path / "left.partial").mkdir()
-    with pytest.raises(UsageError, match=r"left\.partial is what a run left .* remove it first"):
+    with pytest.raises(UsageError, match=r"left\.partial is what a run left that was killed: remove it first"):
         make(folder, tmp_path / "left")
     (tmp_path / "empty").mkdir()
     make(folder, tmp_path / "empty")
@@ -318,12 +319,20 @@ def test_progress_counts_to_the_end(make, tmp_path):
 def test_an_interruption_leaves_nothing(make, folder, tmp_path, step):
     def interrupt(done, total):
         if done == step:
-            assert names_in(tmp_path) == ["out.partial"]
+            assert names_in(tmp_path) == [".out.lock", "out.partial"]
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         make(folder, tmp_path / "out", progress=interrupt, workers=2)
     assert names_in(tmp_path) == []
+
+
+def test_two_at_once_do_not_mix(folder, tmp_path):
+    remedy = "wait for it to end, or choose another --out"
+    with locked(tmp_path, file=".out.lock"), pytest.raises(FolderInUse, match=f"is in use by process .*; {remedy}"):
+        make_revisited(folder, tmp_path / "out")
+    make_revisited(folder, tmp_path / "out")
+    assert names_in(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("make", ["make_copydays", "make_revisited"])

@@ -6,6 +6,7 @@ One thing of it cannot be recommended, and the record says so: the epoch is chos
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ from patchssl.runtime.distributed import all_gather_objects, rank, world_size
 from patchssl.runtime.errors import CheckpointError, NotFiniteError, UnreadableImage, UsageError
 from patchssl.runtime.loader import BatchLoader
 from patchssl.runtime.progress import Progress, shifted
+
+log = logging.getLogger(__name__)
 
 _ROWS = 4096  # test images at a time
 
@@ -99,7 +102,11 @@ def _train(probe: Probe, training: ProbeTraining, seen: Tensor, test_labels: Ten
                                  "or the network gave features that are not finite for one of the crops")
         _judge(probe, seen, test_labels)
         if folder is not None and rank() == 0:
-            save_checkpoint(folder, {"task": "linear", "facts": dict(facts), **probe.state_dict()})
+            try:
+                save_checkpoint(folder, {"task": "linear", "facts": dict(facts), **probe.state_dict()})
+            except CheckpointError as error:  # who loses no process needs none
+                log.warning("epoch %s is not kept, after a kill it is trained again: %s", epoch + 1,
+                            str(error).partition(";")[0])
 
 
 def make_probe(width: int, training: ProbeTraining) -> Probe:

@@ -35,6 +35,7 @@ from patchssl.models.identity import identify
 from patchssl.models.pixels import RawPixels
 from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
+from patchssl.runtime.distributed import locked_by_one
 from patchssl.runtime.errors import UsageError
 from patchssl.runtime.progress import Progress, shifted
 
@@ -151,7 +152,8 @@ def _run_dino(backbone: Backbone, sets: tuple[ImageSet, ImageSet], labels: tuple
              "labels": hashlib.sha256(b"".join(part.numpy().tobytes() for part in labels)).hexdigest()}
     own = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     place = folder / f"{safe_name(backbone.name)}-{own}" if folder and not network.unknown else None
-    return dino_probe(training, test, labels[1], folder=place, facts=facts, progress=progress)
+    with locked_by_one(place):
+        return dino_probe(training, test, labels[1], folder=place, facts=facts, progress=progress)
 
 
 def _outputs(backbone: Backbone, images: ImageSet, plan: Protocol, progress: Progress | None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,8 @@ from patchssl.pretrain.run.resume import (
 )
 from patchssl.pretrain.run.setup import foreseen, make_engine, require_shares, training_images
 from patchssl.runtime.device import training_device
-from patchssl.runtime.distributed import all_gather_objects, joined, rank, wait_for_all
-from patchssl.runtime.errors import FolderInUse, Interrupted, UsageError
-from patchssl.runtime.lock import locked
+from patchssl.runtime.distributed import joined, locked_by_one, rank, wait_for_all
+from patchssl.runtime.errors import Interrupted, UsageError
 from patchssl.runtime.progress import RunProgress, Silent
 from patchssl.runtime.seeds import require_seed
 from patchssl.runtime.signals import Stopped, StopSignals
@@ -221,21 +220,6 @@ def _keep_threads(recipe: Recipe, facts: Mapping[str, Any], device: torch.device
     if facts["versions"]["torch"] != torch.__version__ or facts["device"] != str(device):
         progress.say(f"the run began with torch {facts['versions']['torch']} on {facts['device']} and resumes with "
                      f"torch {torch.__version__} on {device}: the last bits may differ")
-
-
-@contextmanager
-def locked_by_one(folder: Path) -> Iterator[None]:
-    """The run folder for the processes of this run alone: rank 0 has the lock; FolderInUse in all of them."""
-    with ExitStack() as stack:
-        busy: FolderInUse | None = None
-        if rank() == 0:
-            try:
-                stack.enter_context(locked(folder))
-            except FolderInUse as error:
-                busy = error
-        if (busy := all_gather_objects(busy)[0]) is not None:
-            raise busy
-        yield
 
 
 def versions() -> dict[str, str]:
