@@ -191,8 +191,8 @@ def decode_bytes(data: bytes, name: str, *, allow_truncated: bool = False, uprig
     except (PatchSSLError, MemoryError):
         raise  # an interruption or an exhausted machine says nothing about the image
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(name, f"{str(error).rstrip('.')}; where you trust it, {_MOST_PIXELS}=N in the environment "
-                                    "reads up to N pixels") from error
+        raise UnreadableImage(name, f"{str(error).rstrip('.')}; where you trust it, {_MOST_PIXELS}=N in the "
+                                    "environment reads up to N pixels") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, f"no known image format (the file begins with {data[:12]!r})") from error
     except Exception as error:  # damaged files make decoders raise anything

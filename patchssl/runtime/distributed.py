@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from patchssl.runtime.errors import FolderInUse
+from patchssl.runtime.errors import FolderInUse, UsageError
 from patchssl.runtime.lock import locked
 
 T = TypeVar("T")
+_LAUNCH = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # what gloo, NCCL and the store of torch say then
 _OF_PEERS = re.compile(r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|[Tt]imeout|remote process|NCCL error|"
                        r"gloo/transport|Socket is not connected|Connection refused|recvValue failed|failed to recv")
@@ -33,6 +34,7 @@ _OF_PEERS = re.compile(r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|[
 
 def join_launched(device_type: str = "cpu") -> None:
     """Join the processes that torchrun started, by gloo, or nccl on GPUs; nothing to do without a launcher."""
+    _require_whole_launch()
     if _is_launched() and dist.is_available() and not dist.is_initialized():
         import torch._dynamo  # noqa: F401  timm imports it: after the group is up it would hold it for good
 
@@ -53,7 +55,33 @@ def end_launched(code: int) -> None:
 
 
 def _is_launched() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    size = os.environ.get("WORLD_SIZE", "1")
+    return size.isdecimal() and int(size) > 1
+
+
+def _require_whole_launch() -> None:
+    """UsageError for a part of what a launcher sets, and for tasks of Slurm that know nothing of each other.
+
+    Only a step of several tasks, which srun starts, tells their number as that of the step; the script of a job does
+    not, however many tasks the job may start.
+    """
+    found = {name: os.environ[name] for name in _LAUNCH if os.environ.get(name)}
+    how = "start it with torchrun --nproc-per-node=N -m patchssl ..., which sets them all"
+    if wrong := [f"{name}={found[name]}" for name in _LAUNCH[:3] if name in found and not found[name].isdecimal()]:
+        raise UsageError(f"{', '.join(wrong)} in the environment is no number; {how}, or unset it")
+    size, own = int(found.get("WORLD_SIZE", "1")), int(found.get("RANK", "0"))
+    if missing := [name for name in (*_LAUNCH[:2], *_LAUNCH[3:]) if name not in found and (size > 1 or own)]:
+        raise UsageError(f"the environment holds {', '.join(f'{name}={value}' for name, value in found.items())}, but "
+                         f"no {', '.join(missing)}: of processes that work together each needs all of them; {how}, or "
+                         "unset them for one process")
+    if own >= size:
+        raise UsageError(f"RANK={own} in the environment is none of WORLD_SIZE={size} processes, from 0 on; {how}")
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" not in found and "SLURM_PROCID" in os.environ and tasks.isdecimal() and int(tasks) > 1:
+        raise UsageError(f"srun started {tasks} tasks of this command, which know nothing of each other: each would do "
+                         "all of it. Start one task on each node that runs torchrun (srun --ntasks-per-node=1 torchrun "
+                         "...), or let 'patchssl pretrain --slurm' ask for the processes; if each task is to work by "
+                         "itself, with its own --out, set WORLD_SIZE=1")
 
 
 @contextlib.contextmanager
@@ -114,7 +142,10 @@ def locked_by_one(folder: Path | None) -> Iterator[None]:
 
 def local_rank() -> int:
     """This process's number on its machine, which chooses its GPU; 0 without a launcher."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    number = os.environ.get("LOCAL_RANK", "0")
+    if not number.isdecimal():
+        raise UsageError(f"LOCAL_RANK={number} in the environment is no number: unset it, or start with torchrun")
+    return int(number)
 
 
 def is_active() -> bool:

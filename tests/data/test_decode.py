@@ -397,7 +397,8 @@ def test_12_bits_in_color_of_16_are_said_and_few_bright_images_are_enough_to_say
 def test_pillows_limit_of_pixels_is_named_and_can_be_raised(monkeypatch):
     content = encoded(Image.new("L", (60, 50)), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow refuses twice that
-    with pytest.raises(UnreadableImage, match=r"\(3000 pixels\) exceeds limit of 2000 pixels, .*PATCHSSL_MAX_PIXELS=N in the env"):
+    said = r"\(3000 pixels\) exceeds limit of 2000 pixels, .*PATCHSSL_MAX_PIXELS=N in the env"
+    with pytest.raises(UnreadableImage, match=said):
         decode_bytes(content, "a")
     monkeypatch.setenv("PATCHSSL_MAX_PIXELS", "6000")
     assert decode_bytes(content, "a").shape == (50, 60, 3)
