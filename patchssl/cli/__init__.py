@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -95,11 +96,25 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename} cannot be used: {error.strerror}"
+    if full := _full_disk(error):
+        return f"{full}: not all could be written; free some space, or name a place on another disk, and start again"
     if "torch" in sys.modules:
+        from patchssl.runtime.distributed import lost_peer, peer_sentence
         from patchssl.runtime.loader import lost_worker
 
+        if lost_peer(error):
+            return f"{peer_sentence(error)}; start it again"
         if (lost := lost_worker(error)) is not None:
             return (f"a process that reads images ended unexpectedly, often for want of memory ({lost}); try again "
                     "with fewer --workers, or a smaller --batch-size")
     return (f"this should not happen, please report it: {type(error).__name__}: {error} "
             "(PATCHSSL_DEBUG=1 shows where)")
+
+
+def _full_disk(error: BaseException | None) -> str:
+    """What the system says of a disk, a quota or a file that takes no more; "" where that is not the reason."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return ""

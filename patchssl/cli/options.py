@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,10 +153,14 @@ def scoring_console() -> Iterator[Console]:
 
 def print_record(result: Result, results: Path, as_json: bool) -> None:
     """Write the record and print it whole, or its main numbers."""
-    from patchssl.eval.score import headline
+    from patchssl.eval.score import headline, keep_result
     from patchssl.runtime.distributed import rank
 
     if rank():
         return  # all processes have the same record, the first one writes it
-    path = result.write(results)
+    try:
+        path = keep_result(result, results)
+    except DataError:
+        typer.echo(json.dumps(result.as_dict(), indent=2) if as_json else headline(result))
+        raise
     typer.echo(path.read_text() if as_json else f"{headline(result)}\nwritten to {path}", nl=not as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from patchssl.models.load import open_model
 from patchssl.models.pixels import RawPixels
 from patchssl.runtime.device import default_device
 from patchssl.runtime.distributed import join_launched, local_rank, rank
+from patchssl.runtime.errors import DataError
 from patchssl.runtime.progress import Reporter
 
 
@@ -81,7 +83,8 @@ def score_all(model: str, data: str, tasks: Sequence[str], results: Path, comput
               overwrite: bool) -> tuple[SuitePlan, list[Result], dict[str, str]]:
     """Everything that can be run and has no record yet, each record written as soon as it is there."""
     backbone, plan = plan_all(model, data, tasks, results, compute, choices=choices, overwrite=overwrite)
-    found, failed = run_suite(backbone, plan, compute, keep=lambda result: None if rank() else result.write(results))
+    found, failed = run_suite(backbone, plan, compute,
+                              keep=lambda result: None if rank() else _keep_or_say(result, results))
     return plan, found, failed
 
 
@@ -129,6 +132,27 @@ def evaluate(model: str | Backbone, data: str | Path, tasks: Sequence[str] = ("k
     rows = [{"model": result.model, "task": result.task, "dataset": result.dataset, "protocol": result.protocol,
              "metric": metric, "value": value} for result in results for metric, value in result.metrics.items()]
     return pd.DataFrame(rows, columns=["model", "task", "dataset", "protocol", "metric", "value"])
+
+
+def keep_result(result: Result, results: Path) -> Path:
+    """The file of `result` below `results`; DataError where that takes none, once the record is kept elsewhere."""
+    try:
+        return result.write(results)
+    except DataError as error:
+        try:
+            kept = result.write(Path(tempfile.mkdtemp(prefix="patchssl-results-")))
+        except (DataError, OSError):
+            raise DataError(f"{error}; its record is lost, no place was left for it") from None
+        raise DataError(f"{error}; its record is kept in {kept}: free some space, and copy what is in "
+                        f"{kept.parents[1]} to {results}") from None
+
+
+def _keep_or_say(result: Result, results: Path) -> Path:
+    """As `keep_result`, with the number in the error."""
+    try:
+        return keep_result(result, results)
+    except DataError as error:
+        raise DataError(f"{headline(result)}, but {error}") from None
 
 
 def headline(result: Result) -> str:

@@ -124,8 +124,11 @@ def run_suite(backbone: Backbone, plan: SuitePlan, compute: ComputeOptions, *,
             continue
         if find_task(cell.task).classifies:
             looked_at.add(cell.data)
-        keep(result)
-        results.append(result)
+        try:
+            keep(result)
+            results.append(result)
+        except DataError as error:  # a full disk: the others are computed and said all the same
+            failed[cell.label()] = str(error)
     return results, failed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -34,15 +35,17 @@ class Console:
 
     def say(self, sentence: str) -> None:
         """Print a sentence, above the bar if there is one."""
-        self._rich.print(sentence, markup=False, soft_wrap=True)
+        with suppress(OSError):  # nobody reads any more (a pipe's end that was closed): no reason to end the work
+            self._rich.print(sentence, markup=False, soft_wrap=True)
 
     def update(self, done: int, total: int, row: dict[str, Any] | None = None, what: str = "training") -> None:
         """Show that `done` of `total` are done; `row` is a pretraining log row whose main numbers are shown."""
         note = " ".join(_numbers(row)) if row else ""
-        if self._rich.is_terminal:
-            self._bar(done, total, what, note)
-        else:
-            self._line(done, total, what, note)
+        with suppress(OSError):
+            if self._rich.is_terminal:
+                self._bar(done, total, what, note)
+            else:
+                self._line(done, total, what, note)
         if done >= total:
             self.close()
 
@@ -53,7 +56,8 @@ class Console:
     def close(self) -> None:
         """Leave the bar as it is."""
         if self._progress:
-            self._progress.stop()
+            with suppress(OSError):
+                self._progress.stop()
         self._progress = None
         self._done = 0
 

@@ -26,6 +26,7 @@ from patchssl.runtime.errors import FolderInUse, UsageError
 from patchssl.runtime.lock import locked
 
 T = TypeVar("T")
+_PARENT = os.getppid()
 _LAUNCH = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # what gloo, NCCL and the store of torch say then
 _OF_PEERS = re.compile(r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|[Tt]imeout|remote process|NCCL error|"
@@ -94,6 +95,11 @@ def joined(device_type: str = "cpu") -> Iterator[None]:
         if is_active():
             dist.destroy_process_group()
         raise
+
+
+def is_orphan() -> bool:
+    """Whether torchrun, which started this process, is gone: nobody is there to end or to restart it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and world_size() > 1 and os.getppid() != _PARENT
 
 
 def lost_peer(error: BaseException | None) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from patchssl.pretrain.run.setup import foreseen, make_engine, require_shares, t
 from patchssl.runtime.device import peak_memory
 from patchssl.runtime.seeds import require_seed
 
-_SLOW = 10.0  # seconds of an update
+_MEASURED = 5  # updates, after one that warms up
+_SLOW = 20.0  # seconds of measuring, after which fewer are enough
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class RunEstimate:
     parameters: int
     seconds_per_step: float
     estimated_seconds: float
+    least_seconds: float  # as the fastest and the slowest of the measured updates say
+    most_seconds: float
     peak_memory_bytes: int
     measured_batch: int
     warnings: tuple[str, ...] = ()  # what the run will not do although the recipe speaks of it
@@ -40,12 +43,13 @@ class RunEstimate:
 
     def text(self) -> str:
         """For people."""
-        whole, memory = timedelta(seconds=round(self.estimated_seconds)), self.peak_memory_bytes / 2**30
+        whole, most = in_words(self.least_seconds), in_words(self.most_seconds)
+        between, memory = whole if whole == most else f"{whole} to {most}", self.peak_memory_bytes / 2**30
         warnings = "".join(f"\nwarning: {sentence}" for sentence in self.warnings)
         return (f"{self.images:,} images, {self.epochs} epochs of {self.steps_per_epoch:,} updates: "
                 f"{self.total_steps:,} in all\n"
                 f"{self.parameters:,} parameters in the student, head included\n"
-                f"{self.seconds_per_step:.2f} s an update, about {whole} in all, {memory:.1f} GiB of memory "
+                f"{in_words(self.seconds_per_step)} an update, about {between} in all, {memory:.2g} GiB of memory "
                 f"(measured on batches of {self.measured_batch} images, scaled){warnings}")
 
 
@@ -67,14 +71,29 @@ def plan_run(recipe: Recipe, data: str | Path | None, seed: int, device: str | N
     weights = peak_memory(full.device)
     batches = iter(make_loader(small, images, seed, full.num_drop_path, workers=0))
     times = []
-    for _ in range(min(3, full.total_steps)):
+    for _ in range(min(1 + _MEASURED, full.total_steps)):
         began = time.perf_counter()
         full.train_step(next(batches))
         times.append(time.perf_counter() - began)
-        if times[-1] > _SLOW:  # one is enough
+        if len(times) > 1 and sum(times) > _SLOW:
             break
-    seconds = min(times) * recipe.optim.batch_size / batch_size
+    least, seconds, most = (of(times[1:] or times) * recipe.optim.batch_size / batch_size
+                            for of in (min, statistics.median, max))
     memory = int(weights + max(0, peak_memory(full.device) - weights) * part / batch_size)
     parameters = sum(p.numel() for p in full.student.parameters())
     return RunEstimate(len(images), recipe.optim.epochs, full.steps_per_epoch, full.total_steps, parameters, seconds,
-                       seconds * full.total_steps, memory, batch_size, foreseen(recipe, images))
+                       seconds * full.total_steps, least * full.total_steps, most * full.total_steps, memory,
+                       batch_size, foreseen(recipe, images))
+
+
+def in_words(seconds: float) -> str:
+    """A time of which two digits are known, in the unit that suits it.
+
+    >>> [in_words(seconds) for seconds in (0.0234, 59, 150, 7000, 386_000_000)]
+    ['0.023 s', '59 s', '2.5 minutes', '1.9 hours', '4,500 days']
+    """
+    for unit, least in (("days", 172_800), ("hours", 5400), ("minutes", 90), ("s", 0)):
+        if seconds >= least:
+            break
+    each = {"days": 86_400, "hours": 3600, "minutes": 60, "s": 1}[unit]
+    return f"{float(f'{seconds / each:.2g}'):,.10g} {unit}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from patchssl.pretrain.run.log import UNREADABLE, MetricLog
 from patchssl.pretrain.run.resume import ALLOW
 from patchssl.pretrain.run.sync import Decision, LocalStatus, RankSync
 from patchssl.runtime.device import peak_memory
-from patchssl.runtime.distributed import all_gather_objects, lost_peer, peer_sentence, rank, world_size
+from patchssl.runtime.distributed import all_gather_objects, is_orphan, lost_peer, peer_sentence, rank, world_size
 from patchssl.runtime.errors import CheckpointError, DataError, Interrupted, NotFiniteError, PatchSSLError
 from patchssl.runtime.loader import lost_worker
 from patchssl.runtime.progress import RunProgress, Silent
@@ -195,6 +196,9 @@ def _next_batch(run: Run, batches: Iterator[ViewBatch]) -> ViewBatch | None:
 def _meet(run: Run, clock: Clock) -> Decision:
     """What the processes of the run agree on after the newest update."""
     times, step = run.recipe.run, run.engine.steps_done
+    if run.stops.received is None and is_orphan():
+        run.progress.say("warning: torchrun is gone, which started these processes: they save and stop")
+        run.stops.received = signal.SIGTERM
     said = LocalStatus(run.stops.received, run.meetings.unreadable, log_due=clock.since_log() >= times.log_seconds,
                        save_due=clock.since_save() >= 60 * times.checkpoint_minutes,
                        seconds_per_step=clock.seconds_per_step(step))

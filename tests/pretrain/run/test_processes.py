@@ -88,12 +88,24 @@ def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bit_identical(pl
     wait_for(place / "killed" / "checkpoint.pth", process)
     victim = children_of(process.pid)[-1]
     os.kill(victim, signal.SIGKILL)
-    finish(process)
+    _, err = finish(process)
     assert process.returncode != 0
+    assert "should not happen" not in err
     assert torch.load(place / "killed" / "checkpoint.pth", weights_only=True)["steps_done"] < 16
     done(place, "--resume", "killed")
     found, whole = weights(place / "killed"), weights(place / "whole")
     assert all(torch.equal(found[name], value) for name, value in whole.items())
+
+
+def test_processes_whose_torchrun_was_killed_save_and_stop(place):
+    process = start(place, *SMALL, "optim.epochs=4000", "--out", "orphaned")
+    wait_for(place / "orphaned" / "log.jsonl", process)
+    left = children_of(process.pid)
+    process.kill()
+    _, err = process.communicate(timeout=100)  # its end is that of the last process that writes to it
+    assert not [pid for pid in left if Path(f"/proc/{pid}").exists() and children_of(pid)]
+    assert "torchrun is gone" in err and "saved; resume with" in err
+    assert torch.load(place / "orphaned" / "checkpoint.pth", weights_only=True)["steps_done"] > 0
 
 
 @pytest.mark.parametrize(("change", "words"), [

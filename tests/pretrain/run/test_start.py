@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cases import each
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -704,8 +706,16 @@ def test_a_plan_counts_and_writes_nothing(data, tmp_path, overrides, steps):
     assert plan.images == (5 if overrides else 24)
     assert plan.estimated_seconds == pytest.approx(plan.seconds_per_step * steps)
     assert 0 < plan.seconds_per_step < 60
+    assert plan.least_seconds <= plan.estimated_seconds <= plan.most_seconds
     assert 2**26 < plan.peak_memory_bytes < 2**35
     assert list(tmp_path.iterdir()) == []
+
+
+@each(("least", "most", "words"), [(7300.0, 9100.0, "2 hours to 2.5 hours in all"), (31.2, 31.4, "about 31 s in all"),
+                                   (386_000_000.0, 520_000_000.0, "4,500 days to 6,000 days in all")])
+def test_a_plan_says_two_digits_and_a_range(data, least, most, words):
+    plan = replace(plan_run(recipe(), data, seed=0), seconds_per_step=0.01234, least_seconds=least, most_seconds=most)
+    assert words in plan.text() and "0.012 s an update" in plan.text()
 
 
 def test_a_plan_measures_one_of_the_parts_that_are_accumulated(data):
