@@ -55,7 +55,8 @@ def test_a_suite_goes_on_and_says_each_number(patchssl, colors, tmp_path, monkey
     said = patchssl("eval", "all", NETWORK, "--data", colors, "--results", tmp_path / "results", "--workers", 0,
                     "--device", "cpu", "--task", "knn", "--task", "linear")
     assert said.code == 1
-    assert len(re.findall(r"failed: .*top-1 [\d.]+%.*, but the result could not be written .* record is kept", said.out)) == 2
+    failed = r"failed: .*top-1 [\d.]+%.*, but the result could not be written .* record is kept"
+    assert len(re.findall(failed, said.out)) == 2
 
 
 def test_whoever_writes_says_that_the_disk_is_full(patchssl, tmp_path, monkeypatch):
@@ -84,8 +85,8 @@ def small_files():
 
 @pytest.mark.slow
 def test_a_limit_of_the_system_is_a_sentence_too(tmp_path):
-    found = subprocess.run([sys.executable, "-m", "patchssl", "export", NETWORK, "--out", tmp_path / "export"], text=True,
-                           capture_output=True, preexec_fn=small_files, check=False, timeout=200,
-                           env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])})
+    command = [sys.executable, "-m", "patchssl", "export", NETWORK, "--out", tmp_path / "export"]
+    found = subprocess.run(command, text=True, capture_output=True, preexec_fn=small_files, check=False,
+                           timeout=200, env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])})
     assert found.returncode == 1 and "nothing was exported" in found.stderr, found.stderr
     assert [path.name for path in tmp_path.iterdir()] == []

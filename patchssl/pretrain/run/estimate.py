@@ -92,8 +92,6 @@ def in_words(seconds: float) -> str:
     >>> [in_words(seconds) for seconds in (0.0234, 59, 150, 7000, 386_000_000)]
     ['0.023 s', '59 s', '2.5 minutes', '1.9 hours', '4,500 days']
     """
-    for unit, least in (("days", 172_800), ("hours", 5400), ("minutes", 90), ("s", 0)):
-        if seconds >= least:
-            break
-    each = {"days": 86_400, "hours": 3600, "minutes": 60, "s": 1}[unit]
+    units = (("days", 86_400, 172_800), ("hours", 3600, 5400), ("minutes", 60, 90), ("s", 1, 0))
+    unit, each = next((unit, each) for unit, each, least in units if seconds >= least)
     return f"{float(f'{seconds / each:.2g}'):,.10g} {unit}"
