@@ -128,6 +128,8 @@ def run_suite(backbone: Backbone, plan: SuitePlan, compute: ComputeOptions, *,
             keep(result)
             results.append(result)
         except DataError as error:  # a full disk: the others are computed and said all the same
+            if stop_at_errors:
+                raise
             failed[cell.label()] = str(error)
     return results, failed
 

@@ -79,7 +79,11 @@ def _run_quickstart(out: Path, seed: int, recipe: str, overrides: tuple[str, ...
     files = [result.write(out / "results") for result in results.values()]
     table, table_files, _ = make_tables(out / "results", out)
     top1 = {name: result.metrics["top1@20"] for name, result in results.items()}
-    figures = draw_all(out / "figures", run, effective, backbone, top1, seed)
+    figures = []
+    try:
+        figures = draw_all(out / "figures", run, effective, backbone, top1, seed)
+    except Exception as error:  # run, records and table are there
+        console.say(f"warning: no figures, the rest is there: {' '.join(str(error).split()) or type(error).__name__}")
     return QuickstartSummary(str(run), table, [str(path) for path in [*files, *table_files, *figures]], top1,
                              top1["pretrained"] - top1["random network"])
 
