@@ -11,6 +11,7 @@ is safe in threads and in processes, forked or spawned.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -22,16 +23,17 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from patchssl.data.decode import is_hidden
+from patchssl.data.fingerprints import file_states, remembered
 from patchssl.data.images import Names
 from patchssl.runtime.errors import DataError, UnreadableImage
-from patchssl.runtime.files import index_folder, replacing
+from patchssl.runtime.files import index_folder, keep_newest, replacing
 
 MOST_BYTES = 2**28  # of one member: far more than a photograph has
 _LABEL_BYTES = 256  # of a .cls member, which holds a number or a word
@@ -78,7 +80,8 @@ def index_archive(archive: Path, *, keep_from: int = _MANY) -> Members:
     DataError for an archive that is damaged, compressed as a whole, or that holds what is refused (see above).
     """
     status = archive.stat()
-    state = (str(archive.resolve()), status.st_size, status.st_mtime_ns)
+    # the status change, too: a copy can keep size and modification time of what it replaces
+    state = (str(archive.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     kept = index_folder() / f"{hashlib.sha256(os.fsencode(state[0])).hexdigest()[:40]}.npz"
     if (members := _load_index(kept, state)) is not None:
         return members
@@ -110,6 +113,33 @@ def read_member(archive: Path, place: np.void, name: str) -> bytes:
     except (OSError, ValueError, zlib.error, struct.error) as error:
         raise UnreadableImage(name, f"the archive {archive} is damaged or has changed: {error}") from error
     return content
+
+
+def archive_states(archives: Sequence[Path]) -> np.ndarray:
+    """Size, modification and status change (ns) and inode of archives, (len, 4) int64; see `file_states`."""
+    return np.concatenate([file_states(archive.parent, [archive.name]) for archive in archives])
+
+
+def member_sums(archives: Sequence[Path], places: np.ndarray) -> np.ndarray:
+    """CRC-32 (len,) int64 of members: a zip's own, of a tar read and remembered; -1 of what cannot be read."""
+    sums = places["crc"].astype(np.int64)
+    plain = np.flatnonzero(places["packing"] == _PLAIN)
+    if not len(plain):
+        return sums
+    whole, found = archive_states(archives), places[plain]
+    states = np.column_stack((found["size"], whole[found["archive"], 1:3], found["offset"]))
+
+    def read(chosen: np.ndarray) -> np.ndarray:
+        wanted = found[chosen]
+        result = np.full(len(wanted), -1, dtype=np.int64)
+        for at in np.lexsort((wanted["offset"], wanted["archive"])).tolist():
+            with contextlib.suppress(UnreadableImage):
+                result[at] = zlib.crc32(read_member(archives[wanted["archive"][at]], wanted[at], ""))
+        return result
+
+    paths = "\0".join(os.path.realpath(archive) for archive in archives)
+    sums[plain] = remembered(hashlib.sha256(os.fsencode(paths)).hexdigest(), states, read)
+    return sums
 
 
 def _read_exactly(file: io.FileIO, size: int) -> bytes:
@@ -260,7 +290,7 @@ def _checked(name: str) -> str:
     return "/".join(parts)
 
 
-def _load_index(kept: Path, state: tuple[str, int, int]) -> Members | None:
+def _load_index(kept: Path, state: tuple[str, int, int, int, int]) -> Members | None:
     """The kept index of an archive in this state."""
     try:
         with np.load(kept, allow_pickle=False) as stored:
@@ -280,7 +310,7 @@ def _load_index(kept: Path, state: tuple[str, int, int]) -> Members | None:
         return None
 
 
-def _store_index(kept: Path, state: tuple[str, int, int], members: Members) -> None:
+def _store_index(kept: Path, state: tuple[str, int, int, int, int], members: Members) -> None:
     """Keep an index; where that is not possible, a warning says so and all goes on."""
     blocks = {f"{kind}_{part}": array for kind, names in (("names", members.names), ("labels", members.labels))
               for part, array in zip(("block", "ends"), names.as_arrays(), strict=True)}
@@ -288,12 +318,13 @@ def _store_index(kept: Path, state: tuple[str, int, int], members: Members) -> N
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replacing(kept) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, state=_as_array(state), places=members.places, **blocks)
+        keep_newest(kept.parent)
     except OSError as error:
         log.warning("the index of %s is not kept: %s", state[0], error)
 
 
-def _as_array(state: tuple[str, int, int]) -> np.ndarray:
-    return np.frombuffer(os.fsencode(f"{_VERSION}\0{state[0]}\0{state[1]}\0{state[2]}"), dtype=np.uint8)
+def _as_array(state: tuple[str, int, int, int, int]) -> np.ndarray:
+    return np.frombuffer(os.fsencode("\0".join(map(str, (_VERSION, *state)))), dtype=np.uint8)
 
 
 class BoundedEntry(tarfile.TarInfo):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from patchssl.data.decode import decode_bytes, decode_image
+from patchssl.data.fingerprints import Known, file_states, file_sum, known_files, names_fingerprint
 from patchssl.data.images import (
     ImageSet,
     Openers,
-    files_fingerprint,
     inside,
     labeled_fingerprint,
+    labeled_known,
     part_of,
     translated,
     written_labels,
@@ -71,12 +73,28 @@ class HubImages(ImageSet):
         return replace(self, ids=self.ids[chosen], labels=self._labels_at(chosen), source=part_of(self.source))
 
     @cached_property
-    def fingerprint(self) -> str:
-        """From count, numbers of the rows, sizes in bytes and labels; -1 is the size of what is not in the table."""
+    def known(self) -> Known:
+        """From numbers of the rows, sizes, content and labels; -1 is the size of what is not in the table."""
+        order, names, sizes = self._rows()
+
+        def read(chosen: np.ndarray) -> np.ndarray:
+            return np.fromiter(self._sums(self.ids[order][chosen]), dtype=np.int64, count=len(chosen))
+
+        found = known_files(names, sizes, self.allow_truncated, read, self._state)
+        return labeled_known(found, order, self)
+
+    @property
+    def first_fingerprint(self) -> str:
+        order, names, sizes = self._rows()
+        entries = zip(names, sizes.tolist(), strict=True)
+        return labeled_fingerprint(names_fingerprint(len(self), self.allow_truncated, entries), order, self)
+
+    def _rows(self) -> tuple[list[int], list[str], np.ndarray]:
+        """The images in the order of their rows, what these are called, and their sizes."""
         sizes = np.fromiter(self._sizes(), dtype=np.int64, count=len(self.table))
-        order = np.argsort(self.ids, kind="stable").tolist()
-        entries = ((f"{self.ids[i]:08d}", int(sizes[self.ids[i]])) for i in order)
-        return labeled_fingerprint(files_fingerprint(len(self), self.allow_truncated, entries), order, self)
+        order = np.argsort(self.ids, kind="stable")
+        ids = self.ids[order]
+        return order.tolist(), [f"{row:08d}" for row in ids.tolist()], sizes[ids]
 
     def _sizes(self) -> Iterator[int]:
         compute = importlib.import_module("pyarrow.compute")
@@ -85,10 +103,28 @@ class HubImages(ImageSet):
                 lengths = compute.binary_length(compute.struct_field(chunk, "bytes"))
                 yield from compute.fill_null(lengths, -1).to_pylist()
 
+    def _sums(self, rows: np.ndarray) -> Iterator[int]:
+        """CRC-32 of the images in `rows`, of a file where the table only names one; -1 where there is neither."""
+        for batch in self.table.select(rows).with_format("arrow").iter(_BATCH):
+            for chunk in batch[self.column].chunks:
+                yield from map(_content_sum, chunk)
+
+    def _state(self) -> bytes:
+        """What changes with any of the files that the table is mapped from."""
+        return file_states(Path("/"), [file["filename"] for file in self.table.cache_files]).tobytes()
+
     def with_classes(self, classes: tuple[str, ...]) -> HubImages:
         if self.labels is None or classes == self.classes:
             return self
         return replace(self, classes=classes, labels=translated(self, self.classes, self.labels, classes))
+
+
+def _content_sum(image: Any) -> int:
+    """CRC-32 of an Arrow struct of bytes and path, either of which may be missing."""
+    content, path = (image["bytes"], image["path"]) if image.is_valid else (None, None)
+    if content is not None and content.is_valid:
+        return zlib.crc32(content.as_buffer())
+    return file_sum(path.as_py()) if path is not None and path.is_valid else -1
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import operator
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from patchssl.data.decode import decode_image, left_out, quick_check_file
+from patchssl.data.fingerprints import Known, content_sums, file_states, known_files, labeled, names_fingerprint
 from patchssl.runtime.errors import DataError
 from patchssl.runtime.text import shortened
 
@@ -27,8 +29,8 @@ class ImageSet(ABC):
     """Images by index; safe to hand to DataLoader workers.
 
     `split` is "train", "val", or "all" where nothing is split. `labels` (len,) int64 are ids into `classes`;
-    unlabeled sets have None and (). `fingerprint` depends on the content alone: not on where it lies, nor on
-    the order of listing.
+    unlabeled sets have None and (). `fingerprint` depends on the content alone (see `data.fingerprints`): not on where
+    it lies, nor on the order of listing.
     """
 
     name: str
@@ -62,8 +64,22 @@ class ImageSet(ABC):
 
     @property
     @abstractmethod
+    def known(self) -> Known:
+        """What the set is known by, computed when first asked for."""
+
+    def settle(self, known: Known) -> None:
+        """Take over what another process found these images to be."""
+        vars(self).setdefault("known", known)
+
+    @property
     def fingerprint(self) -> str:
-        """sha256 in hex, computed when first asked for."""
+        """sha256 in hex of what the images are."""
+        return self.known.fingerprint
+
+    @property
+    def first_fingerprint(self) -> str:
+        """The fingerprint in what older versions wrote: of files by their names and sizes alone."""
+        return self.fingerprint
 
     @abstractmethod
     def with_classes(self, classes: tuple[str, ...]) -> ImageSet:
@@ -120,7 +136,7 @@ class ArrayImages(ImageSet):
         return replace(self, ids=self.ids[chosen], labels=self._labels_at(chosen), source=part_of(self.source))
 
     @cached_property
-    def fingerprint(self) -> str:
+    def known(self) -> Known:
         order = np.argsort(self.ids, kind="stable")
         digest = hashlib.sha256(f"arrays {self.array.shape[1:]} {len(self)}\n".encode())
         for numbers in (self.ids, self.labels):
@@ -128,7 +144,7 @@ class ArrayImages(ImageSet):
                 digest.update(numbers[order].astype("<i8").tobytes())
         for start in range(0, len(order), 1024):  # in parts, so that a large set is not copied whole
             digest.update(self.array[self.ids[order[start : start + 1024]]].tobytes())
-        return digest.hexdigest()
+        return Known(digest.hexdigest(), "all pixels", digest.hexdigest())
 
     def with_classes(self, classes: tuple[str, ...]) -> ArrayImages:
         if self.labels is None or classes == self.classes:
@@ -160,6 +176,10 @@ class Names(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        ends = self._ends.tolist()
+        return (os.fsdecode(self._block[begin:end]) for begin, end in itertools.pairwise(ends))
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
         at = inside(index, len(self))
@@ -215,9 +235,18 @@ class FileImages(ImageSet):
         )
 
     @cached_property
-    def fingerprint(self) -> str:
-        """From count, relative names and sizes in bytes; -1 is the size of what cannot be found."""
-        return files_fingerprint(len(self), self.allow_truncated, self._entries())
+    def known(self) -> Known:
+        names = sorted(self.names)
+        states = file_states(self.root, names)
+
+        def read(chosen: np.ndarray) -> np.ndarray:
+            return content_sums(self.root, [names[index] for index in chosen.tolist()], states[chosen])
+
+        return known_files(names, states[:, 0], self.allow_truncated, read, states[:, :3].tobytes)
+
+    @property
+    def first_fingerprint(self) -> str:
+        return names_fingerprint(len(self), self.allow_truncated, self._entries())
 
     def _entries(self) -> Iterator[tuple[str, int]]:
         for name in sorted(self.names):
@@ -236,22 +265,16 @@ class FileImages(ImageSet):
         return super().describe() + skipped
 
 
-def files_fingerprint(count: int, allow_truncated: bool, entries: Iterable[tuple[str, int]]) -> str:
-    """sha256 in hex of `count` files by names, in sorted order, and sizes in bytes: the same wherever they lie."""
-    digest = hashlib.sha256(f"files {count} truncated={allow_truncated}\n".encode())
-    for name, size in entries:
-        digest.update(os.fsencode(name) + f"\0{size}\n".encode())
-    return digest.hexdigest()
-
-
 def labeled_fingerprint(fingerprint: str, order: Iterable[int], images: ImageSet) -> str:
     """`fingerprint`, made to depend on the class of each image too, in this order, where there are classes."""
-    if images.labels is None:
-        return fingerprint
-    digest = hashlib.sha256(fingerprint.encode())
-    for index in order:
-        digest.update(f"\n{images.classes[images.labels[index]]}".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+    labels = images.labels
+    return fingerprint if labels is None else labeled(fingerprint, (images.classes[labels[index]] for index in order))
+
+
+def labeled_known(known: Known, order: Sequence[int], images: ImageSet) -> Known:
+    """`known` with the labels of `labeled_fingerprint`."""
+    return known._replace(fingerprint=labeled_fingerprint(known.fingerprint, order, images),
+                          key=labeled_fingerprint(known.key, order, images))
 
 
 def written_labels(words: Sequence[str], where: str) -> tuple[tuple[str, ...], np.ndarray]:

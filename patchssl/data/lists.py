@@ -18,7 +18,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from patchssl.data.images import FileImages, Names, class_folders, labeled_fingerprint, translated, written_labels
+from patchssl.data.fingerprints import Known
+from patchssl.data.images import (
+    FileImages,
+    Names,
+    class_folders,
+    labeled_fingerprint,
+    labeled_known,
+    translated,
+    written_labels,
+)
 from patchssl.data.splits import apart_from_strays, is_split_word, require_files
 from patchssl.runtime.errors import DataError
 
@@ -37,10 +46,17 @@ class ListedImages(FileImages):
     """Image files that a list names with their labels."""
 
     @cached_property
-    def fingerprint(self) -> str:
+    def known(self) -> Known:
         """As of files below a folder, and from the labels."""
-        order = sorted(range(len(self)), key=self.names.__getitem__)
-        return labeled_fingerprint(FileImages.fingerprint.func(self), order, self)  # type: ignore[attr-defined]
+        return labeled_known(FileImages.known.func(self), self._order(), self)  # type: ignore[attr-defined]
+
+    @property
+    def first_fingerprint(self) -> str:
+        return labeled_fingerprint(super().first_fingerprint, self._order(), self)
+
+    def _order(self) -> list[int]:
+        names = list(self.names)
+        return sorted(range(len(names)), key=names.__getitem__)
 
     def with_classes(self, classes: tuple[str, ...]) -> ListedImages:
         assert self.labels is not None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchssl.data.archives import index_archive, read_member
+from patchssl.data.archives import archive_states, index_archive, member_sums, read_member
 from patchssl.data.decode import (
     END,
     EXTENSIONS,
@@ -28,14 +28,15 @@ from patchssl.data.decode import (
     left_out,
     quick_check,
 )
+from patchssl.data.fingerprints import Known, known_files, names_fingerprint
 from patchssl.data.images import (
     ImageSet,
     Names,
     Openers,
     class_folders,
-    files_fingerprint,
     inside,
     labeled_fingerprint,
+    labeled_known,
     part_of,
     translated,
     written_labels,
@@ -88,12 +89,28 @@ class PackedImages(ImageSet):
                        labels=self._labels_at(chosen), others={}, source=part_of(self.source))
 
     @cached_property
-    def fingerprint(self) -> str:
-        """From count, names and sizes in bytes, as of the unpacked files; of shards from the labels too."""
-        sizes = self.places["size"].tolist()
-        order = sorted(range(len(self)), key=lambda index: (self.names[index], sizes[index]))
-        found = files_fingerprint(len(self), self.allow_truncated, ((self.names[i], sizes[i]) for i in order))
+    def known(self) -> Known:
+        """As of the unpacked files; of shards from the labels too."""
+        names, order = list(self.names), self._order()
+        places = self.places[order]
+
+        def state() -> bytes:
+            return archive_states(self.archives).tobytes() + places.tobytes()
+
+        found = known_files([names[index] for index in order], places["size"], self.allow_truncated,
+                            lambda chosen: member_sums(self.archives, places[chosen]), state)
+        return found if self.by_folder else labeled_known(found, order, self)
+
+    @property
+    def first_fingerprint(self) -> str:
+        order, sizes = self._order(), self.places["size"].tolist()
+        entries = ((self.names[index], sizes[index]) for index in order)
+        found = names_fingerprint(len(self), self.allow_truncated, entries)
         return found if self.by_folder else labeled_fingerprint(found, order, self)
+
+    def _order(self) -> list[int]:
+        names, sizes = list(self.names), self.places["size"].tolist()
+        return sorted(range(len(names)), key=lambda index: (names[index], sizes[index]))
 
     def with_classes(self, classes: tuple[str, ...]) -> PackedImages:
         names, labels = self.classes, self.labels

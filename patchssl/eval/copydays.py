@@ -26,7 +26,7 @@ from patchssl.eval.features import extract_outputs
 from patchssl.eval.galleries import DISTRACTOR, ERROR, NUM_SHOWN, POSITIVE, Picture, Shown, ends_of, gallery
 from patchssl.eval.metrics import CopyScores, score_neighbors
 from patchssl.eval.protocols import Protocol, choose_protocol
-from patchssl.eval.records import Result, joined, make_record, plain_text
+from patchssl.eval.records import Result, covered, joined, make_record, plain_text
 from patchssl.eval.revisited.ranking import ranks_of
 from patchssl.eval.search import search_topk
 from patchssl.eval.tasks import ANYWHERE, ComputeOptions
@@ -322,6 +322,7 @@ def _detail(found: CopydaysSet, images: Mapping[str, FileImages], scores: CopySc
         "num_distractors": len(images.get("distractors", ())),
         "num_whitening": len(images.get("whitening", ())),
         "fingerprints": {name: part.fingerprint for name, part in images.items()},
+        "fingerprints_cover": covered(**images),
         "aps": {name: np.round(values, _DIGITS).tolist() for name, values in scores.aps.items()},
         # in the other blocks copies are called like their originals
         "queries": {block.name: [plain_text(PurePosixPath(name).stem) for name in block.images.names]

@@ -27,7 +27,7 @@ from patchssl.eval.protocols import Protocol
 from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
 from patchssl.models.identity import identify
-from patchssl.runtime.distributed import all_gather_objects, rank, world_size
+from patchssl.runtime.distributed import all_gather_objects, once_on_each_machine, rank, world_size
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
 from patchssl.runtime.loader import BatchLoader
 from patchssl.runtime.progress import Progress, shifted
@@ -137,11 +137,12 @@ class _Work(NamedTuple):
         settings = getattr(self.transform, "settings", None)
         if settings is None or (network := identify(self.backbone)).unknown:
             return None
+        self.images.settle(known := once_on_each_machine(lambda: self.images.known))
         order = hashlib.sha256()
         for index in range(len(self.images)):
             order.update(f"{self.images.item_name(index)}\n".encode("utf-8", "surrogateescape"))
         return {"network": network.sha256, "libraries": dict(network.libraries), "arch": self.backbone.arch,
-                "transform": settings, "images": self.images.fingerprint, "order": order.hexdigest(),
+                "transform": settings, "images": known.key, "order": order.hexdigest(),
                 "scales": list(self.scales), "device": self.device.type, "torch": torch.__version__,
                 "dtype": "bfloat16" if self.device.type == "cuda" else "float32", "patchssl": patchssl.__version__}
 

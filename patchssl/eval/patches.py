@@ -27,7 +27,7 @@ from patchssl.data.open import open_images, split_names
 from patchssl.data.unreadable import raise_unreadable, require_readable
 from patchssl.eval.cells import Cell, DataPlace, TaskOptions, decode_seconds
 from patchssl.eval.protocols import Protocol, choose_protocol
-from patchssl.eval.records import Result, joined, make_record
+from patchssl.eval.records import Result, covered, joined, make_record
 from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
@@ -319,6 +319,7 @@ def _detail(images: ImageSet, table: np.ndarray, shares: Mapping[str, np.ndarray
     """Per image in the set's order, None where its views share no patch: for a paired bootstrap between models."""
     return {
         "num_images": len(images),
+        "fingerprints_cover": covered(images=images),
         "num_patches": int(table[:, 0].sum()),
         "shares": {name: [None if np.isnan(share) else round(float(share), _DIGITS) for share in shares[name]]
                    for name in ("exact", "within1")},

@@ -23,11 +23,13 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 import patchssl
+from patchssl.data.fingerprints import VERSION
 from patchssl.eval.naming import shown_name
 from patchssl.eval.recordfile import files_below, read_record, write_record
 from patchssl.runtime.errors import DataError
 
 if TYPE_CHECKING:
+    from patchssl.data.images import ImageSet
     from patchssl.eval.protocols import Protocol
     from patchssl.models.backbone import Backbone
 
@@ -255,6 +257,9 @@ def network_of(backbone: Backbone) -> ScoredNetwork:
     weights = backbone.weights_sha256
     found = identify(backbone, weights)
     return ScoredNetwork(weights, backbone.arch, found.sha256, found.own_code, found.unknown)
+def covered(**sets: ImageSet | None) -> dict[str, Any]:
+    """What a record says of its images: which content the fingerprint of each set covers, and by which formula."""
+    return {"version": VERSION, **{name: images.known.content for name, images in sets.items() if images is not None}}
 
 
 def joined(fingerprints: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from patchssl.runtime.errors import FolderInUse, UsageError
+from patchssl.runtime.errors import FolderInUse, PatchSSLError, UsageError
 from patchssl.runtime.lock import locked
 
 T = TypeVar("T")
@@ -144,6 +144,23 @@ def locked_by_one(folder: Path | None) -> Iterator[None]:
         if (busy := all_gather_objects(busy)[0]) is not None:
             raise busy
         yield
+def once_on_each_machine(compute: Callable[[], T]) -> T:
+    """What `compute` gives in the first process of this machine; all have to be here. It must not raise."""
+    return all_gather_objects(compute() if local_rank() == 0 else None)[rank() - local_rank()]  # type: ignore[return-value]
+
+
+def first_on_each_machine(work: Callable[[], T]) -> T:
+    """What `work` gives, in every process, the first one of each machine before the others: they find what it kept."""
+    if local_rank():
+        wait_for_all()
+        return work()
+    try:
+        found = work()
+    except PatchSSLError:
+        wait_for_all()  # the others shall say the same
+        raise
+    wait_for_all()
+    return found
 
 
 def local_rank() -> int:

@@ -1,13 +1,15 @@
 """Files of this package on the disk: how they are written, and where what was computed once is kept.
 
 A file is whole at every moment: it is written beside its place and moved there at the end, so that a kill leaves the
-old one or the new one. The cache folder holds features and indexes of archives; `PATCHSSL_CACHE` names it, and
-`PATCHSSL_CACHE_GIB` bounds its features.
+old one or the new one. The cache folder holds features, and indexes of archives and of folders; `PATCHSSL_CACHE`
+names it, and `PATCHSSL_CACHE_GIB` bounds its features.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +18,15 @@ from pathlib import Path
 from patchssl.runtime.errors import DataError, UsageError
 
 _USUAL_GIB = 20.0
+INDEXES = ("archives", "content", "trees")  # of large archives, checksums of files, and the names in large folders
+MOST_INDEXES = 500  # of each kind
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, this process's own, which becomes `path` when all went well, and is gone otherwise."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # several threads, and processes of several machines, may write one file
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
         partial.replace(path)
@@ -87,17 +92,27 @@ def default_limit() -> int:
     return limit
 
 
-def index_folder() -> Path:
-    """Where indexes of large archives lie."""
-    return default_folder() / "archives"
+def index_folder(kind: str = "archives") -> Path:
+    """Where one of `INDEXES` is kept."""
+    return default_folder() / kind
 
 
 def index_bytes() -> int:
     """How large the kept indexes are together."""
-    folder = index_folder()
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+    folders = [folder for folder in map(index_folder, INDEXES) if folder.is_dir()]
+    return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+
+
+def keep_newest(folder: Path, count: int = MOST_INDEXES) -> None:
+    """Remove the oldest files of `folder` past `count`."""
+    with contextlib.suppress(OSError):  # another process may remove them, too
+        files = list(folder.iterdir())
+        if len(files) > count:
+            for old in sorted(files, key=lambda path: path.stat().st_mtime)[: len(files) - count]:
+                old.unlink(missing_ok=True)
 
 
 def clear_indexes() -> None:
     """Remove the kept indexes; they are made again when needed."""
-    shutil.rmtree(index_folder(), ignore_errors=True)
+    for kind in INDEXES:
+        shutil.rmtree(index_folder(kind), ignore_errors=True)

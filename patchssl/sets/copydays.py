@@ -76,7 +76,7 @@ class CopydaysSet:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 in hex of the names and sizes of all files that take part."""
+        """sha256 in hex of the fingerprints of all files that take part."""
         parts = (f"{name} {images.fingerprint}\n" for name, images in self._parts().items())
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from told import Told
 
 from patchssl.data.open import open_pair
 from patchssl.eval import knn
+from patchssl.eval.cache import FeatureCache
 from patchssl.eval.faiss import IndexPlan
 from patchssl.eval.knn import knn_accuracy, knn_scores
 from patchssl.eval.knn import task as knn_task
 from patchssl.eval.knn.fewshot import FewShot
-from patchssl.eval.knn.task import evaluate_knn, evaluate_pixels
+from patchssl.eval.knn.task import evaluate_knn, evaluate_pixels, score_knn
 from patchssl.eval.protocols import knn_protocol
 from patchssl.eval.records import read_results, unpack_bits
 from patchssl.eval.search import Neighbors
@@ -290,6 +292,24 @@ def test_pixels_meet_a_network_of_their_size_under_one_fingerprint(folders):
     pixels, network = evaluate_pixels(train, val, 16), evaluate_knn(tiny(), train, val)
     assert pixels.protocol_fingerprint == network.protocol_fingerprint
     assert pixels.dataset_fingerprint == network.dataset_fingerprint
+
+
+def test_images_replaced_by_noise_of_equal_size_are_scored_anew(folders, tmp_path):
+    for path in list(folders.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    compute, data = ComputeOptions(cache=FeatureCache(tmp_path / "cache")), str(folders)
+    clean = score_knn(tiny(), data, "native", compute)
+    assert clean.detail["fingerprints_cover"] == {"version": 2, "train": "all 36 files", "test": "all 15 files"}
+    rng = np.random.default_rng(0)
+    for path in folders.rglob("val/*/*.bmp"):
+        then, content = path.stat(), path.read_bytes()
+        path.write_bytes(content[:54] + rng.bytes(len(content) - 54))
+        os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
+    noisy = score_knn(tiny(), data, "native", compute)
+    fresh = score_knn(tiny(), data, "native")
+    assert noisy.metrics == fresh.metrics != clean.metrics
+    assert noisy.dataset_fingerprint == fresh.dataset_fingerprint != clean.dataset_fingerprint
 
 
 def test_the_fingerprint_of_a_record_covers_both_splits(folders):

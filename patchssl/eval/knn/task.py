@@ -22,7 +22,7 @@ from patchssl.eval.knn import KnnScores, knn_scores
 from patchssl.eval.knn.fewshot import FewShot
 from patchssl.eval.pooling import compute_outputs
 from patchssl.eval.protocols import Protocol, knn_protocol
-from patchssl.eval.records import Result, joined, make_record, pack_bits, plain_text
+from patchssl.eval.records import Result, covered, joined, make_record, pack_bits, plain_text
 from patchssl.eval.search import require_index
 from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.models.backbone import Backbone
@@ -199,6 +199,7 @@ def _detail(train: ImageSet, val: ImageSet, protocol: Protocol, scores: KnnScore
         "num_test": len(val),
         "train_fingerprint": train.fingerprint,
         "test_fingerprint": val.fingerprint,
+        "fingerprints_cover": covered(train=train, test=val),
         "class_accuracy": {plain_text(names[label]): share for label, share in scores.class_accuracy.items()},
         # one bit per test image, see results.unpack_bits: for a paired bootstrap between models
         "correct": {f"top1@{protocol.settings['headline_k']}": pack_bits(scores.correct)},

@@ -27,7 +27,7 @@ from patchssl.eval.linear.cached import cached_probe, require_narrow
 from patchssl.eval.linear.logreg import logreg_probe
 from patchssl.eval.linear.scores import LinearScores, ProbeOutcome, require_classes, require_two_of_each, score_logits
 from patchssl.eval.protocols import Protocol, choose_protocol
-from patchssl.eval.records import Result, joined, make_record, pack_bits, plain_text, safe_name
+from patchssl.eval.records import Result, covered, joined, make_record, pack_bits, plain_text, safe_name
 from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.eval.transforms import native_resize
 from patchssl.models.backbone import Backbone
@@ -171,6 +171,7 @@ def _detail(train: ImageSet, val: ImageSet, seed: int, outcome: ProbeOutcome, sc
         "num_test": len(val),
         "train_fingerprint": train.fingerprint,
         "test_fingerprint": val.fingerprint,
+        "fingerprints_cover": covered(train=train, test=val),
         "seed": seed,
         "interval95": {name: list(interval) for name, interval in scores.intervals.items()},
         "class_accuracy": {plain_text(names[label]): share for label, share in scores.class_accuracy.items()},

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from patchssl.data.decode import decode_image, list_images
+from patchssl.data.fingerprints import Known
 from patchssl.data.images import FileImages, ImageSet, Names
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
 from patchssl.sets.revisited import GroundTruth, RevisitedPaths, file_name, present_names
@@ -68,8 +69,12 @@ class PreparedImages(ImageSet):
         return replace(self, files=files, boxes=boxes, source=files.source)
 
     @cached_property
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"stored pixels, longest {self.longest}\n{self.files.fingerprint}\n".encode())
+    def known(self) -> Known:
+        files = self.files.known
+        return Known(self._prepared(files.fingerprint), files.content, self._prepared(files.key))
+
+    def _prepared(self, files: str) -> str:
+        digest = hashlib.sha256(f"stored pixels, longest {self.longest}\n{files}\n".encode())
         for name in sorted(self.item_name(index) for index, box in enumerate(self.boxes) if box is not None):
             digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()

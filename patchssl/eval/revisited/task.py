@@ -37,7 +37,7 @@ from patchssl.eval.galleries import (
     latest,
 )
 from patchssl.eval.protocols import Protocol, choose_protocol
-from patchssl.eval.records import Result, joined, make_record, plain_text
+from patchssl.eval.records import Result, covered, joined, make_record, plain_text
 from patchssl.eval.revisited.images import CropBox, PreparedImages, open_distractors, queries_and_database
 from patchssl.eval.revisited.ranking import KS, LEVELS, LevelScores, levels_of_similarity
 from patchssl.eval.tasks import ANYWHERE, ComputeOptions
@@ -288,14 +288,14 @@ def _detail(found: RevisitedSet, run: _RevisitedPass, levels: Mapping[str, Level
     sizes = found.num_queries, len(found.truth.imlist)
     return {
         "official": OFFICIAL.get(found.place.ground_truth.stem.removeprefix("gnd_")) == sizes,
-        "num_queries": sizes[0],
-        "num_database": sizes[1],
+        "num_queries": sizes[0], "num_database": sizes[1],
         "num_distractors": 0 if found.distractors is None else len(found.distractors),
         "queries_used": {level: scores.num_queries for level, scores in levels.items()},
         "left_out": {level: f"no query has {' or '.join(LEVELS[level][0])} images"
                      for level, scores in levels.items() if not scores.num_queries},
         "output": run.output,
         "fingerprints": found.fingerprints(),
+        "fingerprints_cover": covered(images=found.images, distractors=found.distractors),
         "queries": [plain_text(name) for name in found.truth.qimlist],
         "aps": {level: [None if np.isnan(ap) else round(float(ap), _DIGITS) for ap in scores.aps]
                 for level, scores in levels.items() if scores.num_queries},

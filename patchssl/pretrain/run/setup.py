@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from patchssl import __version__
+from patchssl.data.fingerprints import VERSION
 from patchssl.data.images import ImageSet
 from patchssl.data.open import open_images
 from patchssl.models.backbone import VitBackbone
@@ -16,7 +20,7 @@ from patchssl.pretrain.dataset import batch_share, updates_per_epoch
 from patchssl.pretrain.engine import Engine
 from patchssl.pretrain.schedules import unfinished
 from patchssl.runtime.device import training_device
-from patchssl.runtime.distributed import world_size
+from patchssl.runtime.distributed import first_on_each_machine, once_on_each_machine, world_size
 from patchssl.runtime.errors import UsageError
 
 
@@ -24,11 +28,27 @@ def training_images(recipe: Recipe, data: str | Path | None, seed: int) -> Image
     """The images a recipe trains on: the train split (all where nothing is split), or `max_images` drawn from it."""
     if data is None and recipe.data is None:
         raise UsageError("no data was named: give --data FOLDER (or a set's name), or set data in the recipe")
-    images = open_images(data or recipe.data or "")
+    images = first_on_each_machine(lambda: open_images(data or recipe.data or ""))
     if recipe.max_images and recipe.max_images < len(images):
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(images))
         images = images.subset(np.sort(order[: recipe.max_images]))
     return images
+
+
+def known_as(images: ImageSet) -> dict[str, Any]:
+    """What a run's facts say of the images it is trained on."""
+    images.settle(once_on_each_machine(lambda: images.known))
+    return {"dataset": images.name, "fingerprint": images.fingerprint, "fingerprint_version": VERSION,
+            "fingerprint_covers": images.known.content}
+
+
+def fingerprint_like(facts: Mapping[str, Any], images: ImageSet) -> str:
+    """The fingerprint of `images` by the formula of the one in `facts`, which an older version may have written."""
+    version = facts.get("fingerprint_version", 1)
+    if version not in (1, VERSION):
+        raise UsageError(f"the run's images are known by a fingerprint of version {version}, of a newer patchssl; "
+                         f"resume it with that (this is {__version__})")
+    return once_on_each_machine(lambda: images.fingerprint if version == VERSION else images.first_fingerprint)
 
 
 def make_engine(recipe: Recipe, images: ImageSet, seed: int, device: str | None,

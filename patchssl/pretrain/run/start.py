@@ -38,7 +38,14 @@ from patchssl.pretrain.run.resume import (
     settle_recipe,
     write_run,
 )
-from patchssl.pretrain.run.setup import foreseen, make_engine, require_shares, training_images
+from patchssl.pretrain.run.setup import (
+    fingerprint_like,
+    foreseen,
+    known_as,
+    make_engine,
+    require_shares,
+    training_images,
+)
 from patchssl.runtime.device import training_device
 from patchssl.runtime.distributed import joined, locked_by_one, rank, wait_for_all
 from patchssl.runtime.errors import Interrupted, UsageError
@@ -102,9 +109,8 @@ def _begin(folder: Path, recipe: Recipe, images: ImageSet, seed: int, name: str 
         progress.say(f"loss.centering = sinkhorn balances each of the {recipe.optim.accumulate} parts of a batch "
                      "(optim.accumulate) by itself: smaller parts are balanced more coarsely")
     engine = make_engine(recipe, images, seed, device, start)
-    facts = {"data": absolute_name(recipe.data or ""), "dataset": images.name,
-             "fingerprint": images.fingerprint, "seed": seed, "name": name or folder.name, "versions": versions(),
-             "device": str(engine.device), "threads": torch.get_num_threads(),
+    facts = {"data": absolute_name(recipe.data or ""), **known_as(images), "seed": seed, "name": name or folder.name,
+             "versions": versions(), "device": str(engine.device), "threads": torch.get_num_threads(),
              "init": start.weights_sha256 if start else None,
              "init_from": absolute_model(recipe.init) if recipe.init else None,
              "pretrain_data": f"{start.pretrain_data or start.name} + {images.name}" if start else images.name}
@@ -194,8 +200,8 @@ def _same_images(folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, move
     """The images that the run in `folder` began with, or UsageError; with `allow` also others."""
     data = recipe.data if moved else facts["data"]
     images = training_images(recipe, data, facts["seed"])
-    if images.fingerprint != facts["fingerprint"] and not allow:
-        raise UsageError(f"{data} has changed since {folder} began (fingerprint {images.fingerprint[:12]}, "
+    if (found := fingerprint_like(facts, images)) != facts["fingerprint"] and not allow:
+        raise UsageError(f"{data} has changed since {folder} began (fingerprint {found[:12]}, "
                          f"then {facts['fingerprint'][:12]}); bring the old images back, or give {ALLOW} (for images "
                          "that were repaired or removed), which makes it another run than the one that was begun")
     return images

@@ -191,10 +191,17 @@ def _unlike(a: Result, b: Result) -> str:
     """Why the numbers of two records must not be compared; empty where they may."""
     if a.dataset_fingerprint != b.dataset_fingerprint:
         return (f"the images are not the same (fingerprints {a.dataset_fingerprint[:8]} and "
-                f"{b.dataset_fingerprint[:8]})")
+                f"{b.dataset_fingerprint[:8]}){_older(a, b)}")
     if a.protocol_fingerprint != b.protocol_fingerprint:
         return f"the protocols are not the same, they differ in {differing_settings([a, b])}"
     return ""
+
+
+def _older(a: Result, b: Result) -> str:
+    """What to do where one of two records knows its images by the first formula, which looked at no content."""
+    before = [record for record in (a, b) if "fingerprints_cover" not in record.detail]
+    return "" if len(before) != 1 else (f"; the record of {_name(before)} is of a version that knew images by names "
+                                        "and sizes alone: score it again")
 
 
 def _by_protocol(records: Sequence[Result]) -> dict[tuple[str, str, str], Result]:

@@ -20,6 +20,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import patchssl
+from patchssl.data.open import open_images
 from patchssl.data.textures import textures
 from patchssl.models.checkpoint import load_checkpoint
 from patchssl.pretrain.dataset import ViewDataset
@@ -542,6 +543,47 @@ def test_changed_images_are_refused_on_resume(data, tmp_path):
     with pytest.raises(UsageError, match=r"own has changed since run began"):
         resume("run")
     (own / "07.png").write_bytes((data / "07.png").read_bytes())
+    assert resume("run") == Path("run")
+
+
+@pytest.fixture
+def bitmaps(data, tmp_path):
+    """Images whose size in bytes does not depend on what they show."""
+    (tmp_path / "own").mkdir()
+    for path in data.iterdir():
+        Image.open(path).convert("RGB").save(tmp_path / "own" / f"{path.stem}.bmp")
+    return tmp_path / "own"
+
+
+def replace_by_noise(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:54] + np.random.default_rng(0).bytes(len(content) - 54))
+
+
+def test_images_replaced_by_others_of_equal_size_are_refused_on_resume(bitmaps):
+    with pytest.raises(Interrupted):
+        pretrain(recipe(), bitmaps, "run", progress=interrupting(3))
+    facts = json.loads(Path("run/run.json").read_text())
+    assert facts["fingerprint_version"] == 2 and facts["fingerprint_covers"].startswith("all ")
+    replace_by_noise(bitmaps / "07.bmp")
+    with pytest.raises(UsageError, match=r"own has changed since run began"):
+        resume("run")
+
+
+def test_a_run_of_an_older_version_is_resumed_by_its_own_fingerprint(bitmaps):
+    with pytest.raises(Interrupted):
+        pretrain(recipe(), bitmaps, "run", progress=interrupting(3))
+    facts = json.loads(Path("run/run.json").read_text())
+    del facts["fingerprint_version"], facts["fingerprint_covers"]
+    facts["fingerprint"] = open_images(bitmaps).first_fingerprint
+    Path("run/run.json").write_text(json.dumps(facts | {"fingerprint_version": 3}))
+    with pytest.raises(UsageError, match=r"fingerprint of version 3, of a newer patchssl"):
+        resume("run")
+    Path("run/run.json").write_text(json.dumps(facts))
+    (bitmaps / "07.bmp").rename(bitmaps / "7.bmp")
+    with pytest.raises(UsageError, match=r"own has changed since run began"):
+        resume("run")
+    (bitmaps / "7.bmp").rename(bitmaps / "07.bmp")
     assert resume("run") == Path("run")
 
 

@@ -79,6 +79,8 @@ def test_a_metric_without_detail_has_a_difference_and_says_why_there_is_no_inter
 
 @each(("changes", "reason"), [
     ({"dataset_fingerprint": "e" * 64}, "images are not the same .fingerprints dddddddd and eeeeeeee"),
+    ({"dataset_fingerprint": "e" * 64, "detail": {"fingerprints_cover": {"version": 2, "test": "all 3 files"}}},
+     "are not the same .*; the record of one .* knew images by names and sizes alone: score it again"),
     ({"protocol_fingerprint": "2" * 16, "protocol_settings": {"resize": 64}}, r"differ in resize \(32, 64\)"),
     ({"protocol": "dino"}, r"knn on set \(native\): only A has a record"),
     ({"dataset": "else"}, r"knn on else \(native\): only B has a record"),
