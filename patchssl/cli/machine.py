@@ -14,7 +14,7 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Features that evaluations keep, and indexes of large archives: where, how many, how large.
+    """Features that evaluations keep, and indexes of large archives and folders: where, how many, how large.
 
     PATCHSSL_CACHE names another folder, PATCHSSL_CACHE_GIB says how many GiB of features are kept (20).
     """
@@ -23,7 +23,7 @@ def cache(
 
     kept = FeatureCache()
     entries = kept.entries()
-    size, indexes = sum(entry.size for entry in entries), index_bytes()
+    size, indexes = sum(entry.size for entry in entries) + kept.begun_bytes(), index_bytes()
     if clear:
         kept.clear()
         clear_indexes()
@@ -32,7 +32,7 @@ def cache(
                                "limit_bytes": kept.limit, "index_bytes": indexes, "cleared": clear}))
     else:
         typer.echo(f"{kept.folder}: {len(entries):,} entries, {size / 2**20:,.1f} MiB of at most "
-                   f"{kept.limit / 2**30:g} GiB, and {indexes / 2**20:,.1f} MiB of archive indexes"
+                   f"{kept.limit / 2**30:g} GiB, and {indexes / 2**20:,.1f} MiB of indexes"
                    + (", removed" if clear else ""))
 
 

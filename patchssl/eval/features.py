@@ -151,7 +151,7 @@ def _blocks(work: _Work, cache: FeatureCache | None, progress: Progress | None) 
     """Every block in order, from the cache or computed, the network being in evaluation mode meanwhile."""
     total = len(work.images)
     parts = [range(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]
-    kept = CachedBlocks(cache, work.facts() if cache is not None else None, work.outputs)
+    kept = CachedBlocks(cache, work.facts() if cache is not None else None, work.outputs, parts)
     shared = all_gather_objects([part for part in parts if kept.holds(part)])
     everywhere = set.intersection(*(set(held) for held in shared))
     missing = [part for part in parts if part not in everywhere]

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,59 @@ def test_the_longest_unused_go_when_the_limit_is_reached(tmp_path):
     assert len(list(cache.folder.iterdir())) == 6
 
 
+def test_entries_of_a_pass_are_never_removed_for_others_of_it(tmp_path):
+    cache = FeatureCache(tmp_path, limit=3 * 400)
+    old, own = {"n": -1}, [{"n": number} for number in range(4)]
+    keep = {cache.path(facts) for facts in own}
+    assert cache.store(old, torch.zeros(10, 10))
+    assert [cache.store(facts, torch.zeros(10, 10), keep=keep) for facts in own] == [True, True, True, False]
+    assert [cache.load(facts) is not None for facts in (old, *own)] == [False, True, True, True, False]
+    assert not FeatureCache(tmp_path / "none", limit=399).store(old, torch.zeros(10, 10))
+
+
+def test_the_folder_is_not_looked_through_at_every_store(tmp_path, monkeypatch):
+    looks = []
+    real = FeatureCache._look
+    monkeypatch.setattr(FeatureCache, "_look", lambda self: looks.append(1) or real(self))
+    cache = FeatureCache(tmp_path, limit=160 * 400)
+    for number in range(320):
+        cache.store({"n": number}, torch.zeros(10, 10))
+    assert len(cache.entries()) == 160
+    assert len(looks) <= 2 * 16 + 2
+
+
+def test_several_processes_keep_the_limit_together(tmp_path):
+    caches = [FeatureCache(tmp_path, limit=160 * 400) for _ in range(3)]
+    for number in range(300):
+        for process, cache in enumerate(caches):
+            cache.store({"n": number, "process": process}, torch.zeros(10, 10))
+    assert len(caches[0].entries()) <= 160 * (1 + 3 / 16)
+
+
+def test_what_a_killed_process_had_begun_is_counted_and_goes(tmp_path):
+    cache = FeatureCache(tmp_path, limit=3 * 400)
+    cache.store({"n": 0}, torch.zeros(10, 10))
+    left, begun = cache.folder / ".old.f32.1.ab.partial", cache.folder / ".new.f32.2.cd.partial"
+    for path in (left, begun):
+        path.write_bytes(bytes(500))
+    assert cache.begun_bytes() == 1000
+    os.utime(left, (1, 1))
+    other = FeatureCache(tmp_path, limit=3 * 400)
+    other.store({"n": 1}, torch.zeros(10, 10))  # 400 + 500 that another may be writing + 400
+    assert (left.exists(), begun.exists(), other.holds({"n": 0}), other.holds({"n": 1})) == (False, True, False, True)
+    assert other.clear() == 900 and not begun.exists()
+
+
+def test_two_that_store_one_entry_at_once_both_succeed(tmp_path, caplog):
+    def store(number):
+        return [FeatureCache(tmp_path).store(FACTS, torch.ones(300, 50)) for _ in range(20)]
+
+    with ThreadPoolExecutor(4) as pool, caplog.at_level(logging.WARNING):
+        assert all(all(stored) for stored in pool.map(store, range(4)))
+    assert caplog.text == "" and torch.equal(FeatureCache(tmp_path).load(FACTS), torch.ones(300, 50))
+    assert len(list((tmp_path / "features").iterdir())) == 2
+
+
 def test_entries_are_listed_and_cleared(cache):
     assert cache.entries() == []
     cache.store(FACTS, torch.ones(3, 5))
@@ -166,6 +220,21 @@ def test_a_pass_that_fails_goes_on_from_its_whole_blocks(cache, monkeypatch):
     found = run(healed, cache, batch_size=3)["features"]
     assert healed.decoded == 2  # the last block of three
     assert torch.equal(found, run(images_of(10), None, batch_size=3)["features"])
+
+
+def test_a_cache_smaller_than_the_set_says_so_and_keeps_the_first_blocks(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(features, "BLOCK", 4)
+    cache = FeatureCache(tmp_path, limit=2 * 4 * 48 * 4 + 10)  # two blocks of four
+    cache.store({"other": 1}, torch.ones(4, 48))
+    decoded = []
+    for _ in range(3):
+        images = Counting(images_of(18))
+        with caplog.at_level(logging.WARNING):
+            found = run(images, cache, batch_size=3)["features"]
+        decoded.append(images.decoded)
+        assert torch.equal(found, run(images_of(18), None, batch_size=3)["features"])
+    assert decoded == [18, 10, 10]
+    assert "the last 55 % of them will be computed again next time; PATCHSSL_CACHE_GIB=1 keeps all" in caplog.text
 
 
 def test_a_transform_that_says_nothing_of_itself_is_not_cached(cache):
