@@ -41,6 +41,7 @@ _JSON_BYTES = 2**16  # of a .json member; a longer one is not looked into
 _JSON_LABELS = ("label", "cls", "class_id", "class", "class_name")  # fields that hold it, the first that is there
 _MANY = 1000  # members from which on an index is kept: reading it is ten times as fast as making it
 _VERSION = 3  # of the kept index
+_PREFIX = 512  # bytes of a deflated member that its first bytes are unpacked from
 _LONGEST_HEADER = 2**20  # bytes of a long name in a tar
 _PLAIN, _ZIPPED, _DEFLATED = 0, 1, 2  # content as it is, behind a zip's local header, and deflated as well
 _OF_WINDOWS = (0, 6, 10, 11, 14)  # FAT, HPFS, NTFS: programs there write \\ between the parts of a name
@@ -96,13 +97,7 @@ def read_member(archive: Path, place: np.void, name: str) -> bytes:
     offset, stored, size, packing = (int(place[field]) for field in ("offset", "stored", "size", "packing"))
     try:
         with archive.open("rb", buffering=0) as file:
-            file.seek(offset)
-            if packing != _PLAIN:
-                header = _LOCAL_HEADER.unpack(_read_exactly(file, _LOCAL_HEADER.size))
-                if header[0] != b"PK\3\4":
-                    raise ValueError("its place in the archive holds something else")
-                file.seek(offset + _LOCAL_HEADER.size + header[-2] + header[-1])
-            content = _read_exactly(file, stored)
+            content = _read_at(file, _content_offset(file, offset, packing), stored)
         if packing == _DEFLATED:
             unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
             content = unpacker.decompress(content, size + 1)  # no more, whatever it would unpack to
@@ -113,6 +108,46 @@ def read_member(archive: Path, place: np.void, name: str) -> bytes:
     except (OSError, ValueError, zlib.error, struct.error) as error:
         raise UnreadableImage(name, f"the archive {archive} is damaged or has changed: {error}") from error
     return content
+
+
+def member_ends(archive: Path, place: np.void, start: int, end: int) -> tuple[bytes, bytes | None]:
+    """The first `start` and last `end` bytes of a member, or fewer; None for the end of a deflated one.
+
+    Of the archive no more is read. UnreadableImage where it does not hold the member any more.
+    """
+    offset, stored, size, packing = (int(place[field]) for field in ("offset", "stored", "size", "packing"))
+    try:
+        with archive.open("rb", buffering=0) as file:
+            begin = _content_offset(file, offset, packing)
+            if packing == _DEFLATED:
+                packed = _read_at(file, begin, min(stored, _PREFIX))
+                return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, start), None
+            return (_read_at(file, begin, min(start, size)),
+                    _read_at(file, begin + max(0, size - end), min(end, size)))
+    except (OSError, ValueError, zlib.error, struct.error) as error:
+        raise UnreadableImage(str(archive), f"the archive is damaged or has changed: {error}") from error
+
+
+def _content_offset(file: io.FileIO, offset: int, packing: int) -> int:
+    """Where the content of a member begins, in a zip behind a header; ValueError where there is none."""
+    if packing == _PLAIN:
+        return offset
+    header = _LOCAL_HEADER.unpack(_read_at(file, offset, _LOCAL_HEADER.size))
+    if header[0] != b"PK\3\4":
+        raise ValueError("its place in the archive holds something else")
+    return offset + _LOCAL_HEADER.size + header[-2] + header[-1]
+
+
+def _read_at(file: io.FileIO, offset: int, size: int) -> bytes:
+    """`size` bytes at `offset` of an unbuffered file, which may give them in parts."""
+    file.seek(offset)
+    content = bytearray()
+    while len(content) < size:
+        block = file.read(size - len(content))
+        if not block:
+            raise ValueError("it ends early")
+        content += block
+    return bytes(content)
 
 
 def archive_states(archives: Sequence[Path]) -> np.ndarray:
@@ -140,17 +175,6 @@ def member_sums(archives: Sequence[Path], places: np.ndarray) -> np.ndarray:
     paths = "\0".join(os.path.realpath(archive) for archive in archives)
     sums[plain] = remembered(hashlib.sha256(os.fsencode(paths)).hexdigest(), states, read)
     return sums
-
-
-def _read_exactly(file: io.FileIO, size: int) -> bytes:
-    """`size` bytes of an unbuffered file, which may give them in parts."""
-    content = bytearray()
-    while len(content) < size:
-        block = file.read(size - len(content))
-        if not block:
-            raise ValueError("it ends early")
-        content += block
-    return bytes(content)
 
 
 def _scan(archive: Path) -> Members:

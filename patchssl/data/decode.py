@@ -291,8 +291,10 @@ def quick_check_file(path: Path) -> bool:
         return False
 
 
-def quick_check(start: bytes, end: bytes, size: int) -> bool:
+def quick_check(start: bytes, end: bytes | None, size: int) -> bool:
     """Whether a file of `size` bytes begins like a JPEG, PNG, GIF, WebP or BMP image and ends like one.
+
+    Without an `end`, which costs unpacking a file to have, the beginning and the size are all that is asked.
 
     >>> [quick_check(b"GIF89a", end, size=500) for end in (b"\\x00;", b"\\x1b\\x07")]
     [True, False]
@@ -301,4 +303,4 @@ def quick_check(start: bytes, end: bytes, size: int) -> bool:
         return 8 + int.from_bytes(start[4:8], "little") <= size
     if start[:2] == b"BM":
         return 0 < int.from_bytes(start[2:6], "little") <= size
-    return any(start.startswith(beginning) and end.endswith(ending) for beginning, ending in _ENDS)
+    return any(start.startswith(beginning) and (end is None or end.endswith(ending)) for beginning, ending in _ENDS)

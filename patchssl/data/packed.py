@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchssl.data.archives import archive_states, index_archive, member_sums, read_member
+from patchssl.data.archives import archive_states, index_archive, member_ends, member_sums, read_member
 from patchssl.data.decode import (
     END,
     EXTENSIONS,
@@ -65,11 +65,12 @@ class PackedImages(ImageSet):
         return decode_bytes(content, name, allow_truncated=self.allow_truncated)
 
     def quick_check(self, index: int) -> bool:
+        place = self.places[inside(index, len(self))]
         try:
-            _, content = self._content(index)
+            start, end = member_ends(self.archives[place["archive"]], place, START, END)
         except UnreadableImage:
             return False
-        return quick_check(content[:START], content[-END:], len(content))
+        return quick_check(start, end, int(place["size"]))
 
     def _content(self, index: int) -> tuple[str, bytes]:
         """What errors call image `index`, and the bytes of its file."""

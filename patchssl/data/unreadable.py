@@ -7,6 +7,7 @@ Training skips them within `UnreadableBudget`; evaluation reads no number past o
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,10 +17,11 @@ import numpy as np
 from patchssl.data.decode import strict_pillow
 from patchssl.data.images import ArrayImages, ImageSet
 from patchssl.runtime.errors import DataError, UnreadableImage
-from patchssl.runtime.progress import Progress, shifted
+from patchssl.runtime.progress import Progress, Say, shifted
 
 _MOST_LISTED = 20
 _BLOCK = 256  # images a worker checks before it reports
+MOST_LOOKED_AT = 100_000  # files before an evaluation: of a cold disk or a network a minute or two
 
 
 def find_unreadable(
@@ -30,42 +32,52 @@ def find_unreadable(
     Decodes all files, in `workers` threads; arrays are readable as they are. `progress` is called with the
     number of images looked at and of all.
     """
-    return _unreadable(images, workers, progress, all_of_them=True)
+    return _unreadable(images, range(len(images)), workers, progress, all_of_them=True)
 
 
-def require_readable(sets: Sequence[ImageSet], workers: int = 0, progress: Progress | None = None) -> None:
+def require_readable(sets: Sequence[ImageSet], workers: int = 0, progress: Progress | None = None,
+                     say: Say | None = None) -> None:
     """DataError, before anything is computed, that lists the images of `sets` that cannot be decoded.
 
-    Every file is looked at, begin and end, and what does not look whole is decoded; if that finds one that cannot be
-    decoded, all are, so that the list is complete. Damage within a file shows when a pass decodes it
-    (`listing_unreadable`). `progress` counts the images of all sets, and starts again where all are decoded.
+    Begin and end of every file are looked at, and what does not look whole is decoded; if that finds one that cannot be
+    decoded, all are, so that the list is complete. Of more than `MOST_LOOKED_AT` files every so many-th is looked at,
+    which `say` is told, and those are the list. Damage elsewhere shows when a pass decodes it (`listing_unreadable`).
+    `progress` counts the images that are looked at, and starts again where all are decoded.
     """
-    ends = np.cumsum([len(images) for images in sets]).tolist()
+    sets = [images for images in sets if not isinstance(images, ArrayImages)]
+    total = sum(map(len, sets))
+    step = max(1, -(-total // MOST_LOOKED_AT))
+    if step > 1 and say is not None:
+        say(f"looking at one file of {step} among {total:,}; what is damaged among the others is told at the end of "
+            "the pass that decodes them")
+    parts = [range(0, len(images), step) for images in sets]
+    ends = np.cumsum([len(part) for part in parts]).tolist()
 
     def found(all_of_them: bool) -> Iterator[tuple[str, str]]:
-        for images, end in zip(sets, ends, strict=True):
-            shown = None if progress is None else shifted(progress, end - len(images), ends[-1])
-            yield from _unreadable(images, workers, shown, all_of_them)
+        for images, part, end in zip(sets, parts, ends, strict=True):
+            shown = None if progress is None else shifted(progress, end - len(part), ends[-1])
+            yield from _unreadable(images, part, workers, shown, all_of_them)
 
-    if any(found(all_of_them=False)):
-        bad = [UnreadableImage(*each) for each in found(all_of_them=True)]
-        raise_unreadable(sorted(bad, key=lambda error: error.name), ends[-1])
+    if bad := [*itertools.islice(found(all_of_them=False), None if step > 1 else 1)]:
+        bad = bad if step > 1 else [*found(all_of_them=True)]
+        raise_unreadable(sorted((UnreadableImage(*each) for each in bad), key=lambda error: error.name), ends[-1])
 
 
-def _unreadable(images: ImageSet, workers: int, progress: Progress | None, all_of_them: bool) -> list[tuple[str, str]]:
-    """`find_unreadable`; not `all_of_them`: among those that do not look whole."""
+def _unreadable(images: ImageSet, part: range, workers: int, progress: Progress | None,
+                all_of_them: bool) -> list[tuple[str, str]]:
+    """`find_unreadable` in `part`; not `all_of_them`: among those that do not look whole."""
     if isinstance(images, ArrayImages):
         return []
-    blocks = [range(at, min(at + _BLOCK, len(images))) for at in range(0, len(images), _BLOCK)]
+    blocks = [part[at : at + _BLOCK] for at in range(0, len(part), _BLOCK)]
     bad: list[tuple[str, str]] = []
     check = partial(_unreadable_among, images, all_of_them)
     with strict_pillow(), ThreadPoolExecutor(max(workers, 1)) as pool:
         found = pool.map(check, blocks) if workers else map(check, blocks)
         try:
-            for block in blocks:
+            for number, block in enumerate(blocks):
                 bad += next(found)
                 if progress:
-                    progress(block.stop, len(images))
+                    progress(number * _BLOCK + len(block), len(part))
         finally:
             pool.shutdown(cancel_futures=True)  # after Ctrl-C, the rest is not worth waiting for
     return bad

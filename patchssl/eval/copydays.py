@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchssl.data.images import ArrayImages, FileImages, ImageSet, Names
-from patchssl.data.unreadable import find_unreadable, raise_unreadable, require_readable
+from patchssl.data.unreadable import find_unreadable, raise_unreadable
 from patchssl.eval.cells import Cell, DataPlace, TaskOptions, decode_seconds
-from patchssl.eval.features import extract_outputs
+from patchssl.eval.features import extract_outputs, look_at
 from patchssl.eval.galleries import DISTRACTOR, ERROR, NUM_SHOWN, POSITIVE, Picture, Shown, ends_of, gallery
 from patchssl.eval.metrics import CopyScores, score_neighbors
 from patchssl.eval.protocols import Protocol, choose_protocol
@@ -34,7 +34,6 @@ from patchssl.eval.transforms import native_resize
 from patchssl.eval.whitening import Whitening
 from patchssl.models.backbone import Backbone
 from patchssl.models.pixels import RawPixels
-from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
 from patchssl.runtime.progress import Progress, shifted
@@ -142,7 +141,7 @@ def evaluate_copydays(
         _require_enough(run, found.whitening)
     parts = {"copies": _copies(found), "distractors": found.distractors, "whitening": found.whitening}
     images = {name: part for name, part in parts.items() if part is not None}
-    require_readable(list(images.values()), compute.workers, compute.counter(LOOK))
+    look_at(backbone, list(images.values()), plan, plan.settings["outputs"], compute)
     scores, pictured = _score(run, found, images, _all_features(run, images))
     detail = {**_detail(found, images, scores), "galleries": {PICTURED: pictured}}
     return make_record(backbone, plan, dataset=dataset_name(found), fingerprints=(found.fingerprint,),

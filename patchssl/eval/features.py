@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 import patchssl
 from patchssl.data.images import ImageSet
-from patchssl.data.unreadable import raise_unreadable
+from patchssl.data.unreadable import raise_unreadable, require_readable
 from patchssl.eval.cache import Block, CachedBlocks, FeatureCache
 from patchssl.eval.database import require_norms
 from patchssl.eval.pooling import compute_outputs, parse_output
@@ -27,10 +27,14 @@ from patchssl.eval.protocols import Protocol
 from patchssl.eval.transforms import normalize_images
 from patchssl.models.backbone import Backbone
 from patchssl.models.identity import identify
+from patchssl.runtime.console import LOOK
 from patchssl.runtime.distributed import all_gather_objects, once_on_each_machine, rank, world_size
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
 from patchssl.runtime.loader import BatchLoader
 from patchssl.runtime.progress import Progress, shifted
+
+if TYPE_CHECKING:
+    from patchssl.eval.tasks import ComputeOptions
 
 Transform = Callable[[np.ndarray], Tensor]  # (H, W, 3) uint8 -> (3, h, w)
 BLOCK = 1024  # images that are cached, and dealt to processes, together: what a kill can cost
@@ -120,6 +124,17 @@ def iter_outputs(
                    cache, progress)
 
 
+def look_at(backbone: Backbone, sets: Sequence[ImageSet], transform: Protocol | Transform, outputs: Sequence[str],
+            compute: ComputeOptions, scales: Sequence[float] = (1.0,)) -> None:
+    """`require_readable` of those of `sets` of which a pass, with arguments as of `iter_outputs`, decodes any image."""
+    step = transform.transform() if isinstance(transform, Protocol) else transform
+    works = [_Work(backbone, images, step, tuple(outputs), tuple(scales), 1, 0, compute.where(backbone))
+             for images in sets if len(images)]
+    unknown = [work.images for work in works
+               if compute.cache is None or not all(map(work.kept(compute.cache).holds, work.parts))]
+    require_readable(unknown, compute.workers, compute.counter(LOOK), compute.say)
+
+
 class _Work(NamedTuple):
     """One pass over an image set."""
 
@@ -131,6 +146,15 @@ class _Work(NamedTuple):
     batch_size: int
     workers: int
     device: torch.device
+
+    @property
+    def parts(self) -> list[range]:
+        """The blocks."""
+        return [range(start, min(start + BLOCK, len(self.images))) for start in range(0, len(self.images), BLOCK)]
+
+    def kept(self, cache: FeatureCache | None) -> CachedBlocks:
+        """Its blocks in the cache."""
+        return CachedBlocks(cache, self.facts() if cache is not None else None, self.outputs, self.parts)
 
     def facts(self) -> dict[str, Any] | None:
         """Everything the outputs depend on, for the cache; None for a transform or network that cannot be told."""
@@ -149,9 +173,7 @@ class _Work(NamedTuple):
 
 def _blocks(work: _Work, cache: FeatureCache | None, progress: Progress | None) -> Iterator[tuple[range, Block]]:
     """Every block in order, from the cache or computed, the network being in evaluation mode meanwhile."""
-    total = len(work.images)
-    parts = [range(start, min(start + BLOCK, total)) for start in range(0, total, BLOCK)]
-    kept = CachedBlocks(cache, work.facts() if cache is not None else None, work.outputs, parts)
+    total, parts, kept = len(work.images), work.parts, work.kept(cache)
     shared = all_gather_objects([part for part in parts if kept.holds(part)])
     everywhere = set.intersection(*(set(held) for held in shared))
     missing = [part for part in parts if part not in everywhere]

@@ -105,7 +105,7 @@ def evaluate_patches(backbone: Backbone, images: ImageSet, protocol: str | None 
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} views holds none; 1 is the least")
     if not looked_at:
-        require_readable([images], compute.workers, compute.counter(LOOK))
+        require_readable([images], compute.workers, compute.counter(LOOK), compute.say)
     table = _all_tallies(network, images, plan, max(1, batch_size // (2 * pairs)), compute.workers, where,
                          compute.counter("patches"))
     shares = _shares(network, images, table)

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 
 from patchssl.data.open import open_pair
-from patchssl.data.unreadable import listing_unreadable, require_readable
+from patchssl.data.unreadable import listing_unreadable
 from patchssl.eval.cells import Cell, TaskOptions, find_cells
-from patchssl.eval.features import extract_outputs
+from patchssl.eval.features import extract_outputs, look_at
 from patchssl.eval.pooling import compute_outputs
 from patchssl.eval.records import Result, ScoredNetwork, network_of, read_results
 from patchssl.eval.tasks import ComputeOptions, find_task
 from patchssl.models.backbone import Backbone
 from patchssl.models.identity import identify
 from patchssl.models.pixels import RawPixels
-from patchssl.runtime.console import LOOK
 from patchssl.runtime.errors import DataError, PatchSSLError
 from patchssl.runtime.progress import CountersOnly
 
@@ -149,7 +148,7 @@ def share_pass(backbone: Backbone, cell: Cell, later: Sequence[Cell], compute: C
         return False
     pair = open_pair(cell.data)
     if not looked_at:
-        require_readable(pair, compute.workers, compute.counter(LOOK))
+        look_at(backbone, pair, cell.protocol, outputs, compute)
     with listing_unreadable(pair, compute.workers):
         for images in pair:
             progress = compute.counter(f"{images.split} features")

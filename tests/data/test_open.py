@@ -3,8 +3,10 @@ import multiprocessing
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from cases import each
 from packing import pack, png, unpack
 from PIL import Image
 
+from patchssl.data import archives, unreadable
 from patchssl.data.open import absolute_name, open_images, open_pair, split_names
 from patchssl.data.textures import CLASSES, textures
 from patchssl.data.unreadable import UnreadableBudget, find_unreadable, raise_unreadable, require_readable
@@ -372,6 +375,49 @@ def test_a_look_into_archives(damaged, tmp_path_factory):
     assert [index for index in range(600) if not images.quick_check(index)] == [7, 300]
     with pytest.raises(DataError, match=r"2 of 600 images cannot be read"):
         require_readable([images])
+
+
+@pytest.mark.parametrize(("kind", "packing"), [("tar", None), ("zip", zipfile.ZIP_STORED),
+                                               ("zip", zipfile.ZIP_DEFLATED)])
+def test_a_look_into_archives_reads_little_of_them(tmp_path, monkeypatch, kind, packing):
+    content = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)).save(content, "PNG")
+    whole, cut, path = content.getvalue(), content.getvalue()[:-5000], tmp_path / f"x.{kind}"
+    parts = {"a.png": whole, "b.png": cut, "c.png": b"nothing" * 3000, "d.png": b""}
+    if packing is None:
+        with tarfile.open(path, "w") as tar:
+            for name, part in parts.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(part)
+                tar.addfile(entry, BytesIO(part))
+    else:
+        with zipfile.ZipFile(path, "w", packing) as archive:
+            for name, part in parts.items():
+                archive.writestr(name, part)
+    images, read = open_images(path), []
+    real = archives._read_at
+    monkeypatch.setattr(archives, "_read_at", lambda *about: read.append(about[2]) or real(*about))
+    deflated = packing == zipfile.ZIP_DEFLATED  # the end of such a member costs unpacking it
+    assert [images.quick_check(index) for index in range(4)] == [True, deflated, False, False]
+    assert sum(read) < 3000 < len(whole)
+    assert len(find_unreadable(images)) == 3  # which decoding finds
+
+
+def test_of_very_many_files_every_so_many_th_is_looked_at_and_that_is_said(damaged, monkeypatch):
+    monkeypatch.setattr(unreadable, "MOST_LOOKED_AT", 101)
+    images, said, looked, decoded = open_images(damaged), [], [], []
+    look, pixels = type(images).quick_check, type(images).pixels
+    monkeypatch.setattr(type(images), "quick_check", lambda images, at: looked.append(at) or look(images, at))
+    monkeypatch.setattr(type(images), "pixels", lambda images, at: decoded.append(at) or pixels(images, at))
+    with pytest.raises(DataError, match=r"1 of 100 images cannot be read[^:]*:\n[^\n]*/300.png"):
+        require_readable([images], say=said.append)
+    assert (looked, decoded) == (list(range(0, 600, 6)), [300])
+    assert said == ["looking at one file of 6 among 600; what is damaged among the others is told at the end of the "
+                    "pass that decodes them"]
+    seen: list[tuple[int, int]] = []
+    require_readable([images.subset(range(301, 600))], 2, lambda *at: seen.append(at), said.append)
+    assert seen[-1] == (100, 100) and len(said) == 2
+    require_readable([])
 
 
 def test_allowed_truncated_files_are_readable(damaged):

@@ -1,4 +1,5 @@
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from told import Told
 
+from patchssl.data.images import FileImages
 from patchssl.data.open import open_pair
 from patchssl.eval import knn
 from patchssl.eval.cache import FeatureCache
@@ -310,6 +312,23 @@ def test_images_replaced_by_noise_of_equal_size_are_scored_anew(folders, tmp_pat
     fresh = score_knn(tiny(), data, "native")
     assert noisy.metrics == fresh.metrics != clean.metrics
     assert noisy.dataset_fingerprint == fresh.dataset_fingerprint != clean.dataset_fingerprint
+
+
+def test_files_whose_features_are_cached_are_not_looked_at(folders, tmp_path, monkeypatch):
+    looked, look = [], FileImages.quick_check
+    monkeypatch.setattr(FileImages, "quick_check", lambda images, at: looked.append(images.split) or look(images, at))
+    compute = ComputeOptions(cache=FeatureCache(tmp_path / "cache"))
+    first = score_knn(tiny(), str(folders), "native", compute)
+    assert Counter(looked) == {"train": 36, "val": 15}
+    looked.clear()
+    assert score_knn(tiny(), str(folders), "native", compute).metrics == first.metrics
+    assert looked == []
+    Image.new("RGB", (24, 20)).save(folders / "val/blue/more.png")
+    score_knn(tiny(), str(folders), "native", compute)
+    assert Counter(looked) == {"val": 16}
+    looked.clear()
+    score_knn(tiny(), str(folders), "native")
+    assert Counter(looked) == {"train": 36, "val": 16}
 
 
 def test_the_fingerprint_of_a_record_covers_both_splits(folders):

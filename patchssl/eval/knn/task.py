@@ -14,10 +14,10 @@ from torch import Tensor
 
 from patchssl.data.images import ImageSet, labels_of_both
 from patchssl.data.open import open_pair
-from patchssl.data.unreadable import listing_unreadable, require_readable
+from patchssl.data.unreadable import listing_unreadable
 from patchssl.eval.cells import Cell, DataPlace, TaskOptions
 from patchssl.eval.faiss import IndexPlan
-from patchssl.eval.features import extract_features
+from patchssl.eval.features import extract_features, look_at
 from patchssl.eval.knn import KnnScores, knn_scores
 from patchssl.eval.knn.fewshot import FewShot
 from patchssl.eval.pooling import compute_outputs
@@ -27,7 +27,6 @@ from patchssl.eval.search import require_index
 from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.models.backbone import Backbone
 from patchssl.models.pixels import RawPixels
-from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
 from patchssl.runtime.errors import DataError, PatchSSLError, UsageError
 from patchssl.runtime.progress import Progress, shifted
@@ -121,7 +120,7 @@ def evaluate_knn(backbone: Backbone, train: ImageSet, val: ImageSet, protocol: s
     if not search.exact:
         require_index(search, len(train), _width(backbone))
     if not looked_at:
-        require_readable((train, val), compute.workers, compute.counter(LOOK))
+        look_at(backbone, (train, val), plan, ("features",), compute)
     features = _features_of_both(train, val, compute, backbone=backbone, transform=plan, **passes)
     case = _Case(features[0], labels[0], features[1], labels[1], plan.settings["temperature"])
     k, shared = plan.settings["headline_k"], {"device": passes["device"], "progress": compute.counter("search")}

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ import torch
 import patchssl
 from patchssl.data.images import ImageSet
 from patchssl.data.open import open_pair
-from patchssl.data.unreadable import listing_unreadable, require_readable
+from patchssl.data.unreadable import listing_unreadable
 from patchssl.eval.cells import Cell, DataPlace, TaskOptions
-from patchssl.eval.features import extract_outputs
+from patchssl.eval.features import extract_outputs, look_at
 from patchssl.eval.linear.cached import cached_probe, require_narrow
 from patchssl.eval.linear.logreg import logreg_probe
 from patchssl.eval.linear.scores import LinearScores, ProbeOutcome, require_classes, require_two_of_each, score_logits
@@ -33,7 +34,6 @@ from patchssl.eval.transforms import native_resize
 from patchssl.models.backbone import Backbone
 from patchssl.models.identity import identify
 from patchssl.models.pixels import RawPixels
-from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
 from patchssl.runtime.distributed import locked_by_one
 from patchssl.runtime.errors import UsageError
@@ -109,7 +109,9 @@ def evaluate_linear(backbone: Backbone, train: ImageSet, val: ImageSet, protocol
         raise UsageError(f"seed = {seed} is negative; choose a whole number from 0 on")
     labels = require_classes(train, val)
     if not looked_at:
-        require_readable((train, val), compute.workers, compute.counter(LOOK))
+        # crops are made of training images whatever is cached
+        cropped = replace(compute, cache=None) if plan.settings["selection"] == _BEST_TEST_EPOCH else compute
+        look_at(backbone, (train, val), plan, plan.settings["outputs"], cropped)
     if plan.settings["selection"] == _BEST_TEST_EPOCH:
         outcome = _run_dino(backbone, (train, val), labels, plan, seed, compute, checkpoint_folder)
     else:

@@ -20,10 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchssl.data.images import FileImages
-from patchssl.data.unreadable import require_readable
+from patchssl.data.images import FileImages, ImageSet
 from patchssl.eval.cells import Cell, DataPlace, TaskOptions, decode_seconds
-from patchssl.eval.features import extract_outputs, iter_outputs
+from patchssl.eval.features import extract_outputs, iter_outputs, look_at
 from patchssl.eval.galleries import (
     DISTRACTOR,
     ERROR,
@@ -43,7 +42,6 @@ from patchssl.eval.revisited.ranking import KS, LEVELS, LevelScores, levels_of_s
 from patchssl.eval.tasks import ANYWHERE, ComputeOptions
 from patchssl.eval.transforms import native_resize
 from patchssl.models.backbone import Backbone
-from patchssl.runtime.console import LOOK
 from patchssl.runtime.device import describe_device
 from patchssl.runtime.errors import DataError
 from patchssl.runtime.progress import Progress, shifted
@@ -128,16 +126,14 @@ def evaluate_revisited(
     found = open_revisited(Path(root), set_name, distractors, allow_truncated)
     compute.say(found.describe())
     run = _RevisitedPass(backbone, plan, compute.passes(backbone, batch_size=16))
-    require_readable([part for part in (found.images, found.distractors) if part is not None], compute.workers,
-                     compute.counter(LOOK))
+    look_at(backbone, run.all_images(found), plan, (run.output,), compute, plan.settings["scales"])
     similarity = _similarity(run, found, compute.counter("features"))
     levels = levels_of_similarity(similarity, found.truth)
     metrics = {f"{level}/{name}": value for level, scores in levels.items() if scores.num_queries
                for name, value in scores.means().items()}
     return make_record(backbone, plan, dataset=found.name, fingerprints=found.fingerprints().values(), metrics=metrics,
                        detail={**_detail(found, run, levels), "galleries": _galleries(found, similarity, levels)},
-                       device=describe_device(compute.where(backbone)),
-                       duration=time.monotonic() - began)
+                       device=describe_device(compute.where(backbone)), duration=time.monotonic() - began)
 
 
 def _revisitop(_image_size: int) -> dict[str, Any]:
@@ -250,6 +246,11 @@ class _RevisitedPass(NamedTuple):
         return PreparedImages(name=files.name, split=files.split, source=files.source, files=files, least=least,
                               boxes=boxes or (None,) * len(files), longest=settings.get("longest"))
 
+    def all_images(self, found: RevisitedSet) -> list[ImageSet]:
+        """Queries and database, then the distractors if there are any."""
+        extra = [] if found.distractors is None else [self.prepared(found.distractors)]
+        return [self.prepared(found.images, _boxes(found.truth, self.plan)), *extra]
+
     def arguments(self, progress: Progress | None) -> dict[str, Any]:
         return {"outputs": (self.output,), "transform": self.plan, "scales": self.plan.settings["scales"],
                 "progress": progress, **self.options}
@@ -257,19 +258,18 @@ class _RevisitedPass(NamedTuple):
 
 def _similarity(run: _RevisitedPass, found: RevisitedSet, progress: Progress | None) -> Tensor:
     """Cosines (queries, database and distractors), float32, by one block of distractors at a time."""
-    extra = found.distractors
-    own, count = len(found.images), found.num_queries
+    extra, own, count = found.distractors, len(found.images), found.num_queries
     total = own + (0 if extra is None else len(extra))
     shown = None if progress is None else shifted(progress, 0, total)
-    images = run.prepared(found.images, _boxes(found.truth, run.plan))
-    features = F.normalize(extract_outputs(run.backbone, images, **run.arguments(shown))[run.output])
+    images = run.all_images(found)
+    features = F.normalize(extract_outputs(run.backbone, images[0], **run.arguments(shown))[run.output])
     queries, database = features[:count], features[count:]
     if extra is None:
         return queries @ database.T
     similarity = torch.empty(count, total - count)
     similarity[:, : len(database)] = queries @ database.T
     shown = None if progress is None else shifted(progress, own, total)
-    for part, block in iter_outputs(run.backbone, run.prepared(extra), **run.arguments(shown)):
+    for part, block in iter_outputs(run.backbone, images[1], **run.arguments(shown)):
         start = len(database) + part.start
         similarity[:, start : start + len(part)] = queries @ F.normalize(block[run.output]).T
     return similarity
