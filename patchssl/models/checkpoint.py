@@ -70,13 +70,19 @@ def _reason(error: BaseException) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else str(error).splitlines()[0]
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+# what the checkpoint of a run holds, and of which kind
+_NEEDED: Mapping[str, Any] = {"student": Mapping, "teacher": Mapping, "network": Mapping, "origin": Mapping}
+_KNOWN: Mapping[str, Any] = {**_NEEDED, "recipe": str, "seconds": (int, float), "steps_done": int, "centers": Mapping,
+                             "optimizer": Mapping, "scaler": Mapping, "unreadable": Mapping}
+
+
+def load_checkpoint(path: Path, *, of_run: bool = True) -> dict[str, Any]:
     """The checkpoint file `path`, or the newest whole one of the run folder `path`.
 
-    Nothing is executed (`weights_only`). A damaged newest checkpoint is named in a warning and the one before
-    it is used. Raises CheckpointError when none can be read.
+    Nothing is executed (`weights_only`). A newest checkpoint that is damaged, or lacks what one of a run has (unless
+    `of_run` is false), is named in a warning and the one before it is used. CheckpointError when none can be read.
     """
-    return _read(path) if path.is_file() else _newest_whole(path)[1]
+    return _read(path, of_run) if path.is_file() else _newest_whole(path, of_run)[1]
 
 
 def recover_checkpoint(folder: Path) -> dict[str, Any]:
@@ -84,23 +90,23 @@ def recover_checkpoint(folder: Path) -> dict[str, Any]:
 
     A damaged newest checkpoint is renamed, or the next save would put it in the place of the whole one before it.
     """
-    used, checkpoint = _newest_whole(folder)
+    used, checkpoint = _newest_whole(folder, of_run=True)
     if used.name != NEWEST and (folder / NEWEST).exists():
         (folder / NEWEST).replace(folder / DAMAGED)
     return checkpoint
 
 
-def _newest_whole(folder: Path) -> tuple[Path, dict[str, Any]]:
+def _newest_whole(folder: Path, of_run: bool) -> tuple[Path, dict[str, Any]]:
     candidates = [folder / name for name in (NEWEST, PREVIOUS) if (folder / name).exists()]
     if not candidates:
         raise CheckpointError(f"{folder} holds no {NEWEST}: not a run folder, or a run that has not saved yet; a file "
                               "of weights in it is named itself")
     for candidate in candidates[:-1]:
         try:
-            return candidate, _read(candidate)
+            return candidate, _read(candidate, of_run)
         except CheckpointError as error:
             log.warning("%s; using %s", error, PREVIOUS)
-    return candidates[-1], _read(candidates[-1])
+    return candidates[-1], _read(candidates[-1], of_run)
 
 
 def require_format(content: Any, path: Path) -> None:
@@ -115,7 +121,12 @@ def require_format(content: Any, path: Path) -> None:
                               f"{VERSION}); update patchssl")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, of_run: bool) -> dict[str, Any]:
     content = read_torch(path)
     require_format(content, path)
+    if of_run:
+        if lacking := [name for name in _NEEDED if name not in content]:
+            raise CheckpointError(f"{path} is damaged: it lacks {', '.join(lacking)}")
+        if wrong := [name for name, kind in _KNOWN.items() if name in content and not isinstance(content[name], kind)]:
+            raise CheckpointError(f"{path} is damaged: {', '.join(wrong)} in it is of another kind")
     return dict(content)

@@ -11,13 +11,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from patchssl.data.open import absolute_name
 from patchssl.eval.records import Result, read_results
@@ -29,6 +30,8 @@ from patchssl.runtime.errors import DataError, FolderInUse, UsageError, unknown_
 from patchssl.runtime.files import write_text
 from patchssl.runtime.lock import locked
 from patchssl.study.config import UNTRAINED, Study
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,14 +141,20 @@ class StudyFolder:
         return True
 
     def outcome(self, run: StudyRun) -> RunOutcome | None:
-        """How `run` ended, None while it has not; UsageError where that was another recipe or other images."""
+        """How `run` ended, None while it has not, or where that cannot be read any more.
+
+        UsageError where it was another recipe or other images.
+        """
         path = self._outcome(run)
         if not path.is_file():
             return None
         try:
-            found = RunOutcome(**json.loads(path.read_text("utf-8")))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path} is damaged ({error}); remove it, and the run is scored again") from None
+            found = TypeAdapter(RunOutcome).validate_json(path.read_bytes(), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            log.warning("%s is damaged (%s: %s), so the run counts as not scored", path,
+                        ".".join(map(str, first["loc"])) or "JSON", first["msg"])
+            return None
         self._require_same(run, found.recipe, found.data)
         return found
 

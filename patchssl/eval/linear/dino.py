@@ -200,7 +200,7 @@ def _resume(probe: Probe, folder: Path, facts: Mapping[str, Any]) -> None:
     """Resume from the checkpoint in `folder`, if there is one; UsageError if it is of another training."""
     if not any((folder / name).exists() for name in (NEWEST, PREVIOUS)):
         return
-    state = load_checkpoint(folder)
+    state = load_checkpoint(folder, of_run=False)
     if state.get("task") != "linear" or "facts" not in state:
         raise UsageError(f"{folder} holds a checkpoint, but not of a linear probe; choose another folder")
     if differing := sorted(name for name in {*facts, *state["facts"]} if facts.get(name) != state["facts"].get(name)):

@@ -17,9 +17,11 @@ from patchssl.pretrain.network import network_spec
 from patchssl.pretrain.recipe import dump_recipe, parse_recipe, with_patchwise
 from patchssl.pretrain.run.log import write_whole
 from patchssl.runtime.errors import CheckpointError, UsageError
+from patchssl.runtime.yamltext import load_yaml
 
 RECIPE, FACTS = "recipe.yaml", "run.json"
 ALLOW = "--allow-changes"
+_LARGEST_BYTES = 16 * 2**20  # of run.json, which lists what was changed
 
 # changes that no number depends on: workers, logging, and where the same images (by fingerprint) now lie
 FREE = ("run.", "data")
@@ -43,17 +45,58 @@ def read_run(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     if not (folder / FACTS).is_file():
         raise UsageError(f"{folder} is not a run folder: it has no {FACTS}; a run that was stopped before that was "
                          "written is started again")
-    facts = json.loads((folder / FACTS).read_text("utf-8"))
+    facts = _read_facts(folder / FACTS)
     if (folder / RECIPE).is_file():
-        return parse_recipe((folder / RECIPE).read_text("utf-8"), where=str(folder / RECIPE)), facts
+        return parse_recipe(_text(folder / RECIPE), where=str(folder / RECIPE)), facts
     if "recipe" not in facts:
         raise UsageError(f"{folder} is not a run folder: it has no {RECIPE}")
     return parse_recipe(yaml.safe_dump(facts["recipe"]), where=str(folder / FACTS)), facts
 
 
+# what run.json says, and of which kind
+_NEEDED: Mapping[str, Any] = {"data": str, "fingerprint": str, "seed": int, "versions": dict, "device": str}
+_KNOWN: Mapping[str, Any] = {**_NEEDED, "name": str, "dataset": str, "threads": int, "init": str, "init_from": str,
+                             "pretrain_data": str, "recipe": dict, "changes": list}
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What the file run.json says; UsageError where it is damaged."""
+    try:
+        facts = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"it is no JSON: {error}") from None
+    if not isinstance(facts, dict):
+        raise _damaged(path, "it holds no JSON object")
+    if lacking := [name for name in _NEEDED if name not in facts]:
+        raise _damaged(path, f"it lacks {', '.join(lacking)}")
+    if wrong := [name for name, kind in _KNOWN.items() if not isinstance(facts.get(name), kind | None)]:
+        raise _damaged(path, f"{', '.join(wrong)} in it is of another kind")
+    if not isinstance(facts["versions"].get("torch"), str) or any(facts[name] is None for name in _NEEDED):
+        raise _damaged(path, "it does not say all that a run is known by")
+    return facts
+
+
+def _text(path: Path) -> str:
+    """What stands in a small file of the run folder; UsageError where that is no text."""
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise _damaged(path, f"it is larger than {_LARGEST_BYTES // 2**20} MiB")
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, f"it is no text: {error}") from None
+
+
+def _damaged(path: Path, why: str) -> UsageError:
+    return UsageError(f"{path} is damaged: {why}. Bring it back from a copy to resume the run, or start it again; its "
+                      "checkpoints can be scored all the same")
+
+
 def begun_with(facts: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The settings that a run was begun with, or that were allowed since; an older version's are in its checkpoints."""
-    return with_patchwise(facts.get("recipe") or (yaml.safe_load(checkpoint["recipe"]) if checkpoint else {}))
+    if facts.get("recipe") or not checkpoint:
+        return with_patchwise(facts.get("recipe") or {})
+    found = load_yaml(str(checkpoint.get("recipe", "")), NEWEST)
+    return with_patchwise(found) if isinstance(found, dict) else {}
 
 
 def changed_recipe(folder: Path, begun: Mapping[str, Any], overrides: Sequence[str],
@@ -105,7 +148,8 @@ def weighty_among(changes: Mapping[str, Change]) -> dict[str, Change]:
 
 def require_own_checkpoint(checkpoint: Mapping[str, Any], folder: Path, recipe: Recipe, seed: int) -> None:
     """CheckpointError for a checkpoint of another method, network or seed than the run's."""
-    found = {"method": checkpoint["origin"]["method"], "seed": checkpoint["origin"]["seed"], **checkpoint["network"]}
+    origin = checkpoint["origin"]
+    found = {"method": origin.get("method"), "seed": origin.get("seed"), **checkpoint["network"]}
     own = {"method": recipe.method, "seed": seed, **asdict(network_spec(recipe))}
     wrong = {key: (value, found[key]) for key, value in own.items() if key in found and found[key] != value}
     if wrong:
@@ -117,7 +161,7 @@ def restore(engine: Engine, checkpoint: dict[str, Any], folder: Path) -> None:
     """Set `engine` to where `checkpoint` was saved; CheckpointError when it does not fit."""
     try:
         engine.load_state_dict(checkpoint)
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(f"the checkpoint in {folder} does not fit the run's recipe: "
                               f"{' '.join(str(error).split())}") from error
     if engine.steps_done > engine.total_steps:

@@ -148,9 +148,9 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
     if checkpoint:
         require_own_checkpoint(checkpoint, folder, recipe, facts["seed"])
     _require_means(recipe)
-    images = _same_images(folder, recipe, facts, moved="data" in changes, allow=allow_changes)
-    if other := images.fingerprint != facts["fingerprint"]:
-        changes["images"] = facts["fingerprint"], images.fingerprint
+    images, found = _same_images(folder, recipe, facts, moved="data" in changes, allow=allow_changes)
+    if other := found != facts["fingerprint"]:
+        changes["images"] = facts["fingerprint"], found
         progress.say(f"warning: the images have changed since {folder} began: from here on it is another run than the "
                      f"one that was begun, which {FACTS} notes")
     knn = make_knn(recipe, images, facts["seed"]) if make_knn else None
@@ -164,7 +164,7 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
             settle_recipe(folder, recipe, facts, changes, engine.steps_done)
         run = Run(folder, recipe, images, facts, engine, progress, stops, knn)
     if checkpoint:
-        run.seconds = checkpoint["seconds"]
+        run.seconds = checkpoint.get("seconds", 0.0)
         if not other:
             run.budget.bad.update(checkpoint.get("unreadable", {}))
     progress.say(f"resuming {folder} at update {engine.steps_done} of {engine.total_steps}")
@@ -196,15 +196,17 @@ def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _same_images(folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, moved: bool, allow: bool) -> ImageSet:
-    """The images that the run in `folder` began with, or UsageError; with `allow` also others."""
+def _same_images(folder: Path, recipe: Recipe, facts: Mapping[str, Any], *, moved: bool,
+                 allow: bool) -> tuple[ImageSet, str]:
+    """The images that the run in `folder` began with, or UsageError; with `allow` also others. And their fingerprint.
+    """
     data = recipe.data if moved else facts["data"]
     images = training_images(recipe, data, facts["seed"])
     if (found := fingerprint_like(facts, images)) != facts["fingerprint"] and not allow:
         raise UsageError(f"{data} has changed since {folder} began (fingerprint {found[:12]}, "
                          f"then {facts['fingerprint'][:12]}); bring the old images back, or give {ALLOW} (for images "
                          "that were repaired or removed), which makes it another run than the one that was begun")
-    return images
+    return images, found
 
 
 def _same_start(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> VitBackbone | None:
