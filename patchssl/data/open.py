@@ -126,18 +126,25 @@ def _splits(data: str | Path, allow_truncated: bool) -> Openers:
             from timm.data import create_dataset
 
             return timm_splits(data, create_dataset, allow_truncated)
-        if "{" in data and not os.access(data, os.F_OK):
-            files = [Path(name).expanduser() for name in expand_braces(data)]
-            if all(path.is_dir() for path in files):
-                return _chosen_folders(files, data, allow_truncated)
-            require_files(files, data)
-            return _file_splits(files, allow_truncated)
-    if isinstance(data, str) and "?" in data and not os.access(data, os.F_OK):
-        place, _, query = data.rpartition("?")
-    else:
-        place, query = data, ""
-    root = _existing(place)
-    if splits := cifar_splits(root) or idx_splits(root):
+    place, query = _place_and_query(data)
+    if isinstance(data, str) and "{" in place and not os.access(place, os.F_OK):
+        files = [Path(name).expanduser() for name in expand_braces(place)]
+        if not query and all(path.is_dir() for path in files):
+            return _chosen_folders(files, place, allow_truncated)
+        require_files(files, place)
+        return _file_splits(files, allow_truncated, query)
+    return _splits_below(_existing(data if not query else place), query, allow_truncated)
+
+
+def _place_and_query(data: str | Path) -> tuple[str, str]:
+    """A path and the columns that are named behind its "?", "" where there are none or a file is called so."""
+    place, mark, query = str(data).rpartition("?")
+    return (place, query) if mark and isinstance(data, str) and not os.access(data, os.F_OK) else (str(data), "")
+
+
+def _splits_below(root: Path, query: str, allow_truncated: bool) -> Openers:
+    """What lies at `root`, by split."""
+    if not query and (splits := cifar_splits(root) or idx_splits(root)):
         return {split: partial(_open_arrays, root, splits, split) for split in splits.readers}
     if not root.is_dir():
         return _file_splits([root], allow_truncated, query)
@@ -150,7 +157,7 @@ def _splits(data: str | Path, allow_truncated: bool) -> Openers:
     if found := _set_files(root):
         return _file_splits(found, allow_truncated, query)
     if query:
-        raise DataError(f"{place} is no table, so '?{query}' chooses nothing in it")
+        raise DataError(f"{root} is no table, so '?{query}' chooses nothing in it")
     return {"all": partial(_open_folder, root, "all", allow_truncated)}
 
 
@@ -173,6 +180,8 @@ def _chosen_folders(folders: Sequence[Path], pattern: str, allow_truncated: bool
 def _file_splits(files: Sequence[Path], allow_truncated: bool, query: str = "") -> Openers:
     """The splits of files that hold or name images: lists, archives or Parquet files."""
     kinds = {_kind(path.name) for path in files}
+    if query and kinds != {"parquet"}:
+        raise DataError(f"{files[0]} is no table, so '?{query}' chooses nothing in it")
     if kinds == {"archive"}:
         return packed_splits(files, allow_truncated)
     if kinds == {"parquet"}:

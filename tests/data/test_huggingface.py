@@ -291,6 +291,11 @@ def test_columns_of_local_tables_are_chosen_behind_the_path(saved, tmp_path):
         open_images(place)
     images = open_images(f"{place}?image=depth&label=kind")
     assert (images.column, images.classes, images.labels.tolist()) == ("depth", ("k0", "k1"), [0, 1, 0, 1, 0])
+    if not saved:
+        (tmp_path / "val.parquet").write_bytes(place.read_bytes())
+        place.rename(tmp_path / "train.parquet")
+        place = f"{tmp_path}/{{train,val}}.parquet"
+        assert [images.column for images in open_pair(f"{place}?image=depth")] == ["depth", "depth"]
     with pytest.raises(UsageError, match=r"'\?column=depth' behind .* is not understood"):
         open_images(f"{place}?column=depth")
     with pytest.raises(DataError, match="has no column nothing, only"):

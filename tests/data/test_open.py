@@ -172,6 +172,17 @@ def test_folders_chosen_by_braces_that_are_no_pair(tmp_path):
         open_images(f"{tmp_path}/nest/{{train,test}}")
 
 
+def test_columns_of_what_is_no_table(tmp_path):
+    write_images(tmp_path / "set", ["a/1.png", "b/1.png"])
+    (tmp_path / "odd?image=x").mkdir()
+    write_images(tmp_path / "odd?image=x", ["a/1.png", "b/1.png"])
+    assert len(open_images(f"{tmp_path}/odd?image=x")) == 2  # a folder that is called so
+    with pytest.raises(DataError, match=r"set is no table, so '\?image=x' chooses nothing in it"):
+        open_images(f"{tmp_path}/set?image=x")
+    with pytest.raises(DataError, match=r"x\.zip is no table, so '\?image=x' chooses nothing in it"):
+        open_images(f"{pack(tmp_path / 'x.zip', {'1.png': png(1)})}?image=x")
+
+
 def test_two_folders_that_differ_in_case(tmp_path):
     write_images(tmp_path, ["train/a/1.png", "Train/a/1.png", "val/a/1.png"])
     with pytest.raises(DataError, match="holds Train and train, of which either may be meant; rename one"):
