@@ -1,38 +1,32 @@
-"""Archives of images read in place: what a zip or an uncompressed tar holds, and one member's bytes by its place.
+"""Archives of images read in place: what a zip or an uncompressed tar holds, and where each member lies.
 
 Nothing is unpacked and nothing is written but the index of a large archive, into this package's own cache. An archive
 may be crafted, so it is refused whole, by the name of the member, for names that lead elsewhere, links and devices,
 encryption, two members of one name, members that claim more than `MOST_BYTES`, and where it ends early. A .tar.gz is
 refused too: each image would cost unpacking everything before it.
-
-No file stays open: a read opens, reads and closes, which costs microseconds beside the milliseconds of decoding and
-is safe in threads and in processes, forked or spawned.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
 import re
 import stat
-import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from patchssl.data.decode import is_hidden
-from patchssl.data.fingerprints import file_states, remembered
 from patchssl.data.images import Names
-from patchssl.runtime.errors import DataError, UnreadableImage
+from patchssl.data.members import DEFLATED, PLACE, PLAIN, ZIPPED
+from patchssl.runtime.errors import DataError
 from patchssl.runtime.files import index_folder, keep_newest, replacing
 
 MOST_BYTES = 2**28  # of one member: far more than a photograph has
@@ -41,13 +35,8 @@ _JSON_BYTES = 2**16  # of a .json member; a longer one is not looked into
 _JSON_LABELS = ("label", "cls", "class_id", "class", "class_name")  # fields that hold it, the first that is there
 _MANY = 1000  # members from which on an index is kept: reading it is ten times as fast as making it
 _VERSION = 3  # of the kept index
-_PREFIX = 512  # bytes of a deflated member that its first bytes are unpacked from
 _LONGEST_HEADER = 2**20  # bytes of a long name in a tar
-_PLAIN, _ZIPPED, _DEFLATED = 0, 1, 2  # content as it is, behind a zip's local header, and deflated as well
 _OF_WINDOWS = (0, 6, 10, 11, 14)  # FAT, HPFS, NTFS: programs there write \\ between the parts of a name
-_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
-PLACE = np.dtype([("archive", "<i4"), ("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"),
-                  ("packing", "u1")])  # sizes in bytes, in the archive and unpacked
 
 log = logging.getLogger(__name__)
 
@@ -92,91 +81,6 @@ def index_archive(archive: Path, *, keep_from: int = _MANY) -> Members:
     return members
 
 
-def read_member(archive: Path, place: np.void, name: str) -> bytes:
-    """Content of one member; UnreadableImage, which calls it `name`, where the archive does not hold it any more."""
-    offset, stored, size, packing = (int(place[field]) for field in ("offset", "stored", "size", "packing"))
-    try:
-        with archive.open("rb", buffering=0) as file:
-            content = _read_at(file, _content_offset(file, offset, packing), stored)
-        if packing == _DEFLATED:
-            unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-            content = unpacker.decompress(content, size + 1)  # no more, whatever it would unpack to
-        if len(content) != size:
-            raise ValueError(f"it does not unpack to the {size:,} bytes that the archive claims")
-        if packing != _PLAIN and zlib.crc32(content) != place["crc"]:
-            raise ValueError("its checksum is wrong")
-    except (OSError, ValueError, zlib.error, struct.error) as error:
-        raise UnreadableImage(name, f"the archive {archive} is damaged or has changed: {error}") from error
-    return content
-
-
-def member_ends(archive: Path, place: np.void, start: int, end: int) -> tuple[bytes, bytes | None]:
-    """The first `start` and last `end` bytes of a member, or fewer; None for the end of a deflated one.
-
-    Of the archive no more is read. UnreadableImage where it does not hold the member any more.
-    """
-    offset, stored, size, packing = (int(place[field]) for field in ("offset", "stored", "size", "packing"))
-    try:
-        with archive.open("rb", buffering=0) as file:
-            begin = _content_offset(file, offset, packing)
-            if packing == _DEFLATED:
-                packed = _read_at(file, begin, min(stored, _PREFIX))
-                return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, start), None
-            return (_read_at(file, begin, min(start, size)),
-                    _read_at(file, begin + max(0, size - end), min(end, size)))
-    except (OSError, ValueError, zlib.error, struct.error) as error:
-        raise UnreadableImage(str(archive), f"the archive is damaged or has changed: {error}") from error
-
-
-def _content_offset(file: io.FileIO, offset: int, packing: int) -> int:
-    """Where the content of a member begins, in a zip behind a header; ValueError where there is none."""
-    if packing == _PLAIN:
-        return offset
-    header = _LOCAL_HEADER.unpack(_read_at(file, offset, _LOCAL_HEADER.size))
-    if header[0] != b"PK\3\4":
-        raise ValueError("its place in the archive holds something else")
-    return offset + _LOCAL_HEADER.size + header[-2] + header[-1]
-
-
-def _read_at(file: io.FileIO, offset: int, size: int) -> bytes:
-    """`size` bytes at `offset` of an unbuffered file, which may give them in parts."""
-    file.seek(offset)
-    content = bytearray()
-    while len(content) < size:
-        block = file.read(size - len(content))
-        if not block:
-            raise ValueError("it ends early")
-        content += block
-    return bytes(content)
-
-
-def archive_states(archives: Sequence[Path]) -> np.ndarray:
-    """Size, modification and status change (ns) and inode of archives, (len, 4) int64; see `file_states`."""
-    return np.concatenate([file_states(archive.parent, [archive.name]) for archive in archives])
-
-
-def member_sums(archives: Sequence[Path], places: np.ndarray) -> np.ndarray:
-    """CRC-32 (len,) int64 of members: a zip's own, of a tar read and remembered; -1 of what cannot be read."""
-    sums = places["crc"].astype(np.int64)
-    plain = np.flatnonzero(places["packing"] == _PLAIN)
-    if not len(plain):
-        return sums
-    whole, found = archive_states(archives), places[plain]
-    states = np.column_stack((found["size"], whole[found["archive"], 1:3], found["offset"]))
-
-    def read(chosen: np.ndarray) -> np.ndarray:
-        wanted = found[chosen]
-        result = np.full(len(wanted), -1, dtype=np.int64)
-        for at in np.lexsort((wanted["offset"], wanted["archive"])).tolist():
-            with contextlib.suppress(UnreadableImage):
-                result[at] = zlib.crc32(read_member(archives[wanted["archive"][at]], wanted[at], ""))
-        return result
-
-    paths = "\0".join(os.path.realpath(archive) for archive in archives)
-    sums[plain] = remembered(hashlib.sha256(os.fsencode(paths)).hexdigest(), states, read)
-    return sums
-
-
 def _scan(archive: Path) -> Members:
     """The members of an archive, from its headers or its directory alone."""
     names, labels, rows = [], [], []
@@ -219,7 +123,7 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
                 label = ""
                 if most := _label_bytes(name, entry.size):
                     label = _label(_at(file, entry.offset_data, min(entry.size, most)), name)
-                yield _Member(name, entry.offset_data, entry.size, entry.size, 0, _PLAIN, label)
+                yield _Member(name, entry.offset_data, entry.size, entry.size, 0, PLAIN, label)
             # tarfile takes a damaged header for the end
             rest = _at(file, tar.offset, 2**20)
             if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
@@ -290,7 +194,7 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
                                 "members are read: zip -0 -r makes such an archive")
             if not 0 <= entry.header_offset <= size - entry.compress_size:
                 raise DataError(f"'{name}' would lie outside of it: it was not copied whole")
-            packing = _DEFLATED if entry.compress_type else _ZIPPED
+            packing = DEFLATED if entry.compress_type else ZIPPED
             label = ""
             if most := _label_bytes(name, entry.file_size):
                 with packed.open(entry) as content:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchssl.data.archives import archive_states, index_archive, member_ends, member_sums, read_member
+from patchssl.data.archives import index_archive
 from patchssl.data.decode import (
     END,
     EXTENSIONS,
@@ -41,6 +41,7 @@ from patchssl.data.images import (
     translated,
     written_labels,
 )
+from patchssl.data.members import archive_states, member_ends, member_sums, read_member
 from patchssl.data.shards import are_samples, find_samples
 from patchssl.data.splits import apart_from_strays, choose_splits, is_split_word, split_files, unused_note
 from patchssl.runtime.errors import DataError, UnreadableImage

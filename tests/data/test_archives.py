@@ -14,7 +14,8 @@ import pytest
 from cases import each
 
 from patchssl.data import archives as module
-from patchssl.data.archives import index_archive, read_member
+from patchssl.data.archives import index_archive
+from patchssl.data.members import read_member
 from patchssl.runtime.errors import DataError, UnreadableImage
 
 FILES = {"./a/1.jpg": b"one" * 100, "a/2.jpg": b"two" * 500, "b/é.jpg": b"", f"b/{'long' * 60}.jpg": b"4",

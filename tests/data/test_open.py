@@ -15,7 +15,7 @@ from cases import each
 from packing import pack, png, unpack
 from PIL import Image
 
-from patchssl.data import archives, unreadable
+from patchssl.data import members, unreadable
 from patchssl.data.open import absolute_name, open_images, open_pair, split_names
 from patchssl.data.textures import CLASSES, textures
 from patchssl.data.unreadable import UnreadableBudget, find_unreadable, raise_unreadable, require_readable
@@ -406,8 +406,8 @@ def test_a_look_into_archives_reads_little_of_them(tmp_path, monkeypatch, kind, 
             for name, part in parts.items():
                 archive.writestr(name, part)
     images, read = open_images(path), []
-    real = archives._read_at
-    monkeypatch.setattr(archives, "_read_at", lambda *about: read.append(about[2]) or real(*about))
+    real = members._read_at
+    monkeypatch.setattr(members, "_read_at", lambda *about: read.append(about[2]) or real(*about))
     deflated = packing == zipfile.ZIP_DEFLATED  # the end of such a member costs unpacking it
     assert [images.quick_check(index) for index in range(4)] == [True, deflated, False, False]
     assert sum(read) < 3000 < len(whole)
