@@ -461,7 +461,7 @@ def test_training_may_skip_one_percent_and_not_one_image_more(total, allowed):
         budget.add(f"{i}.png", "cut")
     assert budget.count == allowed
     with pytest.raises(
-        DataError, match=rf"{allowed + 1:,} of {total:,} images cannot be read, more than 1 %"
+        DataError, match=rf"{allowed + 1:,} of {total:,} images cannot be read .*more than run\.unreadable_share allows"
     ):
         budget.add("last.png", "cut")
 
