@@ -81,9 +81,7 @@ def export_model(uri: str, to: str | Path, *, formats: Sequence[str] = (), licen
     chosen, left_out = _possible(source, formats)
     steps = Steps(progress, len(chosen) + 2)
     steps.one()
-    with (locked(folder.parent, "wait for it to end, or choose another --out", file=f".{folder.name}.lock"),
-          _beside(folder) as partial):
-        _require_free(folder, overwrite)  # another process may have written it since
+    with _beside(folder, overwrite) as partial:
         config = network_config(source)
         (partial / FOLDER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         written: dict[str, Written] = {}
@@ -185,15 +183,17 @@ def _explained(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which is gone afterwards unless it was renamed."""
+def _beside(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside `folder`, which is gone afterwards unless it was renamed; FolderInUse as of `locked`."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed and had the same number
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked(folder.parent, "wait for it to end, or choose another --out", file=f".{folder.name}.lock"):
+        _require_free(folder, overwrite)  # another process may have written it since
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed and had the same number
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _move(partial: Path, folder: Path) -> None:
