@@ -115,6 +115,6 @@ def _full_disk(error: BaseException | None) -> str:
     """What the system says of a disk, a quota or a file that takes no more; "" where that is not the reason."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return error.strerror
+            return error.strerror or str(error)
         error = error.__cause__ or error.__context__
     return ""
