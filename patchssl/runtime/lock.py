@@ -56,16 +56,16 @@ def locked(folder: Path, remedy: str = "choose another --out, or stop that proce
 
     FolderInUse, that names the owner and the `remedy`, where another process has it; with `wait`, when it is free.
     """
-    path, is_new = folder / file, not folder.exists()
+    path, new = folder / file, [part for part in (folder, *folder.parents) if not part.exists()]
     descriptor = _acquire(path, remedy, wait)
     try:
         yield
     finally:
         if descriptor is not None:
             _release(descriptor, path)
-            if is_new:
-                with suppress(OSError):  # something was written
-                    folder.rmdir()
+            with suppress(OSError):  # something was written
+                for part in new:
+                    part.rmdir()
 
 
 def _release(descriptor: int, path: Path) -> None:

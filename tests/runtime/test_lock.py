@@ -54,9 +54,9 @@ def test_what_a_killed_process_forked_may_keep_its_lock_for_a_while_and_no_longe
 
 
 def test_nothing_is_left_of_it(tmp_path):
-    with locked(tmp_path / "new"):
-        assert (tmp_path / "new" / LOCK_FILE).is_file()
-    assert not (tmp_path / "new").exists()
+    with locked(tmp_path / "runs" / "new"):
+        assert (tmp_path / "runs" / "new" / LOCK_FILE).is_file()
+    assert not (tmp_path / "runs").exists()
     with locked(tmp_path / "new"):
         (tmp_path / "new" / "kept").touch()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["kept"]
