@@ -61,11 +61,7 @@ def _is_launched() -> bool:
 
 
 def _require_whole_launch() -> None:
-    """UsageError for a part of what a launcher sets, and for tasks of Slurm that know nothing of each other.
-
-    Only a step of several tasks, which srun starts, tells their number as that of the step; the script of a job does
-    not, however many tasks the job may start.
-    """
+    """UsageError for a part of what a launcher sets, and for tasks of srun, which alone numbers those of a step."""
     found = {name: os.environ[name] for name in _LAUNCH if os.environ.get(name)}
     how = "start it with torchrun --nproc-per-node=N -m patchssl ..., which sets them all"
     if wrong := [f"{name}={found[name]}" for name in _LAUNCH[:3] if name in found and not found[name].isdecimal()]:
@@ -144,6 +140,8 @@ def locked_by_one(folder: Path | None) -> Iterator[None]:
         if (busy := all_gather_objects(busy)[0]) is not None:
             raise busy
         yield
+
+
 def once_on_each_machine(compute: Callable[[], T]) -> T:
     """What `compute` gives in the first process of this machine; all have to be here. It must not raise."""
     return all_gather_objects(compute() if local_rank() == 0 else None)[rank() - local_rank()]  # type: ignore[return-value]
