@@ -126,7 +126,8 @@ def _read(path: Path, of_run: bool) -> dict[str, Any]:
     require_format(content, path)
     if of_run:
         if lacking := [name for name in _NEEDED if name not in content]:
-            raise CheckpointError(f"{path} is damaged: it lacks {', '.join(lacking)}")
+            raise CheckpointError(f"{path} lacks what a checkpoint of patchssl says about itself: {', '.join(lacking)}")
         if wrong := [name for name, kind in _KNOWN.items() if name in content and not isinstance(content[name], kind)]:
-            raise CheckpointError(f"{path} is damaged: {', '.join(wrong)} in it is of another kind")
+            raise CheckpointError(f"{path} lacks what a checkpoint of patchssl says about itself: its {', '.join(wrong)} "
+                                  "is of another kind")
     return dict(content)

@@ -137,7 +137,7 @@ class StudyFolder:
         if not (self.run_folder(run) / FACTS).is_file():
             return False
         _, facts = read_run(self.run_folder(run))
-        self._require_same(run, facts["recipe"], facts["data"])
+        self._require_same(run, facts.get("recipe") or {}, facts.get("data") or "")
         return True
 
     def outcome(self, run: StudyRun) -> RunOutcome | None:

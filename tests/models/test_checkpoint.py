@@ -27,6 +27,7 @@ NEWEST, PREVIOUS = "checkpoint.pth", "checkpoint-previous.pth"
 def content(step):
     """A checkpoint whose parts all say which one it is."""
     return {"steps_done": step, "teacher": {"backbone.w": torch.full((30, 40), float(step))},
+            "student": {}, "network": {}, "origin": {"seed": step},
             "optimizer": {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": [{"lr": 0.1}]}}
 
 

@@ -343,7 +343,9 @@ def test_a_kill_leaves_no_half_set(make, folder, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
     ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert names_in(tmp_path) == ["out.partial"]
+    assert names_in(tmp_path) == [".out.lock", "out.partial"]
+    getattr(module, make)(folder, tmp_path / "out")  # nobody has the lock any more
+    assert "out.partial" not in names_in(tmp_path)
 
 
 def truth(root, name="made"):

@@ -548,13 +548,13 @@ def test_ctrl_c_while_a_run_is_scored_costs_its_scoring_only(tmp_path, colors, m
     assert (asked.folder.run_folder(asked.runs[0]) / "checkpoint.pth").stat().st_mtime_ns == trained
 
 
-def test_a_damaged_outcome_is_named(tmp_path, colors, patchssl):
+def test_a_damaged_outcome_is_named_and_the_run_scored_again(tmp_path, colors, patchssl, caplog):
     file = save(tmp_path / "tiny.yaml")
     (tmp_path / "out" / "cells").mkdir(parents=True)
     (tmp_path / "out" / "cells" / "dino-0.json").write_text('{"variant": "dino"}')
     answer = patchssl("study", file, "--data", colors, "--out", tmp_path / "out", "--dry-run")
-    assert answer.code == 4
-    assert "dino-0.json is damaged" in answer.err
+    assert (answer.code, "6 runs, 0 done" in answer.out) == (0, True)
+    assert "dino-0.json is damaged (seed: Field required), so the run counts as not scored" in caplog.text
 
 
 # what is counted

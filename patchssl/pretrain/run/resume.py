@@ -59,6 +59,14 @@ _KNOWN: Mapping[str, Any] = {**_NEEDED, "name": str, "dataset": str, "threads": 
                              "pretrain_data": str, "recipe": dict, "changes": list}
 
 
+def require_facts(facts: Mapping[str, Any], folder: Path) -> None:
+    """UsageError unless `facts`, of the run in `folder`, say all that it takes to resume it."""
+    if lacking := [name for name in _NEEDED if facts.get(name) is None]:
+        raise _damaged(folder / FACTS, f"it lacks {', '.join(lacking)}")
+    if not isinstance(facts["versions"].get("torch"), str):
+        raise _damaged(folder / FACTS, "it does not say which torch the run began with")
+
+
 def _read_facts(path: Path) -> dict[str, Any]:
     """What the file run.json says; UsageError where it is damaged."""
     try:
@@ -67,12 +75,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"it is no JSON: {error}") from None
     if not isinstance(facts, dict):
         raise _damaged(path, "it holds no JSON object")
-    if lacking := [name for name in _NEEDED if name not in facts]:
-        raise _damaged(path, f"it lacks {', '.join(lacking)}")
     if wrong := [name for name, kind in _KNOWN.items() if not isinstance(facts.get(name), kind | None)]:
         raise _damaged(path, f"{', '.join(wrong)} in it is of another kind")
-    if not isinstance(facts["versions"].get("torch"), str) or any(facts[name] is None for name in _NEEDED):
-        raise _damaged(path, "it does not say all that a run is known by")
     return facts
 
 

@@ -33,6 +33,7 @@ from patchssl.pretrain.run.resume import (
     begun_with,
     changed_recipe,
     read_run,
+    require_facts,
     require_own_checkpoint,
     restore,
     settle_recipe,
@@ -141,6 +142,7 @@ def _reopen(folder: Path, overrides: tuple[str, ...], allow_changes: bool, devic
             make_knn: KnnMaker | None, stops: StopSignals) -> Run:
     """The run in `folder` where its newest whole checkpoint was saved, all that would spoil it refused by name."""
     _, facts = read_run(folder)
+    require_facts(facts, folder)
     checkpoint = _newest_checkpoint(folder)
     recipe, changes = changed_recipe(folder, begun_with(facts, checkpoint), overrides, allow_changes)
     if "data" in changes:

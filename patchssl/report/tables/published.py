@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
-from patchssl.eval.records import Result
-from patchssl.sets.imagenet import IMAGENET, IMAGENET100_TRAIN
+if TYPE_CHECKING:
+    from patchssl.eval.records import Result
 
 # datasets of the PW-Self paper whose numbers we could not get hold of
 PAPER_DATASETS = ("cifar10", "imagenet100", "imagenet1k", "copydays", "roxford5k", "rparis6k")
@@ -18,16 +19,6 @@ _METRICS = {("knn", "top1@20"): ("{}-knn", "top1"), ("linear", "top1"): ("{}-lin
             ("copydays", "strong/map"): ("{}-strong", "mAP"),
             **{(task, f"{level}/map"): ("{}-" + level[0].upper(), "mAP")
                for task in ("roxford5k", "rparis6k") for level in ("easy", "medium", "hard")}}
-# what the detail of a record on the set itself says, one of these: how many images, or that they were all there
-OFFICIAL: Mapping[str, tuple[Mapping[str, int], ...]] = {
-    "cifar10": ({"num_train": 50_000, "num_test": 10_000},),
-    "imagenet1k": ({"num_train": IMAGENET["train"], "num_test": IMAGENET["val"]},),
-    "imagenet100": tuple({"num_train": count, "num_test": 5_000} for count in IMAGENET100_TRAIN.values()),
-    # the DINO authors' 10,000 distractors and 20,000 images to whiten by are drawn anew by others, as many
-    "copydays": ({"official": True, "num_distractors": 10_000, "num_whitening": 20_000},),
-    "roxford5k": ({"official": True, "num_distractors": 0},),
-    "rparis6k": ({"official": True, "num_distractors": 0},),
-}
 _OTHER_PROTOCOL = ("TRANSFER", "THIRD PARTY", "USER REPORT", "DINOv2 authors")  # how the notes of such rows begin
 
 
@@ -70,9 +61,28 @@ def only_named_so(record: Result, name: str | None = None) -> bool:
 
     False for a name without published numbers. A record that does not say how many they are counts as one.
     """
-    official = OFFICIAL.get(plain_name(name or record.dataset))
+    official = _official().get(plain_name(name or record.dataset))
     return official is not None and not any(
         all(record.detail.get(name) == value for name, value in counts.items()) for counts in official)
+
+
+@cache
+def _official() -> Mapping[str, tuple[Mapping[str, int], ...]]:
+    """What the detail of a record on the set itself says, one of these: how many images, or that all were there."""
+    from patchssl.sets.imagenet import (  # brings numpy, which the list of models does without
+        IMAGENET,
+        IMAGENET100_TRAIN,
+    )
+
+    return {
+        "cifar10": ({"num_train": 50_000, "num_test": 10_000},),
+        "imagenet1k": ({"num_train": IMAGENET["train"], "num_test": IMAGENET["val"]},),
+        "imagenet100": tuple({"num_train": count, "num_test": 5_000} for count in IMAGENET100_TRAIN.values()),
+        # the DINO authors' 10,000 distractors and 20,000 images to whiten by are drawn anew by others, as many
+        "copydays": ({"official": True, "num_distractors": 10_000, "num_whitening": 20_000},),
+        "roxford5k": ({"official": True, "num_distractors": 0},),
+        "rparis6k": ({"official": True, "num_distractors": 0},),
+    }
 
 
 @cache

@@ -115,10 +115,11 @@ def test_without_the_library_a_sentence_says_how_to_get_it(tmp_path, monkeypatch
     assert MetricLog(tmp_path, 0, tensorboard=False).board is None
 
 
-def test_a_text_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     write_whole(path, "old")
-    (tmp_path / f".run.json.{os.getpid()}.partial").symlink_to("/dev/full")
+    monkeypatch.setattr("patchssl.runtime.files.secrets.token_hex", lambda _: "x")
+    (tmp_path / f".run.json.{os.getpid()}.x.partial").symlink_to("/dev/full")
     with pytest.raises(PatchSSLError, match=r"run\.json could not be written"):
         write_whole(path, "new" * 10_000)
     assert path.read_text() == "old"

@@ -73,8 +73,7 @@ def test_signs_of_collapse_are_said(run):
 
 def test_hostile_names_and_facts_are_not_shown(run):
     other = run.rename(run.with_name("<b>x"))
-    with pytest.raises(DataError, match="HTML"):
-        read_run_log(other)
+    assert read_run_log(other).name == "‹b>x"
     facts = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps(facts | {"data": "<script>x</script>"}))
     assert "data" not in dict(read_run_log(other.rename(run)).facts)
