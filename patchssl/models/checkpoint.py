@@ -128,6 +128,6 @@ def _read(path: Path, of_run: bool) -> dict[str, Any]:
         if lacking := [name for name in _NEEDED if name not in content]:
             raise CheckpointError(f"{path} lacks what a checkpoint of patchssl says about itself: {', '.join(lacking)}")
         if wrong := [name for name, kind in _KNOWN.items() if name in content and not isinstance(content[name], kind)]:
-            raise CheckpointError(f"{path} lacks what a checkpoint of patchssl says about itself: its {', '.join(wrong)} "
-                                  "is of another kind")
+            raise CheckpointError(f"{path} lacks what a checkpoint of patchssl says about itself: of another kind is "
+                                  f"{', '.join(wrong)}")
     return dict(content)
