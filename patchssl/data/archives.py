@@ -27,7 +27,7 @@ from patchssl.data.decode import is_hidden
 from patchssl.data.images import Names
 from patchssl.data.members import DEFLATED, PLACE, PLAIN, ZIPPED
 from patchssl.runtime.errors import DataError
-from patchssl.runtime.files import index_folder, keep_newest, replacing
+from patchssl.runtime.files import index_folder, keep_newest, open_regular, replacing
 
 MOST_BYTES = 2**28  # of one member: far more than a photograph has
 _LABEL_BYTES = 256  # of a .cls member, which holds a number or a word
@@ -106,7 +106,7 @@ def _scan(archive: Path) -> Members:
 
 
 def _tar_members(archive: Path) -> Iterator[_Member]:
-    with archive.open("rb") as file:
+    with open_regular(archive) as file:
         _refuse_compressed(file.read(6))
         file.seek(0)
         size = archive.stat().st_size
@@ -179,7 +179,7 @@ def _refuse_compressed(start: bytes) -> None:
 
 def _zip_members(archive: Path) -> Iterator[_Member]:
     size = archive.stat().st_size
-    with zipfile.ZipFile(archive) as packed:
+    with open_regular(archive) as file, zipfile.ZipFile(file) as packed:
         for entry in packed.infolist():
             written = _written_name(entry)
             if not (name := _checked(written)) or written.endswith("/"):

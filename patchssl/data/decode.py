@@ -29,6 +29,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
 from patchssl.data.depth import note_brightest
 from patchssl.runtime.errors import DataError, PatchSSLError, UnreadableImage, UsageError
+from patchssl.runtime.files import open_regular, read_regular
 from patchssl.runtime.text import counted
 
 _USUAL = frozenset(
@@ -63,6 +64,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *_readable_forma
 EXTENSIONS = _USUAL.union(*(extensions for name, (_, extensions) in _OPTIONAL.items() if name in _FORMATS))
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _MOST_PIXELS = "PATCHSSL_MAX_PIXELS"
+_LARGEST_FILE = 2**31  # bytes: far more than a picture has
 START, END = 16, 12  # bytes of a file that are looked at
 _ENDS = (
     (b"\xff\xd8\xff", b"\xff\xd9"),  # JPEG: the marker EOI
@@ -93,8 +95,8 @@ def list_images(root: Path) -> Listing:
     """All image files below `root`, at any depth, known by their extensions in any case.
 
     Names that begin with a dot are skipped, and what systems leave (`is_hidden`). Links are followed, except into a
-    folder that holds the link itself. A link that leads nowhere is listed if it is called like an image: reading it
-    says what is wrong.
+    folder that holds the link itself. What is called like an image and is a pipe, a device or a link that leads
+    nowhere is listed: reading it says what is wrong.
     DataError when a folder cannot be entered: a part of a dataset must not be missing unnoticed.
     """
     names: list[str] = []
@@ -171,7 +173,7 @@ def decode_image(path: str | Path, *, allow_truncated: bool = False, upright: bo
     `upright`: as stored, whatever the EXIF orientation says, for boxes that were measured in stored pixels.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path, _LARGEST_FILE)
     except OSError as error:
         raise UnreadableImage(str(path), error.strerror or str(error)) from error
     return decode_bytes(data, str(path), allow_truncated=allow_truncated, upright=upright)
@@ -282,7 +284,7 @@ def _bits_per_sample(image: Image.Image) -> tuple[int, ...] | None:
 def quick_check_file(path: Path) -> bool:
     """`quick_check` of a file; False for one that cannot be read."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(START)
             file.seek(max(0, size - END))

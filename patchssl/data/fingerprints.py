@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchssl.runtime.files import index_folder, keep_newest, replacing
+from patchssl.runtime.files import index_folder, keep_newest, open_regular, read_regular, replacing
 
 VERSION = 2  # of the formula; 1 is `names_fingerprint`
 MOST_BYTES, MOST_FILES, SAMPLE = 2**30, 200_000, 4096
@@ -140,7 +140,7 @@ def file_sum(path: str, size: int | None = None) -> int:
     if left < 0:
         return -1
     try:
-        with Path(path).open("rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             while left > 0 and (block := file.read(min(left, _PIECE))):
                 found, left = zlib.crc32(block, found), left - len(block)
     except OSError:
@@ -183,7 +183,7 @@ def load_numbers(file: Path, count: int) -> np.ndarray | None:
     try:
         if file.stat().st_size != _DIGEST + 8 * count:
             return None
-        content = file.read_bytes()
+        content = read_regular(file)
     except OSError:
         return None
     if len(content) != _DIGEST + 8 * count or hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:

@@ -34,6 +34,7 @@ from patchssl.data.images import (
 )
 from patchssl.data.splits import expand_braces, is_split_word, named_splits, split_files, unused_note
 from patchssl.runtime.errors import DataError, UnreadableImage, UsageError
+from patchssl.runtime.files import open_regular
 from patchssl.runtime.text import query_options
 
 PREFIX = "hf:"
@@ -187,6 +188,8 @@ def open_parquet(files: Sequence[Path], split: str, allow_truncated: bool, query
     home = files[0].resolve().parent
     where = f"Parquet file {files[0]}" if len(files) == 1 else f"{len(files):,} Parquet files in {files[0].parent}"
     with _in_words(where):
+        for path in files:
+            open_regular(path).close()  # a pipe would never end
         table = _library().load_dataset("parquet", data_files={"train": [str(path) for path in files]}, split="train")
     if split == "all" and len(files) == 1:
         name = files[0].stem

@@ -30,9 +30,11 @@ from patchssl.data.images import (
 )
 from patchssl.data.splits import apart_from_strays, is_split_word, require_files
 from patchssl.runtime.errors import DataError
+from patchssl.runtime.files import read_regular
 
 _EXTENSIONS = frozenset({".txt", ".lst", ".list", ".tsv"})
 _NUMBERED = re.compile(r"(.*\S)[ ]+(-?\d+)")
+_LARGEST_BYTES = 2**31  # of a list: some twenty million lines
 
 
 class _ListEntry(NamedTuple):
@@ -97,7 +99,7 @@ def open_list(path: Path, split: str, allow_truncated: bool) -> FileImages:
 def _read(path: Path) -> list[_ListEntry]:
     """The lines that name an image; DataError for none, and where some have a label and some have none."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path, _LARGEST_BYTES)
     except OSError as error:
         raise DataError(f"the list {path} cannot be read: {error.strerror}") from error
     if b"\0" in content:

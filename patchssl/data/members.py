@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from patchssl.data.fingerprints import file_states, remembered
 from patchssl.runtime.errors import UnreadableImage
+from patchssl.runtime.files import open_regular
 
 PLAIN, ZIPPED, DEFLATED = 0, 1, 2  # content as it is, behind a zip's local header, and deflated as well
 PLACE = np.dtype([("archive", "<i4"), ("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"),
@@ -31,7 +32,7 @@ def read_member(archive: Path, place: np.void, name: str) -> bytes:
     """Content of one member; UnreadableImage, which calls it `name`, where the archive does not hold it any more."""
     offset, stored, size, packing = (int(place[field]) for field in ("offset", "stored", "size", "packing"))
     try:
-        with archive.open("rb", buffering=0) as file:
+        with open_regular(archive, buffering=0) as file:
             content = _read_at(file, _content_offset(file, offset, packing), stored)
         if packing == DEFLATED:
             unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -52,7 +53,7 @@ def member_ends(archive: Path, place: np.void, start: int, end: int) -> tuple[by
     """
     offset, stored, size, packing = (int(place[field]) for field in ("offset", "stored", "size", "packing"))
     try:
-        with archive.open("rb", buffering=0) as file:
+        with open_regular(archive, buffering=0) as file:
             begin = _content_offset(file, offset, packing)
             if packing == DEFLATED:
                 packed = _read_at(file, begin, min(stored, _PREFIX))
@@ -63,7 +64,7 @@ def member_ends(archive: Path, place: np.void, start: int, end: int) -> tuple[by
         raise UnreadableImage(str(archive), f"the archive is damaged or has changed: {error}") from error
 
 
-def _content_offset(file: io.FileIO, offset: int, packing: int) -> int:
+def _content_offset(file: BinaryIO, offset: int, packing: int) -> int:
     """Where the content of a member begins, in a zip behind a header; ValueError where there is none."""
     if packing == PLAIN:
         return offset
@@ -73,7 +74,7 @@ def _content_offset(file: io.FileIO, offset: int, packing: int) -> int:
     return offset + _LOCAL_HEADER.size + header[-2] + header[-1]
 
 
-def _read_at(file: io.FileIO, offset: int, size: int) -> bytes:
+def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
     """`size` bytes at `offset` of an unbuffered file, which may give them in parts."""
     file.seek(offset)
     content = bytearray()

@@ -20,6 +20,7 @@ from patchssl.pretrain.health import collapse_warnings
 from patchssl.pretrain.run.log import LOG
 from patchssl.pretrain.run.resume import read_run
 from patchssl.runtime.errors import DataError, PatchSSLError
+from patchssl.runtime.files import read_regular
 
 _LARGEST_LOG = 256 * 2**20
 _LARGEST = 1e99  # what is more, or infinite, or no number, cannot be drawn
@@ -42,7 +43,7 @@ def read_run_log(folder: Path) -> RunLog:
     try:
         if path.stat().st_size > _LARGEST_LOG:
             raise DataError(f"{path} is larger than {_LARGEST_LOG // 2**20} MiB: no log of a run")
-        lines = path.read_text("utf-8", errors="replace").splitlines()
+        lines = read_regular(path, _LARGEST_LOG).decode("utf-8", "replace").splitlines()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     rows = [_row(line) for line in lines]

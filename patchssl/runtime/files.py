@@ -8,18 +8,54 @@ names it, and `PATCHSSL_CACHE_GIB` bounds its features.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from patchssl.runtime.errors import DataError, UsageError
 
 _USUAL_GIB = 20.0
 INDEXES = ("archives", "content", "trees")  # of large archives, checksums of files, and the names in large folders
 MOST_INDEXES = 500  # of each kind
+
+
+def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
+    """A regular file to read bytes from; OSError for a pipe, a device, a socket or a link to one: they may never end.
+
+    No open waits for a writer, and none makes a terminal this process's own.
+    """
+    file = open(path, "rb", buffering, opener=_open_at_once)  # noqa: PTH123, SIM115  # the caller closes it
+    return cast(BinaryIO, file)
+
+
+def read_regular(path: str | Path, most: int | None = None) -> bytes:
+    """The bytes of a regular file; OSError, as of `open_regular`, and where it has more than `most` bytes."""
+    with open_regular(path) as file:
+        content = file.read(-1 if most is None else most + 1)
+    if most is not None and len(content) > most:
+        raise OSError(errno.EINVAL, f"it has more than the {most:,} bytes that such a file may have", str(path))
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = ("a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else
+                    "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "no file")
+            raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"it is {kind}; only regular files "
+                          "are read", path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from patchssl.data.decode import is_folder, list_folder
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
+from patchssl.runtime.files import read_regular
 from patchssl.runtime.progress import Progress
 from patchssl.runtime.text import shortened
 from patchssl.sets.photos import PhotoFolder, staged_folder
@@ -22,6 +23,7 @@ NUM_CLASSES = 100
 _LISTS = {"cmc": "imagenet100.txt", "kaggle": "imagenet100-kaggle.txt"}
 _WNID = re.compile(r"n\d{8}")
 _MOST_LISTED = 10
+_LARGEST_BYTES = 2**20  # of a list of a hundred classes
 
 
 def known_lists() -> tuple[str, ...]:
@@ -42,7 +44,7 @@ def class_list(which: str | Path = "cmc") -> tuple[str, ...]:
     else:
         path = Path(which)
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_regular(path, _LARGEST_BYTES).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"the list of classes {path} cannot be read: {error}") from error
     names = [name for line in lines if (name := line.partition("#")[0].strip())]
