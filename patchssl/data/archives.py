@@ -8,7 +8,9 @@ refused too: each image would cost unpacking everything before it.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import logging
 import os
@@ -27,7 +29,7 @@ from patchssl.data.decode import is_hidden
 from patchssl.data.images import Names
 from patchssl.data.members import DEFLATED, PLACE, PLAIN, ZIPPED
 from patchssl.runtime.errors import DataError
-from patchssl.runtime.files import index_folder, keep_newest, open_regular, replacing
+from patchssl.runtime.files import index_folder, keep_newest, open_regular, read_regular, replacing
 
 MOST_BYTES = 2**28  # of one member: far more than a photograph has
 _LABEL_BYTES = 256  # of a .cls member, which holds a number or a word
@@ -35,6 +37,7 @@ _JSON_BYTES = 2**16  # of a .json member; a longer one is not looked into
 _JSON_LABELS = ("label", "cls", "class_id", "class", "class_name")  # fields that hold it, the first that is there
 _MANY = 1000  # members from which on an index is kept: reading it is ten times as fast as making it
 _VERSION = 3  # of the kept index
+_DIGEST = 32  # bytes in front of a kept index: the checksum of what follows
 _LONGEST_HEADER = 2**20  # bytes of a long name in a tar
 _OF_WINDOWS = (0, 6, 10, 11, 14)  # FAT, HPFS, NTFS: programs there write \\ between the parts of a name
 
@@ -72,7 +75,7 @@ def index_archive(archive: Path, *, keep_from: int = _MANY) -> Members:
     status = archive.stat()
     # the status change, too: a copy can keep size and modification time of what it replaces
     state = (str(archive.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    kept = index_folder() / f"{hashlib.sha256(os.fsencode(state[0])).hexdigest()[:40]}.npz"
+    kept = index_folder() / f"{hashlib.sha256(os.fsencode(state[0])).hexdigest()[:40]}.index"
     if (members := _load_index(kept, state)) is not None:
         return members
     members = _scan(archive)
@@ -90,8 +93,8 @@ def _scan(archive: Path) -> Members:
             if member.name in seen:
                 raise DataError(f"it holds two files called {member.name}")
             seen.add(member.name)
-            if member.size > MOST_BYTES:
-                raise DataError(f"'{member.name}' claims {member.size:,} bytes, more than the {MOST_BYTES:,} that "
+            if (most := max(member.size, member.stored)) > MOST_BYTES:
+                raise DataError(f"'{member.name}' claims {most:,} bytes, more than the {MOST_BYTES:,} that "
                                 "an image may have")
             if not any(map(is_hidden, member.name.split("/"))):
                 names.append(member.name)
@@ -221,7 +224,10 @@ def _checked(name: str) -> str:
 def _load_index(kept: Path, state: tuple[str, int, int, int, int]) -> Members | None:
     """The kept index of an archive in this state."""
     try:
-        with np.load(kept, allow_pickle=False) as stored:
+        content = read_regular(kept)
+        if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+            raise ValueError("its bytes have changed")  # before numpy makes room for what its headers claim
+        with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as stored:
             if stored["state"].tolist() != _as_array(state).tolist():
                 return None  # the archive has changed
             places = stored["places"]
@@ -244,8 +250,11 @@ def _store_index(kept: Path, state: tuple[str, int, int, int, int], members: Mem
               for part, array in zip(("block", "ends"), names.as_arrays(), strict=True)}
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
+        packed = io.BytesIO()
+        np.savez(packed, allow_pickle=False, state=_as_array(state), places=members.places, **blocks)
         with replacing(kept) as partial, partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, state=_as_array(state), places=members.places, **blocks)
+            file.write(hashlib.sha256(packed.getbuffer()).digest())
+            file.write(packed.getbuffer())
         keep_newest(kept.parent)
     except OSError as error:
         log.warning("the index of %s is not kept: %s", state[0], error)
@@ -263,4 +272,24 @@ class BoundedEntry(tarfile.TarInfo):
         entry = super().frombuf(buf, encoding, errors)
         if not (entry.isreg() or entry.isdir()) and entry.size > _LONGEST_HEADER:
             raise DataError(f"it holds a header of {entry.size:,} bytes")
+        if entry.type == tarfile.GNUTYPE_SPARSE:  # its map is read into memory, however long
+            raise DataError(f"'{entry.name}' is neither a file nor a folder but sparse; only plain files are read")
         return entry
+
+    def _proc_gnusparse_10(self, *_: Any) -> None:
+        raise DataError(f"'{self.name}' is neither a file nor a folder but sparse; only plain files are read")
+
+
+class BoundedStream:
+    """A stream that may give so many bytes and no more: DataError behind them."""
+
+    def __init__(self, stream: gzip.GzipFile | BinaryIO, most: int) -> None:
+        self._stream, self._left, self._most = stream, most, most
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes."""
+        block = self._stream.read(size)
+        self._left -= len(block)
+        if self._left < 0:
+            raise DataError(f"it holds more than {self._most:,} bytes, which is more than this set has")
+        return block

@@ -7,21 +7,26 @@ Nothing is unpacked on the disk, and CIFAR's pickles are read as plain data (`ru
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
+from patchssl.data.archives import BoundedEntry, BoundedStream
 from patchssl.data.decode import list_folder
 from patchssl.runtime.errors import DataError
+from patchssl.runtime.files import open_regular, read_regular
 from patchssl.runtime.pickles import load_plain_pickle
 
 
@@ -42,6 +47,9 @@ class ArraySplits(NamedTuple):
 
 
 _IDX_NAME = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
+_MOST_PACKED = 100  # bytes that one byte of a .gz may unpack to: images take 2 to 10, zeros 1,000
+_SMALL = 2**26  # bytes that any .gz may unpack to
+_MOST_SIZES = 8  # of an IDX array
 _IdxFiles = dict[tuple[str, str], Path]  # by (split, "images" or "labels")
 
 
@@ -91,18 +99,32 @@ def _read_idx_split(files: _IdxFiles, split: str) -> Arrays:
 def read_idx(path: Path) -> np.ndarray:
     """The uint8 array in an IDX file, plain or .gz: 0, 0, 8 (uint8), rank, big-endian sizes, content."""
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            data = file.read()
+        with open_regular(path) as packed:
+            size = os.fstat(packed.fileno()).st_size
+            if path.suffix.lower() != ".gz":
+                return _idx_array(packed, size, path)
+            with gzip.GzipFile(fileobj=packed) as file:
+                return _idx_array(cast(BinaryIO, file), max(_SMALL, size * _MOST_PACKED), path)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
-        raise DataError(f"{path} is no IDX file of bytes: it begins with {data[:8]!r}")
-    shape = struct.unpack_from(f">{data[3]}I", data, 4)
-    content = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
-    if content.size != (promised := int(np.prod(shape, dtype=object))):
-        raise DataError(
-            f"{path} is damaged: it promises {promised:,} bytes of data and holds {content.size:,}"
-        )
+
+
+def _idx_array(file: BinaryIO, most: int, path: Path) -> np.ndarray:
+    """As `read_idx`; no more is read than the sizes promise, and that is at most `most` bytes."""
+    start = file.read(4)
+    rank = start[3] if len(start) == 4 else 0
+    start += file.read(4 * rank)
+    if start[:3] != b"\0\0\x08" or len(start) < 4 + 4 * rank:
+        raise DataError(f"{path} is no IDX file of bytes: it begins with {start[:8]!r}")
+    shape = struct.unpack_from(f">{rank}I", start, 4)
+    promised = math.prod(shape)
+    if rank > _MOST_SIZES or promised > most:
+        raise DataError(f"{path} is damaged: it promises {promised:,} bytes of data, more than a file of its size can "
+                        "hold")
+    content = np.frombuffer(file.read(promised + 1), np.uint8)
+    if content.size != promised:
+        held = f"{content.size:,}" if content.size < promised else "more"
+        raise DataError(f"{path} is damaged: it promises {promised:,} bytes of data and holds {held}")
     return content.reshape(shape)
 
 
@@ -140,6 +162,7 @@ _CIFARS = (
     ),
 )
 _MEMBER_LIMIT = 1 << 28  # bytes; the largest official file has 155 MB
+_MOST_UNPACKED = 1 << 29  # bytes of an archive; the official ones have 186 MB
 
 
 def cifar_splits(root: Path) -> ArraySplits | None:
@@ -177,10 +200,24 @@ def _cifar_at(cifar: _Cifar, place: Path) -> ArraySplits | None:
     )
 
 
+@contextmanager
+def _opened_tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    """The archive from its beginning, packed or not; DataError once it has given more than a set of CIFAR has."""
+    with open_regular(archive) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        content = cast(BinaryIO, BoundedStream(gzip.GzipFile(fileobj=file) if packed else file, _MOST_UNPACKED))
+        try:
+            with tarfile.open(fileobj=content, mode="r|", tarinfo=BoundedEntry) as tar:
+                yield tar
+        except DataError as error:
+            raise DataError(f"the archive {archive} is refused: {error}") from None
+
+
 def _is_archive_of(cifar: _Cifar, archive: Path) -> bool:
     """Whether the archive's first entry lies in the set's folder."""
     try:
-        with tarfile.open(archive) as tar:
+        with _opened_tar(archive) as tar:
             first = tar.next()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"the archive {archive} cannot be read: {error}") from error
@@ -208,7 +245,7 @@ def _read_cifar(cifar: _Cifar, place: Path, split: str) -> Arrays:
 
 def _files_of(folder: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     try:
-        return {name: (folder / name).read_bytes() for name in wanted if (folder / name).is_file()}
+        return {name: read_regular(folder / name, _MEMBER_LIMIT) for name in wanted if (folder / name).is_file()}
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error}") from error
 
@@ -217,12 +254,13 @@ def _members_of(archive: Path, folder: str, wanted: tuple[str, ...]) -> dict[str
     """Content of the wanted files of a tar archive, read in place."""
     files = {}
     try:
-        with tarfile.open(archive) as tar:
+        with _opened_tar(archive) as tar:
             for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # else all of them stay in memory
                 *above, name = PurePosixPath(member.name).parts or ("",)
                 if name in wanted and above[-1:] == [folder] and member.isfile():
                     if member.size > _MEMBER_LIMIT:
-                        raise DataError(f"{member.name} in {archive} has {member.size:,} bytes: not CIFAR's")
+                        raise DataError(f"{member.name} has {member.size:,} bytes: not CIFAR's")
                     content = tar.extractfile(member)
                     files[name] = content.read() if content else b""
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:

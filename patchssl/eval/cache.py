@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchssl.runtime.files import default_folder, default_limit, replacing
+from patchssl.runtime.files import default_folder, default_limit, read_regular, replacing
 
 _KEY_DIGITS = 40
+_LARGEST_FACTS = 2**24  # bytes
 _ABANDONED = 3600.0  # seconds after which a file that was begun has no writer any more: one takes well below a minute
 _LOOKS = 16  # looks at the whole folder while a limit's worth of bytes is stored: other processes store there, too
 
@@ -68,8 +69,8 @@ class FeatureCache:
         """The array stored under `facts`, None where there is none or it is damaged."""
         array_file, facts_file = self._files(facts)
         try:
-            stored = json.loads(facts_file.read_text("utf-8"))
-            content = array_file.read_bytes()
+            stored = json.loads(read_regular(facts_file, _LARGEST_FACTS))
+            content = read_regular(array_file)
             if hashlib.blake2b(content).hexdigest() != stored["blake2b"]:
                 raise ValueError("its bytes have changed")
             array = np.frombuffer(content, dtype="<f4").reshape(stored["shape"])
@@ -77,7 +78,7 @@ class FeatureCache:
             return torch.from_numpy(array.copy())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             log.warning("%s is damaged (%s) and is computed again", array_file, error)
             return None
 
@@ -110,9 +111,9 @@ class FeatureCache:
         found = []
         for facts_file in self.folder.glob("*.json") if self.folder.is_dir() else ():
             array_file = facts_file.with_suffix(".f32")
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
                 status = array_file.stat()
-                facts = json.loads(facts_file.read_text("utf-8"))["facts"]
+                facts = json.loads(read_regular(facts_file, _LARGEST_FACTS))["facts"]
                 found.append(Entry(array_file, status.st_size, status.st_mtime, facts))
         return sorted(found, key=lambda entry: entry.used)
 

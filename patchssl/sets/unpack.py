@@ -14,8 +14,9 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-from patchssl.data.archives import BoundedEntry
+from patchssl.data.archives import BoundedEntry, BoundedStream
 from patchssl.runtime.errors import DataError
+from patchssl.runtime.files import open_regular
 from patchssl.runtime.progress import Progress
 
 _BLOCK = 2**16  # larger ones are copied back and forth by tarfile
@@ -34,10 +35,11 @@ def unpack(
     names: list[str] = []
     seen: set[str] = set()
     try:
-        with archive.open("rb") as file, gzip.GzipFile(fileobj=_Watched(file, archive, progress)) as content:
-            bounded = cast(BinaryIO, _Bounded(content, most_bytes))
+        with open_regular(archive) as file, gzip.GzipFile(fileobj=_Watched(file, archive, progress)) as content:
+            bounded = cast(BinaryIO, BoundedStream(content, most_bytes))
             with tarfile.open(fileobj=bounded, mode="r|", bufsize=_BLOCK, tarinfo=BoundedEntry) as tar:
                 for member in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # else all of them stay in memory
                     if (name := _place(member, keep)) is None:
                         continue
                     if name.casefold() in seen:  # one file of two on some disks
@@ -103,18 +105,4 @@ class _Watched(io.RawIOBase):
         if self._progress and (done - self._told >= _STEP or done == self._total > self._told):
             self._progress(done, self._total)
             self._told = done
-        return block
-
-
-class _Bounded:
-    """A stream that may give so many bytes and no more."""
-
-    def __init__(self, stream: gzip.GzipFile, most: int) -> None:
-        self._stream, self._left, self._most = stream, most, most
-
-    def read(self, size: int) -> bytes:
-        block = self._stream.read(size)
-        self._left -= len(block)
-        if self._left < 0:
-            raise DataError(f"it holds more than {self._most:,} bytes, which is more than this set has")
         return block
