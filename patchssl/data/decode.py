@@ -91,6 +91,15 @@ class Listing(NamedTuple):
     others: Mapping[str, int]
 
 
+class Walk(NamedTuple):
+    """A `Listing`, and what tells whether it still holds."""
+
+    names: list[str]
+    others: Mapping[str, int]
+    folders: list[tuple[str, tuple[int, int, int, int]]]  # relative to the root, each with its `folder_state`
+    lasting: bool  # whether every change of the names is one of these states
+
+
 def list_images(root: Path) -> Listing:
     """All image files below `root`, at any depth, known by their extensions in any case.
 
@@ -99,23 +108,39 @@ def list_images(root: Path) -> Listing:
     nowhere is listed: reading it says what is wrong.
     DataError when a folder cannot be entered: a part of a dataset must not be missing unnoticed.
     """
+    walk = walk_images(root)
+    return Listing(walk.names, walk.others)
+
+
+def walk_images(root: Path) -> Walk:
+    """As `list_images`, with the folders that were entered."""
     names: list[str] = []
     others: Counter[str] = Counter()
-    status = root.stat()
-    pending = [(os.fspath(root), "", frozenset({(status.st_dev, status.st_ino)}))]
+    folders: list[tuple[str, tuple[int, int, int, int]]] = []
+    lasting = True
+    pending = [(os.fspath(root), "", root.stat(), frozenset[tuple[int, int]]())]
     while pending:
-        folder, prefix, above = pending.pop()
+        folder, prefix, status, above = pending.pop()
+        above |= {(status.st_dev, status.st_ino)}
+        folders.append((prefix, folder_state(status)))
         for entry in list_folder(folder):
+            name = entry.name
             if is_folder(entry):
                 place = entry.stat()
                 if (place.st_dev, place.st_ino) not in above:
-                    below = above | {(place.st_dev, place.st_ino)}
-                    pending.append((entry.path, f"{prefix}{entry.name}/", below))
-            elif (extension := extension_of(entry.name)) in EXTENSIONS:
-                names.append(prefix + entry.name)
+                    pending.append((entry.path, f"{prefix}{name}/", place, above))
+            elif (extension := extension_of(name)) in EXTENSIONS:
+                names.append(prefix + name)
             else:
                 others[extension] += 1
-    return Listing(sorted(names), dict(sorted(others.items())))
+                lasting &= not entry.is_symlink()  # which may lead to a folder one day
+    names.sort()
+    return Walk(names, dict(sorted(others.items())), folders, lasting)
+
+
+def folder_state(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes when a name comes into a folder or goes: two times (ns), and which folder it is."""
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1), status.st_dev
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

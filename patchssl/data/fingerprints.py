@@ -13,7 +13,6 @@ and never a wrong number.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import logging
@@ -21,10 +20,11 @@ import os
 import stat
 import time
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,9 +35,13 @@ MOST_BYTES, MOST_FILES, SAMPLE = 2**30, 200_000, 4096
 _WORTH_KEEPING = 1000, 2**26  # files, bytes: reading fewer again is as fast as looking up what they held
 RACY = 2 * 10**9  # ns: the coarsest clock of a file system; what changed within may change again unseen
 _BLOCK = 2048  # files a thread takes at a time
+_SLOW = 2e-5  # seconds for a file
 _THREADS = 8
 _PIECE = 2**20  # bytes read at a time
 _DIGEST = 32
+_ABSENT = (-1, 0, 0, 0)
+_INODE = 2**63 - 1  # some have 64 bits
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -105,17 +109,22 @@ def file_states(root: Path, names: Sequence[str]) -> np.ndarray:
 
     The size is -1 of what cannot be found, and of what is no regular file.
     """
-    home = os.fspath(root)
+    home, regular, names = os.fspath(root), stat.S_IFREG, list(names)
 
-    def state(name: str) -> tuple[int, int, int, int]:
-        with contextlib.suppress(OSError, ValueError):
-            found = os.stat(f"{home}/{name}")  # noqa: PTH116  # a Path takes three times as long
-            if stat.S_ISREG(found.st_mode):
-                return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1)
-        return -1, 0, 0, 0
+    def states(ids: range) -> array[int]:
+        rows = array("q")
+        for name in names[ids.start : ids.stop]:
+            try:
+                found = os.stat(f"{home}/{name}")  # noqa: PTH116  # a Path takes three times as long
+            except (OSError, ValueError):
+                found = None
+            if found is None or stat.S_IFMT(found.st_mode) != regular:
+                rows.extend(_ABSENT)
+            else:
+                rows.extend((found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & _INODE))
+        return rows
 
-    rows = _in_blocks(len(names), lambda ids: [state(names[index]) for index in ids])
-    return np.array(rows, dtype=np.int64).reshape(-1, 4)
+    return np.concatenate([np.zeros(0, np.int64), *_in_blocks(len(names), states)]).reshape(-1, 4)
 
 
 def content_sums(root: Path, names: Sequence[str], states: np.ndarray) -> np.ndarray:
@@ -124,9 +133,9 @@ def content_sums(root: Path, names: Sequence[str], states: np.ndarray) -> np.nda
 
     def read(wanted: np.ndarray) -> np.ndarray:
         ids = wanted.tolist()
-        sums = _in_blocks(len(ids), lambda part: [file_sum(f"{home}/{names[ids[at]]}", sizes[ids[at]])
-                                                  for at in part])
-        return np.array(sums, dtype=np.int64)
+        sums = _in_blocks(len(ids), lambda part: [file_sum(f"{home}/{names[at]}", sizes[at])
+                                                  for at in ids[part.start : part.stop]])
+        return np.array([found for part in sums for found in part], dtype=np.int64)
 
     place = hashlib.sha256(os.fsencode(os.path.realpath(root)))
     for name in names:
@@ -148,13 +157,20 @@ def file_sum(path: str, size: int | None = None) -> int:
     return found
 
 
-def _in_blocks(count: int, work: Callable[[range], list]) -> list:
-    """What `work` gives for all of `count`, in order, by threads: a cold disk or a network answers several at once."""
+def _in_blocks(count: int, work: Callable[[range], T]) -> list[T]:
+    """What `work` gives for all of `count`, block by block; by threads from the first block on that takes long.
+
+    A cold disk and a network answer several at once, what is in memory comes faster without.
+    """
     blocks = [range(at, min(at + _BLOCK, count)) for at in range(0, count, _BLOCK)]
-    if len(blocks) < 2:
-        return [found for block in blocks for found in work(block)]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return [found for part in pool.map(work, blocks) for found in part]
+    found: list[T] = []
+    while len(found) < len(blocks):
+        began = time.perf_counter()
+        found.append(work(blocks[len(found)]))
+        if time.perf_counter() - began > _SLOW * _BLOCK:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                found += pool.map(work, blocks[len(found) :])
+    return found
 
 
 def remembered(place: str, states: np.ndarray, read: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -178,15 +194,19 @@ def remembered(place: str, states: np.ndarray, read: Callable[[np.ndarray], np.n
     return sums
 
 
-def load_numbers(file: Path, count: int) -> np.ndarray | None:
-    """The `count` int64 that `store_numbers` kept in `file`; None where there are none, other ones or damaged ones."""
+def load_numbers(file: Path, count: int | None, most: int = 2**31) -> np.ndarray | None:
+    """The `count` int64 that `store_numbers` kept in `file`, None: all, in at most so many bytes.
+
+    None where there are none, other ones or damaged ones.
+    """
     try:
-        if file.stat().st_size != _DIGEST + 8 * count:
+        size = file.stat().st_size
+        if size > most or size != (size - size % 8 if count is None else _DIGEST + 8 * count):
             return None
         content = read_regular(file)
     except OSError:
         return None
-    if len(content) != _DIGEST + 8 * count or hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
+    if len(content) != size or hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
         log.warning("%s is damaged and is made again", file)
         return None
     return np.frombuffer(content, dtype="<i8", offset=_DIGEST).astype(np.int64)

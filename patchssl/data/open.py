@@ -19,7 +19,7 @@ import numpy as np
 
 from patchssl.data.archives import is_archive_name
 from patchssl.data.arrays import Arrays, ArraySplits, cifar_splits, idx_splits
-from patchssl.data.decode import EXTENSIONS, Listing, is_folder, is_image_name, left_out, list_folder, list_images
+from patchssl.data.decode import EXTENSIONS, is_folder, is_image_name, left_out, list_folder
 from patchssl.data.depth import with_depth_note
 from patchssl.data.huggingface import PREFIX as HUB
 from patchssl.data.huggingface import hub_splits, is_saved, open_parquet, parquet_splits, saved_splits
@@ -41,6 +41,7 @@ from patchssl.data.splits import (
 )
 from patchssl.data.torchvision import PREFIX as TIMM
 from patchssl.data.torchvision import lasting_uri, timm_splits
+from patchssl.data.trees import Tree, list_tree
 from patchssl.runtime.errors import DataError, UsageError, unknown_choice
 
 __all__ = [
@@ -256,7 +257,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], str]:
 
 def _open_folder(root: Path, split: str, allow_truncated: bool, note: str = "") -> ImageSet:
     """All images below `root`, labeled if they lie in two or more class folders; without any, those in archives."""
-    listing = list_images(root)
+    listing = list_tree(root)
     if not listing.names and (files := _packed_files(root)):
         opener = open_parquet if _kind(files[0].name) == "parquet" else open_packed
         return replace(opener(files, split, allow_truncated), note=note)
@@ -273,14 +274,14 @@ def _open_folder(root: Path, split: str, allow_truncated: bool, note: str = "") 
         classes=classes,
         labels=labels,
         root=root,
-        names=Names(names),
+        names=Names(names) if isinstance(names, list) else names,
         allow_truncated=allow_truncated,
         others=listing.others,
         note="; ".join(filter(None, (note, strays))),
     )
 
 
-def _no_images(root: Path, listing: Listing) -> str:
+def _no_images(root: Path, listing: Tree) -> str:
     held = f"it holds {left_out(listing.others)}" if listing.others else "it holds no files at all"
     return f"0 images in {root}; {held}. Images are: {', '.join(sorted(EXTENSIONS))}"
 

@@ -83,7 +83,7 @@ def choose_splits(where: str, folders: Iterable[str], has_images: bool,
     return found if len(present) == 1 and not has_images else {}
 
 
-def apart_from_strays(names: Sequence[str]) -> tuple[list[str], str]:
+def apart_from_strays(names: Sequence[str]) -> tuple[Sequence[str], str]:
     """`names` without the few that lie right in the root beside folders of classes, and what to say about those.
 
     Few: one in ten, or a single one where folders hold several images. More of them are kept: then the folders are no
@@ -95,12 +95,12 @@ def apart_from_strays(names: Sequence[str]) -> tuple[list[str], str]:
     strays = [name for name in names if "/" not in name]
     folders = {name.partition("/")[0] for name in names if "/" in name} if strays else set()
     if len(folders) < 2:
-        return list(names), ""
+        return names, ""
     count = f"{len(strays):,} image{'s' * (len(strays) != 1)}"
     if 10 * len(strays) <= len(names) or (len(strays) == 1 and len(names) - 1 > len(folders)):
         kept = [name for name in names if "/" in name]
         return kept, f"left out {count} beside the {len(folders):,} class folders: {shortened(strays, 5)}"
-    return list(names), (f"the {len(folders):,} folders are not taken for classes, as {count} "
+    return names, (f"the {len(folders):,} folders are not taken for classes, as {count} "
                          f"lie{'s' * (len(strays) == 1)} beside them: {shortened(strays, 5)}")
 
 

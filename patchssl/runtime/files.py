@@ -30,7 +30,7 @@ def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
 
     No open waits for a writer, and none makes a terminal this process's own.
     """
-    file = open(path, "rb", buffering, opener=_open_at_once)  # noqa: PTH123, SIM115  # the caller closes it
+    file = open(path, "rb", buffering, opener=_open_at_once)  # noqa: SIM115  # the caller closes it
     return cast(BinaryIO, file)
 
 

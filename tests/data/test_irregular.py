@@ -12,7 +12,8 @@ from patchssl.data.open import open_images
 from patchssl.runtime.errors import DataError, UnreadableImage
 from patchssl.runtime.files import open_regular, read_regular
 
-KINDS = {"pipe": "it is a pipe", "zero": "it is a device", "tty": "it is a device|No such device", "socket": "No such device", "link": "it is a pipe"}
+KINDS = {"pipe": "it is a pipe", "zero": "it is a device", "tty": "it is a device|No such device",
+         "socket": "No such device", "link": "it is a pipe"}
 
 
 def make(kind, path):
