@@ -2,34 +2,132 @@
 
 A pickle is a program: it names functions and calls them. Here the few names that stored data need lead to the
 stand-ins below, and every other name is refused before anything is called. Not even numpy's own functions are
-handed out: a crafted data type can make numpy read memory that is not its own.
+handed out: a crafted data type can make numpy read memory that is not its own. And a few bytes can ask for more than
+fits into memory, so that what a pickle builds is counted before it is built.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+import pickletools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from patchssl.runtime.errors import DataError
 
+MOST_STEPS = 5_000_000  # of the program that a pickle is; CIFAR's largest have 200,000
+MOST_DEPTH = 32  # containers in one another
+MOST_SHOWN = 300  # letters of a reason
+_USUAL_PARTS, _PARTS_A_BYTE = 1000, 16  # values, those that are shared counted wherever they stand
+
 
 def load_plain_pickle(file: BinaryIO, name: str, encoding: str = "latin1") -> Any:
     """The data in a pickle of any protocol, Python 2's included; `name` is what errors call it.
 
     `encoding` is what Python 2's strings are read as. DataError for a pickle that is damaged or asks for
-    anything but plain data; nothing it asks for is executed.
+    anything but plain data, or for more of it than its bytes can mean; nothing it asks for is executed.
     """
+    data = file.read()
     try:
-        return _settle(_PlainUnpickler(file, encoding=encoding).load(), {})
+        _require_bounded(data)
+        return _settle(_PlainUnpickler(BytesIO(data), encoding=encoding).load(), {})
     except DataError as error:
-        raise DataError(f"{name} is refused: {error}") from None
+        raise DataError(f"{name} is refused: {_shown(error)}") from None
     except MemoryError:
         raise
+    except LookupError as error:
+        raise DataError(f"{name} cannot be read as a pickle: it takes what it has not put there") from error
     except Exception as error:  # a damaged pickle makes the unpickler raise anything
-        raise DataError(f"{name} cannot be read as a pickle: {error or type(error).__name__}") from error
+        raise DataError(f"{name} cannot be read as a pickle: {_shown(error)}") from error
+
+
+def _shown(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+@dataclass(slots=True)
+class _Part:
+    """What a step of a pickle leaves: how many values, how deep in one another, and is it in something else?"""
+
+    values: int = 1
+    depth: int = 0
+    inside: bool = False
+
+
+def _require_bounded(data: bytes) -> None:
+    """DataError for a pickle whose steps, taken one by one without building anything, make too much of its bytes.
+
+    Tuples within tuples that are taken from the memo double with every step, and so does the time to hash them.
+    """
+    stack: list[_Part | None] = []  # None: a mark
+    memo: dict[int, _Part | None] = {}
+    most = _USUAL_PARTS + _PARTS_A_BYTE * len(data)
+    for count, (step, argument) in enumerate(_steps(data)):
+        if count > MOST_STEPS:
+            raise DataError(f"the pickle has more than {MOST_STEPS:,} steps, which no data that are read here need")
+        if "PUT" in step.name or step.name == "MEMOIZE":
+            index = len(memo) if argument is None else int(argument)
+            if not 0 <= index <= count:
+                raise DataError(f"the pickle keeps a value under the number {index:,}, after {count:,} steps")
+            memo[index] = stack[-1]
+        elif step.name.endswith("GET"):
+            stack.append(memo[int(argument)])
+        elif step.name == "MARK":
+            stack.append(None)
+        elif step.name == "DUP":
+            stack.append(stack[-1])
+        elif step.name == "POP":
+            stack.pop()
+        else:
+            _take(step, stack, most)
+
+
+def _take(step: pickletools.OpcodeInfo, stack: list[_Part | None], most: int) -> None:
+    """What `step` takes from the `stack` and puts there; DataError for more than `most` values."""
+    before = len(step.stack_before)
+    parts = []
+    if pickletools.markobject in step.stack_before:
+        while (part := stack.pop()) is not None:
+            parts.append(part)
+        before = step.stack_before.index(pickletools.markobject)
+    parts += [part for part in (stack.pop() for _ in range(before)) if part is not None]
+    if not step.stack_after:
+        return
+    made = _Part()
+    if step.name in {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}:
+        made = parts.pop()
+        if made.inside and parts:
+            raise DataError("the pickle changes a value that is part of another already")
+    for part in parts:
+        part.inside = True
+        made.values += part.values
+        made.depth = max(made.depth, part.depth + 1)
+    if made.values > most:
+        raise DataError(f"the pickle repeats what it holds so often that it would be more than {most:,} values")
+    if made.depth > MOST_DEPTH:
+        raise DataError(f"the pickle has containers more than {MOST_DEPTH} deep in one another")
+    stack.append(made)
+
+
+def _steps(data: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    """As pickletools.genops, which takes no text of Python 2 but ASCII; ValueError for what is no step."""
+    file, stopped = BytesIO(data), False
+    while not stopped:
+        code = file.read(1)
+        if not code:
+            raise ValueError("it ends early")
+        if (step := pickletools.code2op.get(code.decode("latin1"))) is None:
+            raise ValueError(f"byte {file.tell() - 1:,} is no step of a pickle")
+        argument = None
+        if step.arg is not None:
+            argument = file.readline() if step.name == "STRING" else step.arg.reader(file)
+        yield step, argument
+        stopped = step.name == "STOP"
 
 
 class _PlainUnpickler(pickle.Unpickler):

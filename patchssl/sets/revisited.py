@@ -6,6 +6,7 @@ hard and junk. It is read as plain data and checked before anything is computed.
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from patchssl.runtime.pickles import load_plain_pickle
 LABELS = ("easy", "hard", "junk")
 _LARGEST_BYTES = 64 * 2**20  # the official files have less than one
 _MOST_LISTED = 20
+_LONGEST_NAME = 1024  # letters, with folders
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,8 +196,8 @@ def _names(value: Any, key: str) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple, np.ndarray)) or not len(value):
         raise DataError(f"{key} is no list of image names")
     for name in value:
-        if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
-            raise DataError(f"{key} holds {name!r}, which is no name of an image")
+        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or {"\0", "\\"} & set(name):
+            raise DataError(f"{key} holds {reprlib.repr(name)}, which is no name of an image")
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(f"{key} holds '{name}', which lies outside the folder of the images")
     return tuple(str(name) for name in value)
@@ -210,7 +212,8 @@ def _box(entry: Any, query: str) -> np.ndarray:
     except (TypeError, ValueError):
         box = np.empty(0)
     if box.shape != (4,) or not np.isfinite(box).all() or not (box[:2] < box[2:]).all():
-        raise DataError(f"the bbx of {query} is {entry['bbx']!r}; it needs four numbers, left < right and top < bottom")
+        raise DataError(f"the bbx of {query} is {reprlib.repr(entry['bbx'])}; it needs four numbers, left < right and "
+                        "top < bottom")
     return box
 
 

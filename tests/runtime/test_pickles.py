@@ -2,6 +2,7 @@ import collections
 import os
 import pickle
 import struct
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -180,9 +181,51 @@ def test_a_container_in_itself_is_refused():
         load(pickle.dumps(circle))
 
 
-def test_references_that_would_multiply_are_kept_shared():
-    value: list[Any] = [1]
-    for _ in range(60):
-        value = [value, value]
-    loaded = load(pickle.dumps(value))  # 2 ** 60 elements, were each copied
+def doubled(times: int, start: Any = 1) -> Any:
+    """A value of 2 ** times parts, were each copied."""
+    value = start
+    for _ in range(times):
+        value = (value, value)
+    return value
+
+
+@each(("data", "words"), [
+    (b"\x80\x02Nr\xff\xff\xff\x3f.", "keeps a value under the number 1,073,741,823, after 2 steps"),
+    (b"Np999999999\n.", "keeps a value under the number 999,999,999"),
+    (b"Np-1\n.", "keeps a value under the number -1"),
+    (b"j\xff\xff\xff\x3f.", "takes what it has not put there"),
+    (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"abc.", "expected 1099511627776 bytes"),
+    (pickle.dumps({"imlist": doubled(30)}), "more than .* values"),
+    (b"}N" + b"2\x86" * 30 + b"Ns.", "more than .* values"),  # a key whose hash takes minutes
+    (b"N" + b"\x85" * 100_000 + b"}\x940h\x00.", "more than 32 deep"),  # whose hash overflows the stack
+    (b"]\x94]\x94" + b"h\x00h\x00\x86ah\x00Na.", "part of another already"),
+])
+def test_few_bytes_that_ask_for_much(data, words):
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=words) as caught:
+            load(data)
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 400
+
+
+def test_a_program_of_many_steps(monkeypatch):
+    monkeypatch.setattr("patchssl.runtime.pickles.MOST_STEPS", 1000)
+    assert load(b"N0" * 499 + b"N.") is None
+    with pytest.raises(DataError, match="more than 1,000 steps"):
+        load(b"N0" * 501 + b"N.")
+
+
+def test_references_that_do_not_multiply_are_kept_shared():
+    loaded = load(pickle.dumps(doubled(5, [1])))
     assert loaded[0] is loaded[1]
+    names = ("a", "b", "c")
+    assert load(pickle.dumps([[names] * 1000, "a" * 10])) == [[names] * 1000, "a" * 10]
+
+
+def test_a_long_name_is_cut():
+    with pytest.raises(DataError) as caught:
+        load(b"c" + b"x" * 100_000 + b"\ny\n.")
+    assert len(str(caught.value)) < 400

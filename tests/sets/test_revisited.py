@@ -1,4 +1,5 @@
 import copy
+import functools
 import os
 import pickle
 import struct
@@ -111,6 +112,9 @@ def replaced(**changes):
     (replaced(gnd=[CONTENT["gnd"][0], [1]]), r"query 1 \('image_004'\) has no bbx"),
     (entry(0, bbx=[0, 0, 5]), r"bbx of query 0 \('tower_1'\) is \[0, 0, 5\]; it needs four numbers"),
     (entry(0, bbx=[5, 0, 5, 9]), "left < right"),
+    (entry(0, bbx=["x" * 10**6] * 1000), r"is \['xxxxxxxxxxxx\.\.\.x.{,600}$"),
+    (replaced(imlist=["x" * 10**6]), r"imlist holds 'xxxxxxxxxxxx\.\.\.x.{,200}$"),
+    (replaced(imlist=functools.reduce(lambda part, _: (part, part), range(40), "x")), "repeats what it holds"),
     (entry(0, bbx=[0, 0, float("nan"), 9]), "it needs four numbers"),
     (entry(0, bbx="wide"), "it needs four numbers"),
     (entry(1, easy=[30]), r"query 1 \('image_004'\) labels image 30; the database has 30"),
