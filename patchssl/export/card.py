@@ -17,6 +17,8 @@ from patchssl.export.source import ExportSource, Written
 from patchssl.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from patchssl.models.networks import pretrained_config
 from patchssl.report.tables.scores import METHODS
+from patchssl.runtime.errors import UsageError
+from patchssl.runtime.yamltext import load_yaml
 
 CARD_FILE = "README.md"
 NOT_STATED = "not stated"
@@ -109,8 +111,8 @@ def portable_recipe(source: ExportSource) -> dict[str, Any]:
     """The recipe of a run, full paths of its machine cut to their last part; empty for what is no run of ours."""
     text = source.file.rest.get("recipe") if source.of_run and source.file else None
     try:
-        recipe = yaml.safe_load(text) if isinstance(text, str) else None
-    except yaml.YAMLError:
+        recipe = load_yaml(text, "recipe") if isinstance(text, str) else None
+    except UsageError:
         return {}
     if not isinstance(recipe, dict):
         return {}

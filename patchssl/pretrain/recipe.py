@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,14 @@ from pydantic import BaseModel, ValidationError
 
 from patchssl.pretrain.config import Recipe
 from patchssl.runtime.errors import UsageError, unknown_choice
-from patchssl.runtime.yamltext import load_yaml
+from patchssl.runtime.text import cut
+from patchssl.runtime.yamltext import MOST_LETTERS, load_yaml
 from patchssl.views.config import ConfigPart
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
+
+MOST_SENTENCES = 5  # on what is wrong with a file
 
 
 def recipe_names() -> list[str]:
@@ -53,6 +57,8 @@ def shipped_or_own(kind: str, source: str | Path, folder: Traversable) -> str:
         raise UsageError(unknown_choice(kind, str(source), names) + ", or name a .yaml file")
     if not path.is_file():
         raise UsageError(f"{kind} {source} is not a file; shipped are {', '.join(names)}")
+    if path.stat().st_size > 4 * MOST_LETTERS:
+        raise UsageError(f"{kind} {source} is too large: more than {MOST_LETTERS:,} letters are not read")
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -75,7 +81,14 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{where}: " + "; ".join(_sentences(error))) from None
+        raise UsageError(f"{cut(where, 200)}: {first_few(_sentences(error))}") from None
+
+
+def first_few(sentences: Iterable[str]) -> str:
+    """Sentences on what is wrong with a file, as many as can be read; the rest are not made."""
+    first = list(islice(sentences, MOST_SENTENCES + 1))
+    more = "; and more" if len(first) > MOST_SENTENCES else ""
+    return cut("; ".join(first[:MOST_SENTENCES]), 500) + more
 
 
 def with_patchwise(values: dict[str, Any]) -> dict[str, Any]:
@@ -118,9 +131,9 @@ def _keys(part: type[BaseModel], prefix: str = "") -> Iterable[str]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
-        raise UsageError(f"override '{override}' is not key=value, for example optim.epochs=20")
+        raise UsageError(f"override '{cut(override, 100)}' is not key=value, for example optim.epochs=20")
     if key not in recipe_keys():
-        raise UsageError(_unknown_key(key))
+        raise UsageError(_unknown_key(cut(key, 100)))
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -146,10 +159,10 @@ def _unknown_key(key: str) -> str:
 
 def _sentences(error: ValidationError) -> Iterable[str]:
     for found in error.errors():
-        key = ".".join(str(part) for part in found["loc"])
+        key = cut(".".join(str(part) for part in found["loc"]), 100)
         if found["type"] == "extra_forbidden":
             yield _unknown_key(key)
         elif found["type"] == "value_error":
             yield str(found["ctx"]["error"])
         else:
-            yield f"{key} = {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
+            yield f"{key} = {cut(repr(found['input']), 200)}: {found['msg'][0].lower()}{found['msg'][1:]}"

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from patchssl.runtime.errors import DataError
+from patchssl.runtime.text import cut
 
 MOST_STEPS = 5_000_000  # of the program that a pickle is; CIFAR's largest have 200,000
 MOST_DEPTH = 32  # containers in one another
@@ -36,18 +37,14 @@ def load_plain_pickle(file: BinaryIO, name: str, encoding: str = "latin1") -> An
         _require_bounded(data)
         return _settle(_PlainUnpickler(BytesIO(data), encoding=encoding).load(), {})
     except DataError as error:
-        raise DataError(f"{name} is refused: {_shown(error)}") from None
+        raise DataError(f"{name} is refused: {cut(str(error) or type(error).__name__, MOST_SHOWN)}") from None
     except MemoryError:
         raise
     except LookupError as error:
         raise DataError(f"{name} cannot be read as a pickle: it takes what it has not put there") from error
     except Exception as error:  # a damaged pickle makes the unpickler raise anything
-        raise DataError(f"{name} cannot be read as a pickle: {_shown(error)}") from error
-
-
-def _shown(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+        reason = cut(str(error) or type(error).__name__, MOST_SHOWN)
+        raise DataError(f"{name} cannot be read as a pickle: {reason}") from error
 
 
 @dataclass(slots=True)

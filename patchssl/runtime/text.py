@@ -69,3 +69,12 @@ def shortened(items: Sequence[str], most: int) -> str:
     """
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def cut(text: object, most: int) -> str:
+    """
+    >>> cut("abcdef", 4), cut(12, 4)
+    ('abcd...', '12')
+    """
+    shown = str(text)
+    return shown if len(shown) <= most else f"{shown[:most]}..."

@@ -13,9 +13,10 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 from patchssl.data.splits import HOLDOUT
 from patchssl.eval.tasks import all_tasks
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.recipe import load_recipe, shipped_or_own
+from patchssl.pretrain.recipe import first_few, load_recipe, shipped_or_own
 from patchssl.runtime.errors import UsageError, unknown_choice
 from patchssl.runtime.seeds import MOST_SEED
+from patchssl.runtime.text import cut
 from patchssl.runtime.yamltext import load_yaml
 from patchssl.views.config import ConfigPart
 
@@ -147,7 +148,7 @@ def parse_study(text: str, where: str = "study", folder: Path | None = None) -> 
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{where}: " + "; ".join(_sentences(error))) from None
+        raise UsageError(f"{cut(where, 200)}: {first_few(_sentences(error))}") from None
     for variant in study.all_variants():
         study.recipe_of(variant)
     return study
@@ -162,7 +163,7 @@ def _sentences(error: ValidationError) -> Iterable[str]:
     parts: dict[str, type[ConfigPart]] = {"copydays": SyntheticCopydays, "stand_in": StandIn}
     for found in error.errors():
         words = [str(part) for part in found["loc"]]
-        key = ".".join(words)
+        key = cut(".".join(words), 100)
         if found["type"] == "extra_forbidden":
             known = parts.get(words[0], Study) if len(words) > 1 else Study
             yield unknown_choice("study key", key, [".".join([*words[:-1], name]) for name in known.model_fields])
@@ -171,4 +172,4 @@ def _sentences(error: ValidationError) -> Iterable[str]:
         elif found["type"] == "value_error":
             yield str(found["ctx"]["error"])
         else:
-            yield f"{key} = {found['input']!r}: {found['msg'][0].lower()}{found['msg'][1:]}"
+            yield f"{key} = {cut(repr(found['input']), 200)}: {found['msg'][0].lower()}{found['msg'][1:]}"
