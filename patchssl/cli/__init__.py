@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import sys
 import warnings
@@ -19,7 +20,7 @@ from patchssl.cli import machine, models, pretrain, quickstart, report, study
 from patchssl.cli.bench import bench_app
 from patchssl.cli.data import data_app
 from patchssl.cli.eval import eval_app
-from patchssl.cli.options import renamed
+from patchssl.cli.options import echo, renamed
 from patchssl.cli.plot import plot_app
 from patchssl.runtime.errors import PatchSSLError, printable
 
@@ -29,7 +30,7 @@ _OLD_NAMES = {study.study: {"--seed": "--only-seed"}, models.export: {"--to": "-
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"patchssl {__version__}")
+        echo(f"patchssl {__version__}")
         raise typer.Exit
 
 
@@ -56,12 +57,21 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # names of files may hold what the terminal's encoding has not
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:  # what the package's warnings go through, unless someone set up logging
+        logging.lastResort.setFormatter(_PlainLines())
     code = _exit_code()
     if "torch" in sys.modules:
         from patchssl.runtime.distributed import end_launched
 
         end_launched(code)
     sys.exit(code)
+
+
+class _PlainLines(logging.Formatter):
+    """Lines of a log in which no name from a file moves the cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _exit_code() -> int:
@@ -75,7 +85,7 @@ def _exit_code() -> int:
     except Exception as error:
         if os.environ.get("PATCHSSL_DEBUG") == "1":
             raise
-        print(printable(f"patchssl: {_sentence(error)}"), file=sys.stderr)
+        echo(f"patchssl: {_sentence(error)}", err=True)
         return error.exit_code if isinstance(error, PatchSSLError) else 1
     return 0
 
@@ -84,9 +94,9 @@ def _said_in_a_line(otherwise: Any) -> Any:
     """What shows a FutureWarning, which is for users, without the path and the code where it arose."""
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if not issubclass(category, FutureWarning):
-            otherwise(message, category, *where, **more)
+            otherwise(printable(str(message)), category, *where, **more)
         elif os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-            print(printable(f"warning: {message}"), file=sys.stderr)
+            echo(f"warning: {message}", err=True)
 
     return show
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import DeviceOpt, can_be_written
+from patchssl.cli.options import DeviceOpt, can_be_written, echo
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed against a peer or a floor, in one run.")
 
@@ -19,7 +19,7 @@ def bench_views(image: Annotated[Path | None, typer.Option("--image", help="A ph
     """Crops and color of one image against lightly's and torchvision's transforms; JSON on stdout."""
     from patchssl.bench import views as bench
 
-    typer.echo(json.dumps(bench.bench_views(image), indent=2))
+    echo(json.dumps(bench.bench_views(image), indent=2))
 
 
 @bench_app.command("matching")
@@ -27,7 +27,7 @@ def bench_matching() -> None:
     """Patch matching of a batch against similarity matching; JSON on stdout."""
     from patchssl.bench.matching import bench_matching as matching
 
-    typer.echo(json.dumps(matching(), indent=2))
+    echo(json.dumps(matching(), indent=2))
 
 
 @bench_app.command("step")
@@ -51,10 +51,10 @@ def bench_step(
     with Console() as console:
         found = bench.bench_step(arch or tuple(bench.ARCHS), prototypes or bench.PROTOTYPES, images, repeats,
                                  device or "cpu", progress=console.counter("bench"))
-    typer.echo(json.dumps(found, indent=2))
+    echo(json.dumps(found, indent=2))
     if results:
         for cost in bench.cost_records(found):
-            typer.echo(f"written to {cost.write(results)}", err=True)
+            echo(f"written to {cost.write(results)}", err=True)
 
 
 @bench_app.command("eval")
@@ -67,4 +67,4 @@ def bench_eval(
     from patchssl.runtime.console import Console
 
     with Console() as console:
-        typer.echo(json.dumps(bench.bench_eval(model, data, console=console), indent=2))
+        echo(json.dumps(bench.bench_eval(model, data, console=console), indent=2))

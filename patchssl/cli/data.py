@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import JsonOpt, MadeArg, PhotosArg, SeedOpt, SideOpt
+from patchssl.cli.options import JsonOpt, MadeArg, PhotosArg, SeedOpt, SideOpt, echo
 from patchssl.runtime.errors import DataError
 from patchssl.runtime.text import command
 
@@ -33,7 +33,7 @@ def get_data(
     with Console() as console:
         place = get_set(name, root, archives=archives or None, mirror=mirror, keep_archives=keep_archives,
                         progress=lambda what, done, total: console.update(done, total, what=what), say=console.say)
-    typer.echo(place)
+    echo(place)
 
 
 @data_app.command("check")
@@ -48,7 +48,7 @@ def check_data(
 
     with Console() as console:
         report = check_set(path, name, progress=console.counter("checking"))
-    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
+    echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
     if not report.ok:
         raise typer.Exit(DataError.exit_code)
 
@@ -66,7 +66,7 @@ def imagenet100(
     from patchssl.sets.imagenet100 import make_imagenet100
 
     with Console() as console:
-        typer.echo(make_imagenet100(imagenet, out, classes=classes, copy=copy, progress=console.counter("classes")))
+        echo(make_imagenet100(imagenet, out, classes=classes, copy=copy, progress=console.counter("classes")))
 
 
 @data_app.command("make-copydays")
@@ -90,7 +90,7 @@ def make_copydays(
                                        progress=console.counter("images"))
     ranks = made.counts["original"]
     few = f" --ranks {ranks} (protocols count 20 ranks, which takes 20 originals)" if ranks < 20 else ""
-    typer.echo(f"{made.describe()}\nscore on it: {command('eval', 'copydays', 'MODEL', '--data', out)}{few}")
+    echo(f"{made.describe()}\nscore on it: {command('eval', 'copydays', 'MODEL', '--data', out)}{few}")
 
 
 @data_app.command("make-revisited")
@@ -110,4 +110,4 @@ def make_revisited(
         made = make_sets.make_revisited(folder, out, name=name, seed=seed, num_queries=num_queries, size=size,
                                         workers=os.cpu_count() or 1, progress=console.counter("images"))
     then = command("eval", "revisited", "MODEL", "--data", out, "--set", name)
-    typer.echo(f"{made.describe()}\nscore on it: {then}")
+    echo(f"{made.describe()}\nscore on it: {then}")

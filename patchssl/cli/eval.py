@@ -27,6 +27,7 @@ from patchssl.cli.options import (
     SeedOpt,
     WhiteningOpt,
     WorkersOpt,
+    echo,
     not_empty,
     print_record,
     scoring_console,
@@ -195,14 +196,14 @@ def eval_all(
                                      search_params=search_params, gpus=gpus)
         if dry_run:
             _, plan = score.plan_all(model, data, tasks or (), results, compute, choices=choices, overwrite=overwrite)
-            typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
+            echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
             return
         plan, found, failed = score.score_all(model, data, tasks or (), results, compute, choices=choices,
                                               overwrite=overwrite)
     if rank():
         return
     summary = score.SuiteSummary(plan, found, failed, results)
-    typer.echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+    echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
     if failed:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import JsonOpt
+from patchssl.cli.options import JsonOpt, echo
 
 
 def cache(
@@ -28,12 +28,12 @@ def cache(
         kept.clear()
         clear_indexes()
     if as_json:
-        typer.echo(json.dumps({"folder": str(kept.folder), "entries": len(entries), "bytes": size,
-                               "limit_bytes": kept.limit, "index_bytes": indexes, "cleared": clear}))
+        echo(json.dumps({"folder": str(kept.folder), "entries": len(entries), "bytes": size,
+                         "limit_bytes": kept.limit, "index_bytes": indexes, "cleared": clear}))
     else:
-        typer.echo(f"{kept.folder}: {len(entries):,} entries, {size / 2**20:,.1f} MiB of at most "
-                   f"{kept.limit / 2**30:g} GiB, and {indexes / 2**20:,.1f} MiB of indexes"
-                   + (", removed" if clear else ""))
+        echo(f"{kept.folder}: {len(entries):,} entries, {size / 2**20:,.1f} MiB of at most "
+             f"{kept.limit / 2**30:g} GiB, and {indexes / 2**20:,.1f} MiB of indexes"
+             + (", removed" if clear else ""))
 
 
 def doctor(as_json: JsonOpt = False) -> None:
@@ -43,6 +43,6 @@ def doctor(as_json: JsonOpt = False) -> None:
     from patchssl.runtime.findings import as_text
 
     findings = diagnose()
-    typer.echo(findings_json(findings) if as_json else as_text(findings))
+    echo(findings_json(findings) if as_json else as_text(findings))
     if any(finding.verdict == "problem" for finding in findings):
         raise typer.Exit(1)

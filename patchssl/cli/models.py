@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import JsonOpt, WeightsArg, out_option
+from patchssl.cli.options import JsonOpt, WeightsArg, echo, out_option
 
 
 def models(
@@ -23,7 +23,7 @@ def models(
 
     found = catalog.known_models(pattern)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    typer.echo(catalog.as_json(found) if as_json else catalog.as_text(found, width))
+    echo(catalog.as_json(found) if as_json else catalog.as_text(found, width))
 
 
 def inspect(model: WeightsArg, as_json: JsonOpt = False) -> None:
@@ -33,7 +33,7 @@ def inspect(model: WeightsArg, as_json: JsonOpt = False) -> None:
 
     with Console() as console:
         found = inspect_model(model, console.counter("tensors"))
-    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
+    echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
     if not found.loads:
         raise typer.Exit(1)
 
@@ -60,4 +60,4 @@ def export(
     with Console() as console:
         report = export_and_push(model, out, tuple(formats or ()), license_name=license_name, results=results,
                                  overwrite=overwrite, push=push, private=private, console=console)
-    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
+    echo(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from patchssl.runtime.console import Console
 
 
+def echo(said: object, *, err: bool = False, nl: bool = True) -> None:
+    """Print what a command answers, on stdout or stderr: names in it come from files, and none moves the cursor."""
+    # bytes that are no UTF-8 are shown as such
+    typer.echo(printable(str(said).encode("utf-8", "backslashreplace").decode()), err=err, nl=nl)
+
+
 def not_empty(data: str | None) -> str | None:
     """`--data "$UNSET"` must not fall back to the recipe's own data."""
     if data == "":
@@ -125,7 +131,7 @@ def _by_new_names(args: Sequence[str], new_of: Mapping[str, str]) -> list[str]:
         if {old, new} <= names:
             raise UsageError(f"{old} is the old name of {new}; give {new} alone")
         if old in names:
-            typer.echo(f"warning: {old} is now {new}; the old name goes with the next release", err=True)
+            echo(f"warning: {old} is now {new}; the old name goes with the next release", err=True)
     return ["".join((new_of.get(name, name), *rest)) for name, *rest in words] + [*args[end:]]
 
 
@@ -133,7 +139,7 @@ def say_skipped(problems: Iterable[str]) -> None:
     """Name the records that could not be used, and end with exit code 1 if there are any."""
     problems = list(problems)
     for problem in problems:
-        typer.echo(printable(f"skipped: {problem}"), err=True)
+        echo(f"skipped: {problem}", err=True)
     if problems:
         raise typer.Exit(1)
 
@@ -161,6 +167,6 @@ def print_record(result: Result, results: Path, as_json: bool) -> None:
     try:
         path = keep_result(result, results)
     except DataError:
-        typer.echo(json.dumps(result.as_dict(), indent=2) if as_json else headline(result))
+        echo(json.dumps(result.as_dict(), indent=2) if as_json else headline(result))
         raise
-    typer.echo(path.read_text() if as_json else f"{headline(result)}\nwritten to {path}", nl=not as_json)
+    echo(path.read_text() if as_json else f"{headline(result)}\nwritten to {path}", nl=not as_json)

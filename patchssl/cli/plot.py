@@ -16,6 +16,7 @@ from patchssl.cli.options import (
     RecordsOpt,
     SeedOpt,
     ViewsOfOpt,
+    echo,
     renamed,
     say_skipped,
 )
@@ -41,7 +42,7 @@ plot_app = typer.Typer(no_args_is_help=True, help="Draw attention, patch tokens,
 
 
 def _say(sentence: str) -> None:
-    typer.echo(sentence, err=True)
+    echo(sentence, err=True)
 
 
 @plot_app.command()
@@ -60,7 +61,7 @@ def attention(
     from patchssl.report.figures.draw import draw_attention
     from patchssl.runtime.device import default_device
 
-    typer.echo(draw_attention(model, images, out, size=size, mass=mass, device=default_device(device), say=_say))
+    echo(draw_attention(model, images, out, size=size, mass=mass, device=default_device(device), say=_say))
 
 
 @plot_app.command(cls=renamed({"--beside": "--compare"}))
@@ -77,7 +78,7 @@ def pca(
     from patchssl.report.figures.draw import draw_pca
     from patchssl.runtime.device import default_device
 
-    typer.echo(draw_pca([model, *(others or ())], images, out, size=size, device=default_device(device), say=_say))
+    echo(draw_pca([model, *(others or ())], images, out, size=size, device=default_device(device), say=_say))
 
 
 @plot_app.command()
@@ -109,17 +110,17 @@ def matches(
     if not by_tokens:
         from patchssl.report.figures.draw import draw_matches, recipe_of
 
-        typer.echo(draw_matches(image, recipe_of(recipe, chosen[0] if chosen else None, rule), out, seed=seed))
+        echo(draw_matches(image, recipe_of(recipe, chosen[0] if chosen else None, rule), out, seed=seed))
         return
     from patchssl.report.figures.matches import draw_image_matches, draw_view_matches
     from patchssl.runtime.device import default_device
 
     where = default_device(device)
     if other is None:
-        typer.echo(draw_view_matches(chosen, image, out, seed=seed, color=color, lines=lines, device=where, say=_say))
+        echo(draw_view_matches(chosen, image, out, seed=seed, color=color, lines=lines, device=where, say=_say))
     else:
-        typer.echo(draw_image_matches(chosen, (image, other), out, size=size, color=color, lines=lines, device=where,
-                                      say=_say))
+        echo(draw_image_matches(chosen, (image, other), out, size=size, color=color, lines=lines, device=where,
+                                say=_say))
 
 
 @plot_app.command()
@@ -131,7 +132,7 @@ def views(images: ImagesArg, recipe: RecipeOpt = "quickstart", model: ViewsOfOpt
     """
     from patchssl.report.figures.draw import draw_views, recipe_of
 
-    typer.echo(draw_views(images, recipe_of(recipe, model), out, seed=seed, patchwise=patchwise))
+    echo(draw_views(images, recipe_of(recipe, model), out, seed=seed, patchwise=patchwise))
 
 
 @plot_app.command()
@@ -143,7 +144,7 @@ def curves(
     """Loss, k-NN, entropy and effective rank of a run, or of several beside each other."""
     from patchssl.report.figures.draw import draw_curves
 
-    typer.echo(draw_curves(run, out, others=others or (), say=_say))
+    echo(draw_curves(run, out, others=others or (), say=_say))
 
 
 @plot_app.command()
@@ -160,7 +161,7 @@ def robustness(
     from patchssl.report.figures.draw import draw_robustness
 
     path, problems = draw_robustness(results, out, dataset=dataset, protocol=protocol)
-    typer.echo(path)
+    echo(path)
     say_skipped(problems)
 
 
@@ -174,7 +175,7 @@ def study(
     """Differences of a study's variants to its reference: every seed, the mean and its 95 % interval."""
     from patchssl.study.figure import draw_study
 
-    typer.echo(draw_study(folder, out, compared_with))
+    echo(draw_study(folder, out, compared_with))
 
 
 @plot_app.command("attention-video")
@@ -201,4 +202,4 @@ def attention_video(
     with Console() as console:
         draw_attention_video(model, frames, out, size=size, mass=mass, every=every, rate=rate,
                              device=default_device(device), console=console)
-    typer.echo(out)
+    echo(out)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from patchssl.cli.options import DeviceOpt, JsonOpt, OverridesArg, TrainDataOpt, out_option
+from patchssl.cli.options import DeviceOpt, JsonOpt, OverridesArg, TrainDataOpt, echo, out_option
 from patchssl.cli.slurm import (
     ClusterOpt,
     CpusOpt,
@@ -71,7 +71,7 @@ class NewRun:
         from patchssl.workflows.probe import plan_pretraining
 
         plan = plan_pretraining(self.recipe, self.data, self.seed, self.changes, device=self.device)
-        typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
+        echo(json.dumps(plan.as_dict(), indent=2) if as_json else plan.text())
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _launch(run: NewRun | ResumedRun, job: SlurmOptions | None, as_json: bool) -
     """Train here, or submit the `job`, and say where the run is."""
     if job is not None:
         submitted = run.submit(job)
-        typer.echo(json.dumps(submitted.as_dict()) if as_json else submitted.text())
+        echo(json.dumps(submitted.as_dict()) if as_json else submitted.text())
         return
     from patchssl.runtime.signals import StopSignals
 
@@ -173,6 +173,6 @@ def _launch(run: NewRun | ResumedRun, job: SlurmOptions | None, as_json: bool) -
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes one answers
     if as_json:
-        typer.echo(json.dumps({"run": str(folder)}))
+        echo(json.dumps({"run": str(folder)}))
     else:
-        typer.echo(f"{folder}\nscore it: {command('eval', 'knn', folder, '--data', 'DIR')}")
+        echo(f"{folder}\nscore it: {command('eval', 'knn', folder, '--data', 'DIR')}")

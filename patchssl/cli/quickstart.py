@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import DeviceOpt, JsonOpt, OverridesArg, SeedOpt, out_option
+from patchssl.cli.options import DeviceOpt, JsonOpt, OverridesArg, SeedOpt, echo, out_option
 
 
 def quickstart(
@@ -25,4 +25,4 @@ def quickstart(
 
     with Console() as console:
         summary = run_quickstart(out, seed, recipe, tuple(overrides or ()), device=device, console=console)
-    typer.echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+    echo(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())

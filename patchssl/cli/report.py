@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import JsonOpt, RecordsOpt, SeedOpt, out_option, say_skipped
-from patchssl.runtime.errors import printable
+from patchssl.cli.options import JsonOpt, RecordsOpt, SeedOpt, echo, out_option, say_skipped
 
 
 def report(
@@ -34,7 +33,7 @@ def report(
     with Console() as console:
         made = make_report(out, results=results, runs=runs or (), data=data or (), models=models or (),
                            images=images or (), console=console)
-    typer.echo(json.dumps(made.as_dict(), indent=2) if as_json else made.path)
+    echo(json.dumps(made.as_dict(), indent=2) if as_json else made.path)
     say_skipped(made.problems)
 
 
@@ -50,13 +49,13 @@ def tables(
     if reproduce:
         from patchssl.report.reproduce import as_markdown
 
-        typer.echo(as_markdown(), nl=False)
+        echo(as_markdown(), nl=False)
         return
     from patchssl.report.tables.make import make_tables
 
     text, paths, problems = make_tables(results, out or results, paper=paper)
-    typer.echo(printable(text))
-    typer.echo("written to " + ", ".join(str(path) for path in paths), err=True)
+    echo(text)
+    echo("written to " + ", ".join(str(path) for path in paths), err=True)
     say_skipped(problems)
 
 
@@ -74,5 +73,5 @@ def compare(
 
     sides = [comparing.find_records(name, results) for name in (first, second)]
     found = comparing.compare(*(side.records for side in sides), seed=seed, num_moved=num_changes)
-    typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else printable(found.as_text()))
+    echo(json.dumps(found.as_dict(), indent=2) if as_json else found.as_text())
     say_skipped(dict.fromkeys(problem for side in sides for problem in side.problems))

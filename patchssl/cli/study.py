@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from patchssl.cli.options import DeviceOpt, JsonOpt, StudyDataOpt, out_option
+from patchssl.cli.options import DeviceOpt, JsonOpt, StudyDataOpt, echo, out_option
 
 
 def study(
@@ -42,9 +42,9 @@ def study(
                             planning=dry_run)
         if dry_run:
             plan, tables = command.plan(asked, console)
-            typer.echo(json.dumps(plan.as_dict(), indent=2) if as_json else f"{plan.text()}\n\n{tables}")
+            echo(json.dumps(plan.as_dict(), indent=2) if as_json else f"{plan.text()}\n\n{tables}")
             return
         answer = command.run(asked, console)
-    typer.echo(json.dumps(answer.as_dict(), indent=2) if as_json else answer.text())
+    echo(json.dumps(answer.as_dict(), indent=2) if as_json else answer.text())
     if answer.progress.failed:
         raise typer.Exit(1)

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from patchssl.runtime.errors import printable
+
 LOOK = "looking at files"  # what is counted before an evaluation
 
 
@@ -36,7 +38,7 @@ class Console:
     def say(self, sentence: str) -> None:
         """Print a sentence, above the bar if there is one."""
         with suppress(OSError):  # nobody reads any more (a pipe's end that was closed): no reason to end the work
-            self._rich.print(sentence, markup=False, soft_wrap=True)
+            self._rich.print(printable(sentence), markup=False, soft_wrap=True)
 
     def update(self, done: int, total: int, row: dict[str, Any] | None = None, what: str = "training") -> None:
         """Show that `done` of `total` are done; `row` is a pretraining log row whose main numbers are shown."""
@@ -63,10 +65,11 @@ class Console:
 
     def _bar(self, done: int, total: int, what: str, note: str) -> None:
         if self._progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                       TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                       TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                       TextColumn("{task.fields[note]}"))
             self._progress = Progress(*columns, console=self._rich)
-            self._progress.add_task(what, total=total, completed=done, note=note)
+            self._progress.add_task(printable(what), total=total, completed=done, note=note)
             self._progress.start()
         task = self._progress.tasks[0]
         self._progress.update(task.id, completed=done, note=note or task.fields["note"])

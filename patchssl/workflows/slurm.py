@@ -24,7 +24,7 @@ from patchssl.pretrain.run.resume import FACTS, begun_with, changed_recipe, read
 from patchssl.pretrain.run.start import require_new, run_folder
 from patchssl.pretrain.schedules import unfinished
 from patchssl.runtime.console import Console
-from patchssl.runtime.errors import Interrupted, PatchSSLError, UsageError
+from patchssl.runtime.errors import Interrupted, PatchSSLError, UsageError, printable
 from patchssl.runtime.seeds import require_seed
 from patchssl.workflows.probe import pretrain_with_probe, resume_with_probe
 
@@ -103,7 +103,7 @@ class PretrainJob:
             with Console() as console:
                 return str(self._train(console))
         except Interrupted as stop:
-            print(f"patchssl: {stop}", file=sys.stderr, flush=True)
+            print(printable(f"patchssl: {stop}"), file=sys.stderr, flush=True)
             if stop.number in WARNINGS and requeue:
                 requeue()
             sys.exit(stop.exit_code)  # no exception: submitit would note that the job failed
