@@ -19,7 +19,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -49,13 +49,11 @@ def _readable_formats() -> tuple[str, ...]:
     found = [name for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000"))
              if feature in features.get_supported()]
     for name, plugin, register in (("HEIF", "pillow_heif", "register_heif_opener"), ("JXL", "pillow_jxl", "")):
-        try:
+        with suppress(Exception):  # not there, or not made for this Pillow
             module = importlib.import_module(plugin)
             if register:
                 getattr(module, register)()
-        except Exception:  # not there, or not made for this Pillow
-            continue
-        found.append(name)
+            found.append(name)
     return tuple(found)
 
 
@@ -64,7 +62,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", *_readable_forma
 EXTENSIONS = _USUAL.union(*(extensions for name, (_, extensions) in _OPTIONAL.items() if name in _FORMATS))
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _MOST_PIXELS = "PATCHSSL_MAX_PIXELS"
-_LARGEST_FILE = 2**31  # bytes: far more than a picture has
+_LARGEST_FILE = 2**29  # bytes: more than a picture has
 START, END = 16, 12  # bytes of a file that are looked at
 _ENDS = (
     (b"\xff\xd8\xff", b"\xff\xd9"),  # JPEG: the marker EOI
@@ -134,8 +132,7 @@ def walk_images(root: Path) -> Walk:
             else:
                 others[extension] += 1
                 lasting &= not entry.is_symlink()  # which may lead to a folder one day
-    names.sort()
-    return Walk(names, dict(sorted(others.items())), folders, lasting)
+    return Walk(sorted(names), dict(sorted(others.items())), folders, lasting)
 
 
 def folder_state(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -86,7 +86,8 @@ def open_list(path: Path, split: str, allow_truncated: bool) -> FileImages:
     if labeled:
         found = written_labels([line.label or "" for line in lines], f"the list {path}")
     else:
-        names, note = apart_from_strays(names)
+        kept, note = apart_from_strays(names)
+        names = list(kept)
         folders = class_folders(names)
         found = folders if folders is not None and len(folders[0]) > 1 else ((), None)  # type: ignore[assignment]
     kind = ListedImages if labeled else FileImages

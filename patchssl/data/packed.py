@@ -212,7 +212,7 @@ def _images(contents: _Contents, folder: str, split: str, allow_truncated: bool,
         kept, strays = apart_from_strays(names)
         if len(kept) < len(names):
             chosen = [index for index, name in zip(chosen, names, strict=True) if "/" in name]
-            names = kept
+            names = list(kept)
     classes: tuple[str, ...] = ()
     labels = None
     source = _described(contents)

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from patchssl.runtime.errors import DataError, UsageError
 
@@ -30,15 +30,15 @@ def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
 
     No open waits for a writer, and none makes a terminal this process's own.
     """
-    file = open(path, "rb", buffering, opener=_open_at_once)  # noqa: SIM115  # the caller closes it
-    return cast(BinaryIO, file)
+    return open(path, "rb", buffering, opener=_open_at_once)  # the caller closes it
 
 
 def read_regular(path: str | Path, most: int | None = None) -> bytes:
     """The bytes of a regular file; OSError, as of `open_regular`, and where it has more than `most` bytes."""
     with open_regular(path) as file:
-        content = file.read(-1 if most is None else most + 1)
-    if most is not None and len(content) > most:
+        large = most is not None and os.fstat(file.fileno()).st_size > most
+        content = b"" if large else file.read(-1 if most is None else most + 1)
+    if most is not None and (large or len(content) > most):
         raise OSError(errno.EINVAL, f"it has more than the {most:,} bytes that such a file may have", str(path))
     return content
 

@@ -118,7 +118,7 @@ def _steps(data: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
         code = file.read(1)
         if not code:
             raise ValueError("it ends early")
-        if (step := pickletools.code2op.get(code.decode("latin1"))) is None:
+        if (step := pickletools.code2op.get(code.decode("latin1"))) is None:  # type: ignore[attr-defined]
             raise ValueError(f"byte {file.tell() - 1:,} is no step of a pickle")
         argument = None
         if step.arg is not None:
