@@ -25,6 +25,11 @@ def echo(said: object, *, err: bool = False, nl: bool = True) -> None:
     typer.echo(printable(str(said).encode("utf-8", "backslashreplace").decode()), err=err, nl=nl)
 
 
+def _escaped(text: str) -> str:
+    """JSON of the same meaning in which all can be printed."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in text)
+
+
 def not_empty(data: str | None) -> str | None:
     """`--data "$UNSET"` must not fall back to the recipe's own data."""
     if data == "":
@@ -169,4 +174,4 @@ def print_record(result: Result, results: Path, as_json: bool) -> None:
     except DataError:
         echo(json.dumps(result.as_dict(), indent=2) if as_json else headline(result))
         raise
-    echo(path.read_text() if as_json else f"{headline(result)}\nwritten to {path}", nl=not as_json)
+    echo(_escaped(path.read_text("utf-8")) if as_json else f"{headline(result)}\nwritten to {path}", nl=not as_json)

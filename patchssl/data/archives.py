@@ -31,6 +31,7 @@ from patchssl.data.members import DEFLATED, PLACE, PLAIN, ZIPPED
 from patchssl.runtime.errors import DataError
 from patchssl.runtime.files import index_folder, keep_newest, open_regular, read_regular, replacing
 
+_LARGEST_INDEX = 2**32  # bytes: of some forty million members
 MOST_BYTES = 2**28  # of one member: far more than a photograph has
 _LABEL_BYTES = 256  # of a .cls member, which holds a number or a word
 _JSON_BYTES = 2**16  # of a .json member; a longer one is not looked into
@@ -224,7 +225,9 @@ def _checked(name: str) -> str:
 def _load_index(kept: Path, state: tuple[str, int, int, int, int]) -> Members | None:
     """The kept index of an archive in this state."""
     try:
-        content = read_regular(kept)
+        if kept.stat().st_size > _LARGEST_INDEX:
+            raise ValueError(f"it has more than {_LARGEST_INDEX:,} bytes")
+        content = read_regular(kept, _LARGEST_INDEX)
         if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
             raise ValueError("its bytes have changed")  # before numpy makes room for what its headers claim
         with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as stored:
@@ -234,12 +237,12 @@ def _load_index(kept: Path, state: tuple[str, int, int, int, int]) -> Members | 
             names, labels = (Names.from_arrays(stored[f"{kind}_block"], stored[f"{kind}_ends"])
                              for kind in ("names", "labels"))
             end = (places["offset"] + places["stored"]).max(initial=0)
-            if places.dtype != PLACE or not len(names) == len(places) == len(labels) or end > state[1]:
+            if places.dtype != PLACE or places["archive"].any() or not len(names) == len(places) == len(labels) or end > state[1]:
                 raise ValueError("its parts do not fit")
             return Members(names, places, labels)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # which one depends on what is wrong
         log.warning("the kept index %s is damaged (%s) and is made again", kept, error)
         return None
 

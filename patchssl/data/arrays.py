@@ -105,7 +105,7 @@ def read_idx(path: Path) -> np.ndarray:
                 return _idx_array(packed, size, path)
             with gzip.GzipFile(fileobj=packed) as file:
                 return _idx_array(cast(BinaryIO, file), max(_SMALL, size * _MOST_PACKED), path)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, MemoryError, zlib.error) as error:  # sizes beside a 0 may be too large
         raise DataError(f"{path} cannot be read: {error}") from error
 
 

@@ -136,7 +136,9 @@ class Recipe(ConfigPart):
         if not isinstance(values, dict) or values.get("method", "pwself") == "pwself":
             return values
         photometric = values.get("photometric") or {}
-        said = photometric if isinstance(photometric, dict) else photometric.model_dump(exclude_unset=True)
+        said = photometric.model_dump(exclude_unset=True) if isinstance(photometric, BaseModel) else photometric
+        if not isinstance(said, dict):
+            return values  # said of the field itself
         return {**values, "photometric": {"patchwise": "none", **said}}
 
     @model_validator(mode="after")

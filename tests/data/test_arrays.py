@@ -306,3 +306,9 @@ def test_archives_that_are_damaged_or_hold_something_else(tmp_path):
     assert splits is not None
     with pytest.raises(DataError, match=r"archive .* cannot be read"):
         splits.readers["train"]()
+
+
+def test_an_idx_file_without_images_of_impossible_sizes_is_refused(tmp_path):
+    (tmp_path / "a").write_bytes(struct.pack(">BBBBIII", 0, 0, 8, 3, 0, 2**32 - 1, 2**32 - 1))
+    with pytest.raises(DataError, match="a cannot be read: array is too big"):
+        read_idx(tmp_path / "a")
