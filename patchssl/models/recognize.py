@@ -30,6 +30,7 @@ _RESNETS: Mapping[tuple[str, tuple[int, ...]], str] = {
             ("conv2", (2, 2, 2, 2)): "resnet18", ("conv2", (3, 4, 6, 3)): "resnet34",
             ("conv3", (3, 4, 6, 3)): "resnet50", ("conv3", (3, 4, 23, 3)): "resnet101",
             ("conv3", (3, 8, 36, 3)): "resnet152"}  # (last convolution of a block, blocks per stage)
+MOST_BLOCKS = 1000
 _HEAD = re.compile(r"(head|head_dist|dino_head|ibot_head|dino_loss|ibot_loss|fc|pre_logits)\.")
 _NDIM = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "reg_token": 3}  # what is read from shapes
 _MASK_TOKENS = frozenset({"mask_token", "masked_embed"})
@@ -73,7 +74,7 @@ def recognize(file: WeightsFile, network: str, heads: int | None = None) -> Layo
     strange = [name for name in outside if not _HEAD.match(name)]
     if strange:
         raise CheckpointError(f"{where} holds, beside a backbone and its head, {shortened(strange, 5)}")
-    left_out = [name for name in tensors if _HEAD.match(name) or name in _MASK_TOKENS]
+    left_out = {name for name in tensors if _HEAD.match(name) or name in _MASK_TOKENS}
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     framework, method = _framework(file, tensors)
     if stranger := _stranger(tensors):
@@ -98,7 +99,7 @@ def recognize_run(file: WeightsFile, network: str) -> RunLayout:
         state, outside = split_head(file.networks[network], f"{file.path}#{network}")
         sizes = spec.options().values()
         if (not isinstance(spec.arch, str) or not all(isinstance(size, int | float) for size in sizes)
-                or (spec.depth or 0) > len(state)):
+                or (spec.depth or 0) > min(len(state), MOST_BLOCKS)):
             raise TypeError(f"its {len(state)} tensors are not of {reprlib.repr(file.rest['network'])}")
         return RunLayout(framework="patchssl", method=str(origin["method"]), arch=spec.arch, spec=spec, state=state,
                          left_out=tuple(outside))
@@ -206,6 +207,8 @@ def _architecture(state: Mapping[str, Tensor], depth: int, patch: int, heads: in
 def _depth(state: Mapping[str, Tensor], where: str) -> int:
     """The number of blocks, counted from 0 without a gap."""
     numbers = {int(found[1]) for name in state if (found := re.match(r"blocks\.([0-9]{1,9})\.", name))}
+    if len(numbers) > MOST_BLOCKS:
+        raise CheckpointError(f"{where} has tensors of {len(numbers):,} blocks; a network has at most {MOST_BLOCKS:,}")
     absent = next(number for number in range(len(numbers) + 1) if number not in numbers)
     if absent < len(numbers):
         raise CheckpointError(f"{where} has tensors of block {max(numbers)} (blocks.{max(numbers)}.*), and none of "

@@ -7,27 +7,33 @@ safetensors and torch's files, a bare network or a training checkpoint with seve
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pickle
 import re
 import reprlib
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from patchssl.runtime.errors import CheckpointError, UsageError
+from patchssl.runtime.errors import CheckpointError, DataError, UsageError
 from patchssl.runtime.files import is_utf8
-from patchssl.runtime.pickles import NUMBERS
+from patchssl.runtime.pickles import NUMBERS, require_bounded
+from patchssl.runtime.text import cut
 
 BARE = ""  # the name of a network whose tensors lie at the top of the file
 TEACHER = "teacher"
 BACKBONE = "backbone."  # before the names of a backbone that has a head beside it
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # of DDP, torch.compile and FSDP
+_SPARE_BYTES, _TIMES_SHARED = 64 * 2**20, 4  # that tensors may have beyond the file, as they may share numbers
+_LONGEST_NAME = 500  # letters
+_LARGEST_PICKLE, _OLD_PICKLES = 64 * 2**20, 5  # bytes, and how many stand before the numbers in torch's old format
 _OTHERS = {rb"\s*<[!?a-zA-Z]": "a web page: the page about the file was saved instead of the file itself",
            rb"version https://git-lfs": "a git-lfs pointer: run 'git lfs pull' where it came from",
            rb"\x1f\x8b": "a gzip archive: unpack it first",
@@ -106,7 +112,8 @@ def _read_safetensors(path: Path) -> WeightsFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated, damaged or no safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is truncated, damaged or no safetensors file: {cut(error, 300)}") from None
+    _require_names(tensors, path)
     return WeightsFile(path, "safetensors", _split_networks(BARE, tensors), metadata)
 
 
@@ -119,13 +126,17 @@ def read_torch(path: Path) -> Any:
     try:
         if whole := zipfile.is_zipfile(path):
             _require_sound(path)
+        _require_bounded(path, whole=whole)
         allowed: list[Any] = [argparse.Namespace, *((stand_in, name) for name, stand_in in NUMBERS.items())]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files of old versions of torch
             if is_utf8(path):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
-            with path.open("rb") as file:
-                return torch.load(file, map_location="cpu", weights_only=True)
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
+            else:
+                with path.open("rb") as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
+        _require_numbers(content, path)
+        return content
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -152,6 +163,70 @@ def _require_sound(path: Path) -> None:
         raise CheckpointError(f"{path} is damaged: its part {damaged} has a wrong checksum")
 
 
+def _require_bounded(path: Path, *, whole: bool) -> None:
+    """CheckpointError for a pickle that few bytes make large, before torch builds it; damage is left for torch to name.
+
+    `whole`: a zip archive, with one pickle; else several lie before the numbers.
+    """
+    try:
+        with contextlib.suppress(ValueError, LookupError, zipfile.BadZipFile):
+            for file, size in _pickles(path, whole=whole):
+                for _ in range(1 if whole else _OLD_PICKLES):
+                    require_bounded(file, size)
+    except DataError as error:
+        raise CheckpointError(f"{path} is damaged or no file of weights: {error}") from None
+
+
+def _pickles(path: Path, *, whole: bool) -> Iterator[tuple[BytesIO, int]]:
+    if not whole:
+        with path.open("rb") as file:
+            start = file.read(_LARGEST_PICKLE)
+        yield BytesIO(start), len(start)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.filename.endswith("data.pkl"):
+                if part.file_size > _LARGEST_PICKLE:
+                    raise DataError(f"its part {part.filename} is larger than {_LARGEST_PICKLE // 2**20} MiB")
+                yield BytesIO(archive.read(part)), part.file_size
+
+
+def _require_numbers(content: Any, path: Path) -> None:
+    """CheckpointError for tensors with more numbers than the file holds: one number can be said to be billions."""
+    total, most = 0, _TIMES_SHARED * path.stat().st_size + _SPARE_BYTES
+    for name, tensor in _tensors_in(content):
+        if tensor.layout != torch.strided or tensor.is_meta:
+            continue
+        size = tensor.numel() * tensor.element_size()
+        if size > (there := tensor.untyped_storage().nbytes()):
+            raise CheckpointError(f"{path} is damaged or no file of weights: its tensor {name} of the shape "
+                                  f"{tuple(tensor.shape)[:8]} needs {size:,} bytes and has {there:,}, used repeatedly")
+        total += size
+        if total > most:
+            raise CheckpointError(f"{path} is damaged or no file of weights: its tensors have more than {most:,} "
+                                  f"bytes, and the file {path.stat().st_size:,}")
+
+
+def _tensors_in(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in containers of any kind, each once, with what it is called there."""
+    seen, waiting = set[int](), [("", content)]
+    while waiting:
+        name, value = waiting.pop()
+        if id(value) in seen:
+            continue
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, argparse.Namespace):
+            waiting.append((name, vars(value)))
+        elif isinstance(value, Mapping):
+            waiting += [(reprlib.repr(key), part) for key, part in value.items()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += [(name, part) for part in value]
+        else:
+            continue
+        seen.add(id(value))
+
+
 def _refusal(path: Path, message: str) -> str:
     """Sentence for a pickle that weights-only loading refuses."""
     if asked := re.search(r"GLOBAL (\S+)", message):
@@ -162,15 +237,25 @@ def _refusal(path: Path, message: str) -> str:
             "was executed")
 
 
+def _require_names(names: Iterable[str], path: Path) -> None:
+    """CheckpointError for names that a terminal would not show as they are."""
+    for name in names:
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise CheckpointError(f"{path} is damaged or no file of weights: it has the name {reprlib.repr(name)}, and "
+                                  f"names are printable, of at most {_LONGEST_NAME} letters")
+
+
 def weights_in(content: Any, path: Path) -> WeightsFile:
     """The networks in what `read_torch` gave for `path`; CheckpointError for none."""
     if not isinstance(content, Mapping):
         what = "a single tensor" if isinstance(content, Tensor) else f"a {type(content).__name__}"
         raise CheckpointError(f"{path} holds {what}; weights are a table of names and tensors")
     if _is_network(content):
+        _require_names(content, path)
         return WeightsFile(path, "torch", _split_networks(BARE, _bare_tensors(content)), {})
     found = {name: _bare_tensors(part) for name, part in content.items()
              if isinstance(name, str) and isinstance(part, Mapping) and _is_network(part)}
+    _require_names([*found, *(name for part in found.values() for name in part)], path)
     networks = found if len(found) != 1 else _split_networks(*next(iter(found.items())))
     if not networks:
         there = ", ".join(sorted(map(reprlib.repr, content))[:10]) or "nothing"

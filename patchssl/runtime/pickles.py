@@ -34,7 +34,7 @@ def load_plain_pickle(file: BinaryIO, name: str, encoding: str = "latin1") -> An
     """
     data = file.read()
     try:
-        _require_bounded(data)
+        require_bounded(BytesIO(data), len(data))
         return _settle(_PlainUnpickler(BytesIO(data), encoding=encoding).load(), {})
     except DataError as error:
         raise DataError(f"{name} is refused: {cut(str(error) or type(error).__name__, MOST_SHOWN)}") from None
@@ -56,15 +56,15 @@ class _Part:
     inside: bool = False
 
 
-def _require_bounded(data: bytes) -> None:
-    """DataError for a pickle whose steps, taken one by one without building anything, make too much of its bytes.
+def require_bounded(file: BinaryIO, size: int) -> None:
+    """DataError for a pickle of at most `size` bytes whose steps, none of which is taken, make too much of them.
 
     Tuples within tuples that are taken from the memo double with every step, and so does the time to hash them.
     """
     stack: list[_Part | None] = []  # None: a mark
     memo: dict[int, _Part | None] = {}
-    most = _USUAL_PARTS + _PARTS_A_BYTE * len(data)
-    for count, (step, argument) in enumerate(_steps(data)):
+    most = _USUAL_PARTS + _PARTS_A_BYTE * size
+    for count, (step, argument) in enumerate(_steps(file)):
         if count > MOST_STEPS:
             raise DataError(f"the pickle has more than {MOST_STEPS:,} steps, which no data that are read here need")
         if "PUT" in step.name or step.name == "MEMOIZE":
@@ -111,9 +111,9 @@ def _take(step: pickletools.OpcodeInfo, stack: list[_Part | None], most: int) ->
     stack.append(made)
 
 
-def _steps(data: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+def _steps(file: BinaryIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     """As pickletools.genops, which takes no text of Python 2 but ASCII; ValueError for what is no step."""
-    file, stopped = BytesIO(data), False
+    stopped = False
     while not stopped:
         code = file.read(1)
         if not code:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from patchssl.models.load import load_backbone
 from patchssl.models.networks import NetworkSpec, build_vit, default_sizes
 from patchssl.models.recognize import describe_left_out, official_stem, recognize
-from patchssl.models.weights import BARE, read_weights
+from patchssl.models.weights import BARE, read_weights, weights_in
 from patchssl.runtime.errors import CheckpointError
 
 recorder = runpy.run_path(str(Path(__file__).parents[1] / "record_official.py"))
@@ -241,7 +241,7 @@ def test_a_classifier_is_left_out_and_said_so(tmp_path):
     ((384, 12, 8, 28), "vit_small_patch8_224"), ((768, 12, 8, 28), "vit_base_patch8_224"),
     ((1024, 24, 16, 14), "vit_large_patch16_224"), ((192, 12, 8, 28), "vit_tiny_patch16_224 (patch_size=8)"),
 ])
-def test_published_sizes_get_timms_own_name(tmp_path, sizes, arch):
+def test_published_sizes_get_timms_own_name(sizes, arch):
     """Without any weights: tensors that repeat one number."""
     dim, depth, patch, grid = sizes
     shapes = {"cls_token": (1, 1, dim), "pos_embed": (1, 1 + grid**2, dim),
@@ -250,8 +250,8 @@ def test_published_sizes_get_timms_own_name(tmp_path, sizes, arch):
                for part in ("weight", "bias")}
     shapes |= {f"blocks.{block}.mlp.fc{number}.weight": ((4 * dim, dim), (dim, 4 * dim))[number - 1]
                for block in range(depth) for number in (1, 2)}
-    path = saved({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / "a.pth")
-    spec = recognize(read_weights(path), BARE).spec
+    file = weights_in({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, Path("a.pth"))
+    spec = recognize(file, BARE).spec
     assert (spec.label(), spec.num_heads, spec.options()["img_size"]) == (arch, None, 224)
 
 
@@ -272,8 +272,10 @@ WRONG = {
     "no channels": ({"patch_embed.proj.weight": (0, 3, 16, 16)}, ["none of them 0"]),
     "gray": ({"patch_embed.proj.weight": (64, 1, 16, 16)}, ["64 x 1 x 16 x 16 instead of 64 x 3 x 16 x 16"]),
     "a far block": ({"blocks.999999999.norm1.weight": (64,)}, ["block 999999999", "none of block 4"]),
-    "farther": ({f"blocks.{'9' * 5000}.norm1.weight": (64,)}, ["1 unexpected: blocks.999"]),
+    "farther": ({f"blocks.{'9' * 5000}.norm1.weight": (64,)}, ["'blocks.99999....norm1.weight'", "at most 500"]),
     "no digit": ({"blocks.²³.norm1.weight": (64,)}, ["1 unexpected: blocks.²³"]),
+    "many blocks": ({f"blocks.{block}.norm1.weight": (1,) for block in range(4, 1001)}, ["tensors of 1,001 blocks"]),
+    "a color": ({"a\x1b[31m": (1,)}, [r"'a\x1b[31m'", "names are printable"]),
     "half a block": ({"blocks.4.norm1.weight": (64,)}, ["11 missing: blocks.4.attn.proj.bias"]),
     "extra": ({"extra": (1,)}, ["1 unexpected: extra"]),
     "wrapped and not": ({"module.cls_token": (1, 1, 64)}, ["twice", "module."]),

@@ -523,6 +523,53 @@ def test_crafted_pickles_are_refused(tmp_path, monkeypatch, attack, old):
     assert vars(argparse.Namespace()) == {}  # and nothing stays behind
 
 
+def nested(times, deeper):
+    value = 1
+    for _ in range(times):
+        value = deeper(value)
+    return value
+
+
+def zeros(*shape):
+    return torch.zeros(1).expand(shape)
+
+
+SHARED = torch.zeros(2**22)
+LARGE = {
+    "strides of 0": ({"a.weight": zeros(2**20, 2**20)}, "tensor 'a.weight' .* needs 4,398,046,511,104 bytes and has 4"),
+    "overlap": ({"a.weight": torch.zeros(2**10).as_strided((1000, 1000), (0, 1))}, "needs 4,000,000 bytes and has 4,0"),
+    "in the rest": ({"teacher": STATE, "optimizer": {"state": [(zeros(2**30),)]}}, "has 4, used repeatedly"),
+    "in a command line": ({"teacher": STATE, "args": argparse.Namespace(x=zeros(2**30))}, "has 4, used repeatedly"),
+    "one storage of many": ({f"{i}.weight": SHARED[i:] for i in range(20)}, "its tensors have more than"),
+    "deep": ({"teacher": STATE, "rest": nested(100, lambda part: {"a": part})}, "32 deep"),
+    "deep tuples": ({"teacher": STATE, "rest": nested(60, lambda part: (part, part))}, "repeats what it holds"),
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@each("case", LARGE)
+def test_few_bytes_that_stand_for_much_are_refused_at_once(tmp_path, case, old):
+    content, words = LARGE[case]
+    path = saved(content, tmp_path / "a.pth", _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        read_weights(path)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_key_whose_hash_takes_minutes(tmp_path):
+    for path in (zip_of(b"\x80\x02}N" + b"2\x86" * 60 + b"Ns.", tmp_path / "a.pth"),
+                 zip_of(b"\x80\x02Nr\xff\xff\xff\x3f.", tmp_path / "b.pth")):
+        with pytest.raises(CheckpointError, match="damaged or no file of weights"):
+            read_torch(path)
+
+
+def test_tied_weights_and_networks_that_share_all_are_read(tmp_path):
+    part = torch.zeros(100, 4)
+    state = {"a.weight": part, "b.weight": part, "c.weight": part.T, "norm.weight": part[3]}
+    file = read_weights(saved({"teacher": state, "student": state, "x": [(state,) * 5] * 5}, tmp_path / "a.pth"))
+    assert sorted(file.networks) == ["student", "teacher"]
+
+
 def test_what_a_command_line_says_is_only_text(tmp_path):
     """Attributes that look like Python's own stay entries of a table."""
     args = argparse.Namespace(arch=["vit_small"])
