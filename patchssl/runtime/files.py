@@ -36,22 +36,18 @@ def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
 def read_regular(path: str | Path, most: int | None = None) -> bytes:
     """The bytes of a regular file; OSError, as of `open_regular`, and where it has more than `most` bytes."""
     with open_regular(path) as file:
-        large = most is not None and os.fstat(file.fileno()).st_size > most
-        content = b"" if large else file.read(-1 if most is None else most + 1)
-    if most is not None and (large or len(content) > most):
-        raise OSError(errno.EINVAL, f"it has more than the {most:,} bytes that such a file may have", str(path))
-    return content
+        if most is not None and os.fstat(file.fileno()).st_size > most:  # a read of `most` would make room for all
+            raise OSError(errno.EINVAL, f"it has more than the {most:,} bytes that such a file may have", str(path))
+        return file.read()
 
 
 def _open_at_once(path: str, flags: int) -> int:
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
     try:
         mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            kind = ("a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else
-                    "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "no file")
-            raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"it is {kind}; only regular files "
-                          "are read", path)
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder Python itself says so
+            kind = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+            raise OSError(errno.EINVAL, f"it is {kind}; only regular files are read", path)
     except BaseException:
         os.close(descriptor)
         raise
