@@ -237,7 +237,8 @@ def _load_index(kept: Path, state: tuple[str, int, int, int, int]) -> Members | 
             names, labels = (Names.from_arrays(stored[f"{kind}_block"], stored[f"{kind}_ends"])
                              for kind in ("names", "labels"))
             end = (places["offset"] + places["stored"]).max(initial=0)
-            if places.dtype != PLACE or places["archive"].any() or not len(names) == len(places) == len(labels) or end > state[1]:
+            fitting = len(names) == len(places) == len(labels) and end <= state[1]
+            if not fitting or places.dtype != PLACE or places["archive"].any():
                 raise ValueError("its parts do not fit")
             return Members(names, places, labels)
     except FileNotFoundError:
