@@ -6,7 +6,7 @@ import resource
 import signal
 from contextlib import contextmanager
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from patchssl.runtime.errors import PatchSSLError
@@ -36,7 +36,12 @@ VALUES = [
 def many(count):
     """The same `count` inputs in every run."""
     return settings(
-        max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=count,
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
 
 

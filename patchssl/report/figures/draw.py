@@ -11,7 +11,7 @@ import torch
 from patchssl.models.backbone import Backbone
 from patchssl.models.load import load_network
 from patchssl.pretrain.config import Recipe
-from patchssl.pretrain.recipe import load_recipe, parse_recipe
+from patchssl.pretrain.recipe import load_recipe
 from patchssl.pretrain.run.log import LOG
 from patchssl.report.figures.tokens import Say, attention_rows, component_colors, read_image, token_maps
 from patchssl.report.figures.views import ALL, color_title, compared_sheets, recolored, sheet_of_views, views_of
@@ -30,7 +30,7 @@ def recipe_of(name: str, model: str | None = None, rule: str | None = None) -> R
     """
     run = Path(name) / "recipe.yaml"
     overrides = (f"loss.rule={rule}",) if rule else ()
-    recipe = parse_recipe(run.read_text(), overrides, str(run)) if run.is_file() else load_recipe(name, overrides)
+    recipe = load_recipe(run if run.is_file() else name, overrides)
     if model is None:
         return recipe
     backbone = load_network(model)
