@@ -130,20 +130,17 @@ class Result:
         return beside if beside.exists() or not self._may_replace(path) else path
 
     def _may_replace(self, path: Path) -> bool:
-        """Whether `path` is free, or holds an earlier run of this cell, perhaps one that knew images by other signs."""
+        """Whether `path` is free, or holds an earlier run of this cell.
+
+        One that knew images by other signs is kept: nobody can tell any more whether they were the same.
+        """
         try:
             other = read_result(path)
         except DataError:
             return True  # nothing, or nothing that can be used
-        older = other.network.sha256 is None or other.protocol_version != self.protocol_version
-        same = (other.dataset_fingerprint, other.protocol_fingerprint) == (self.dataset_fingerprint,
-                                                                            self.protocol_fingerprint)
-        return same or (older and other.counts == self.counts)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many images of each kind the numbers are of, as far as the record says it."""
-        return {name: count for name, count in self.detail.items() if name.startswith("num_") and type(count) is int}
+        older = other.protocol_version != self.protocol_version
+        return other.dataset_fingerprint == self.dataset_fingerprint and (
+            older or other.protocol_fingerprint == self.protocol_fingerprint)
 
 
 def read_results(root: Path) -> tuple[list[Result], list[str]]:

@@ -74,6 +74,11 @@ class BatchLoader(Iterable[Any]):
         for tick in range(1, _PATIENCE + 1):  # a process that was stopped and goes on has missed one tick, not all
             try:
                 return next(batches, None)
+            except PatchSSLError as error:  # with a traceback for its message, where it comes from a worker
+                _, _, said = str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")
+                if not said:
+                    raise
+                raise type(error)(said.strip()) from None
             except RuntimeError as error:
                 if not str(error).startswith(_TIMED_OUT):
                     raise

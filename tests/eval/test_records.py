@@ -134,12 +134,13 @@ def test_the_weights_name_a_loaders_network_and_all_of_it_ones_own(tmp_path):
     assert known(network={"own_code": True}).write(tmp_path).parent.name == "my-run-eeeeeeee"
 
 
-@each("changes, replaced", [({}, True), ({"detail": {"num_test": 4}}, False)])
-def test_a_record_from_before_images_were_known_by_content_is_replaced_where_as_many_images_fit(
-        changes, replaced, tmp_path):
+def test_a_record_from_before_images_were_known_by_content_is_kept(tmp_path):
+    """Names and sizes may be those of other images: nobody can tell any more."""
     old = make().write(tmp_path)
-    new = known(dataset_fingerprint="cd" * 32, **changes).write(tmp_path)
-    assert (new == old) == replaced and len(read_results(tmp_path)[0]) == 2 - replaced
+    new = known(dataset_fingerprint="cd" * 32).write(tmp_path)
+    assert new != old
+    assert known(dataset_fingerprint="cd" * 32, duration=9.0).write(tmp_path) == new
+    assert len(read_results(tmp_path)[0]) == 2
 
 
 @each("said", [None, 3, {}, {"sha256": 5}, {"sha256": "e" * 63}, {"sha256": "../" * 20}])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchssl.runtime import loader as loaders
-from patchssl.runtime.errors import PatchSSLError
+from patchssl.runtime.errors import DataError, PatchSSLError
 from patchssl.runtime.loader import BatchLoader, lost_worker
 
 
@@ -127,6 +127,18 @@ def test_a_slow_batch_is_waited_for(monkeypatch):
 class Killed(Dataset):
     def __getitem__(self, key):
         os.kill(os.getpid(), 9)
+
+
+class Refused(Dataset):
+    def __getitem__(self, key):
+        raise DataError("none of the images can be read:\n  a.png")
+
+
+@each("workers", [0, 2])
+def test_a_sentence_of_a_worker_comes_as_it_was_said(workers):
+    with pytest.raises(DataError) as told:
+        list(BatchLoader(Refused(), [[0]], list, workers=workers, pin_memory=False))
+    assert str(told.value) == "none of the images can be read:\n  a.png"
 
 
 def test_a_worker_that_ends_is_told_from_an_error_of_its_own():

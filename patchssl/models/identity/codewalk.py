@@ -43,7 +43,12 @@ _OF_BACKBONE = frozenset({"origin", "notes", "image_size"})  # what it is called
 # where a network of transformers was loaded from
 _PLACES = frozenset({"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"})
 _OUTSIDE = frozenset({"eval", "exec", "globals", "locals", "__import__", "import_module", "environ", "getenv", "open",
-                      "read_text", "read_bytes", "urandom"})
+                      "read_text", "read_bytes", "urandom",
+                      # readers of files, and what draws from generators that all share
+                      "load", "load_file", "safe_open", "fromfile", "loadtxt", "genfromtxt", "memmap", "imread",
+                      "read_image", "read_file", "read_csv", "read_json", "read_parquet", "urlopen", "from_pretrained",
+                      "load_state_dict_from_url", "listdir", "scandir", "glob", "rand", "randn", "randint", "randperm",
+                      "bernoulli", "multinomial", "rand_like", "randn_like", "time", "perf_counter", "now"})
 _RANDOM = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _MOST, _ENOUGH = 200_000, 10  # values; reasons, after which nothing more is looked at
 
@@ -215,7 +220,7 @@ class CodeWalk:
         for name, value in sorted(vars(cls).items()):
             if name not in _OF_CLASS and not isinstance(value, _SLOTS):
                 self._text("of class", name)
-                before, self._making = self._making, name in _MAKERS or isinstance(value, classmethod)
+                before, self._making = self._making, name in _MAKERS
                 self._add(value, f"{cls.__qualname__}.{name}")
                 self._making = before
 

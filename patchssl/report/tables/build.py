@@ -251,11 +251,16 @@ def _fingerprint_notes(results: Sequence[Result], columns: Sequence[Column]) -> 
         _, dataset, protocol = cell
         images = {c.dataset_fingerprint for c in same}
         settings = {c.protocol_fingerprint for c in same}
+        found = [r for r in results if (r.task, r.dataset, r.protocol) == cell]
+        older = {r.dataset_fingerprint for r in found if "fingerprints_cover" not in r.detail} & images
         if len(images) > 1:
             notes.append(f"{dataset} names {len(images)} different sets of images, a column each; "
                          "# gives the first digits of the fingerprints of images/protocol.")
+        if older and older != images:
+            notes.append(f"of these, {', '.join(f'#{digits[:6]}' for digits in sorted(older))} is known by an earlier "
+                         "version, by names and sizes alone, and may be the same images as another: score its models "
+                         "again to compare them.")
         if len(settings) > 1:
-            found = [r for r in results if (r.task, r.dataset, r.protocol) == cell]
             notes.append(f"{protocol} on {dataset} was run with {len(settings)} settings, a column each that "
                          f"cannot be compared with another; they differ in {differing_settings(found)}.")
     return notes

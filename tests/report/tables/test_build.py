@@ -113,9 +113,14 @@ def test_another_protocol_fingerprint_gets_its_own_marked_column_and_a_footnote(
 
 
 def test_other_images_under_the_same_name_get_their_own_column_and_a_footnote():
-    table = comparison_table([BASE, record(method="dino", dataset_fingerprint="e" * 64)])
+    other = record(method="dino", dataset_fingerprint="e" * 64)
+    table = comparison_table([BASE, other])
     assert sum(name.startswith(TOP1) for name in table.columns) == 2
     assert any("2 different sets of images" in note for note in table.attrs["notes"])
+    assert not any("earlier version" in note for note in table.attrs["notes"])
+    newer = dataclasses.replace(other, detail={**other.detail, "fingerprints_cover": {"version": 2}})
+    said = [note for note in comparison_table([BASE, newer]).attrs["notes"] if "earlier version" in note]
+    assert len(said) == 1 and said[0].startswith("of these, #dddddd is known")
 
 
 @pytest.mark.parametrize("seed", [0, None])
