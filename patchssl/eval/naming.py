@@ -44,10 +44,10 @@ def shown_name(name: str) -> str:
     ('timm:vit_tiny', 'my\\tnet ‹b>', '…/runs/a', 'caf\\udce9')
     """
     text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
-    text = _TAG.sub("‹", text)
     if leads_out(text):
         parts = text.replace("\\", "/").lstrip("/").split("/")
         text = re.sub(":/+", ":", "/".join("…" if part == ".." else part for part in parts)).lstrip("/")
+    text = _TAG.sub("‹", text)
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return text or "unnamed"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hostile import VALUES, altered, as_json, bounded, damaged, many
 from hypothesis import given
 from hypothesis import strategies as st
+from oddinput import VALUES, altered, as_json, bounded, damaged, many
 from packing import pack, png
 
 from patchssl.data.open import open_images
