@@ -31,6 +31,15 @@ class RawPixels(Backbone):
     def features(self, images: Tensor) -> Tensor:
         return images.flatten(1)
 
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        return pixel_tokens(images, self.patch_size)
+
+    def encode(self, images: Tensor, last: int = 1) -> tuple[Tensor, Tensor]:
+        """All pixels in the place of the class token (B, 1, 3 * size * size), and the patches' own; `last` is 1."""
+        if last != 1:
+            raise UsageError(f"raw pixels have no blocks, the last {last} were asked for")
+        return self.features(images)[:, None], self.patch_tokens(images)
+
 
 class PixelPatches(RawPixels):
     """Raw pixels whose patch tokens are the patches' own pixels (B, N, 3 * patch_size^2), in [0, 1].
@@ -46,9 +55,6 @@ class PixelPatches(RawPixels):
         if size < self.patch_size or size % self.patch_size:
             raise UsageError(f"{size} pixels are no whole number of patches of {self.patch_size}")
         self.origin = Origin(name=f"pixels-{size}-{self.patch_size}", method="pixels")
-
-    def patch_tokens(self, images: Tensor) -> Tensor:
-        return pixel_tokens(images, self.patch_size)
 
 
 def pixel_tokens(images: Tensor, patch_size: int) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from cases import each
 
 from patchssl.eval.pooling import gem, mean_patch
+from patchssl.models.pixels import RawPixels
 from patchssl.runtime.errors import UsageError
 
 
@@ -62,3 +63,11 @@ def test_what_has_no_patches_is_refused():
             pool(images)
     with pytest.raises(UsageError, match="exponent and a minimum above 0"):
         gem(tokens(), p=0)
+
+
+def test_of_raw_pixels_all_stand_for_the_class_token():
+    """Not one channel of three: revisited protocols ask for class tokens."""
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = compute_outputs(RawPixels(4), images, ["class:1", "mean_patch"])
+    assert torch.equal(found["class:1"], images.flatten(1))
+    torch.testing.assert_close(found["mean_patch"], images.mean(dim=(2, 3)))

@@ -83,7 +83,8 @@ import sys, torch
 from pathlib import Path
 from patchssl.models.checkpoint import save_checkpoint
 for step in range(1, 100_000):
-    save_checkpoint(Path(sys.argv[1]), {"steps_done": step, "w": torch.full((300_000,), float(step))})
+    save_checkpoint(Path(sys.argv[1]), {"steps_done": step, "w": torch.full((300_000,), float(step)),
+                                        **dict.fromkeys(("student", "teacher", "network", "origin"), {})})
     if step == 3:
         print("saving", flush=True)
 """
