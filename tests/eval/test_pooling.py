@@ -3,7 +3,7 @@ import pytest
 import torch
 from cases import each
 
-from patchssl.eval.pooling import gem, mean_patch
+from patchssl.eval.pooling import compute_outputs, gem, mean_patch
 from patchssl.models.pixels import RawPixels
 from patchssl.runtime.errors import UsageError
 
