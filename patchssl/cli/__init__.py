@@ -22,7 +22,7 @@ from patchssl.cli.data import data_app
 from patchssl.cli.eval import eval_app
 from patchssl.cli.options import echo, renamed
 from patchssl.cli.plot import plot_app
-from patchssl.runtime.errors import PatchSSLError, printable
+from patchssl.runtime.errors import PatchSSLError, causes, printable
 
 _OLD_NAMES = {study.study: {"--seed": "--only-seed"}, models.export: {"--to": "--out"},
               report.compare: {"--moved": "--num-changes"}}
@@ -123,8 +123,7 @@ def _sentence(error: Exception) -> str:
 
 def _full_disk(error: BaseException | None) -> str:
     """What the system says of a disk, a quota or a file that takes no more; "" where that is not the reason."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return error.strerror or str(error)
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return cause.strerror or str(cause)
     return ""

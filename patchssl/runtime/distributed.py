@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from patchssl.runtime.errors import FolderInUse, PatchSSLError, UsageError
+from patchssl.runtime.errors import FolderInUse, PatchSSLError, UsageError, causes
 from patchssl.runtime.lock import locked
 
 T = TypeVar("T")
@@ -100,11 +100,8 @@ def is_orphan() -> bool:
 
 def lost_peer(error: BaseException | None) -> bool:
     """Whether `error` says that another process of several ended, or answers no more."""
-    while error is not None and world_size() > 1:
-        if isinstance(error, RuntimeError) and _OF_PEERS.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return world_size() > 1 and any(isinstance(cause, RuntimeError) and _OF_PEERS.search(str(cause)) is not None
+                                    for cause in causes(error))
 
 
 def peer_sentence(error: BaseException) -> str:

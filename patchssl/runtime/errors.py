@@ -15,7 +15,7 @@ Every message says what was asked, what is there and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -78,6 +78,13 @@ class Interrupted(PatchSSLError):
     def __init__(self, message: str, exit_code: int = 130, number: int | None = None) -> None:
         super().__init__(message)
         self.exit_code, self.number = exit_code, number
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and what it arose from, one after the other."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def printable(text: str) -> str:

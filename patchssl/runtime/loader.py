@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from patchssl.runtime.errors import PatchSSLError
+from patchssl.runtime.errors import PatchSSLError, causes
 
 _TICK = 60  # seconds after which a wait is said
 _PATIENCE = 10  # ticks after which it ends
@@ -92,11 +92,10 @@ class BatchLoader(Iterable[Any]):
 
 def lost_worker(error: BaseException | None) -> BaseException | None:
     """What of `error` and its causes says that a worker process is gone: torch's word breaks in anywhere."""
-    while error is not None:
-        cut_off = isinstance(error, ConnectionError | EOFError) and "in DataLoader worker" not in str(error)
-        if cut_off or "DataLoader worker (pid" in str(error):
-            return error
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        cut_off = isinstance(cause, ConnectionError | EOFError) and "in DataLoader worker" not in str(cause)
+        if cut_off or "DataLoader worker (pid" in str(cause):
+            return cause
     return None
 
 
