@@ -176,7 +176,7 @@ def test_what_changed_just_now_is_not_remembered(tmp_path, remembering, monkeypa
 
 @pytest.mark.parametrize("damage", [
     lambda content: b"", lambda content: content[:-1], lambda content: bytes(len(content)),
-    lambda content: content[:40] + b"!" + content[41:], lambda content: content * 1000])
+    lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:], lambda content: content * 1000])
 def test_damaged_memory_is_not_used(tmp_path, remembering, damage, caplog):
     made(tmp_path / "set", "folder", contents())
     first = open_images(tmp_path / "set").fingerprint
